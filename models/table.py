@@ -1,0 +1,32 @@
+"""The model table: the one place that knows which models exist. Adding a model adds one line here."""
+
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from models.spec import ModelSpec
+
+SPECS: tuple[ModelSpec, ...] = ()
+
+
+def _by_name(specs: Iterable[ModelSpec]) -> Mapping[str, ModelSpec]:
+    table: dict[str, ModelSpec] = {}
+    for spec in specs:
+        if spec.name in table:
+            raise ValueError(f"two models are called {spec.name!r}: names identify a model in the catalog for ever")
+        table[spec.name] = spec
+    return MappingProxyType(table)
+
+
+MODELS = _by_name(SPECS)
+
+
+def spec(name: str) -> ModelSpec:
+    """Look a model up by name.
+
+    Raises:
+        KeyError: with the known names.
+    """
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise KeyError(f"no model is called {name!r}; known: {', '.join(sorted(MODELS))}") from None
