@@ -1,0 +1,162 @@
+"""What a similarity means: from a model's cosine to the probability that two faces are one person.
+
+Platt, "Probabilistic Outputs for Support Vector Machines", 1999: a logistic curve over the score, fitted to labelled pairs.
+Labelled pairs say nothing about how often two faces of *your* collection are one person, so the curve is fitted as if same
+and different were equally frequent, and whoever knows better states the prior.
+"""
+
+from typing import Literal, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt
+from scipy.optimize import minimize
+from scipy.special import expit, logit
+
+from tasks.verification import best_accuracy_threshold, threshold_at_far
+
+MIN_PAIRS = 10  # of each kind; below it a curve of two parameters says more about the sample than about the model
+
+Scores = TypeVar("Scores", float, NDArray[np.float64])
+
+
+class Thresholds(BaseModel):
+    """Cosine similarities from which a pair is accepted: at a false accept rate of 10%, 1%, 0.1%, or with fewest errors.
+
+    A rate below one over the number of different pairs cannot be measured; its threshold then lies just above all of them.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    far_1e_1: FiniteFloat
+    far_1e_2: FiniteFloat
+    far_1e_3: FiniteFloat
+    accuracy: FiniteFloat
+
+
+class Calibration(BaseModel):
+    """How to read similarities of one embedding contract. log-odds (same : different) = slope * similarity + offset,
+    at equal priors. `source` says which pairs it was measured on. Travels as JSON (`model_dump_json`, `model_validate_json`).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    contract: str = Field(min_length=1)
+    metric: Literal["cosine"] = "cosine"
+    thresholds: Thresholds
+    slope: PositiveFloat = Field(allow_inf_nan=False)
+    offset: FiniteFloat
+    source: str = Field(min_length=1)
+    same_pairs: PositiveInt
+    different_pairs: PositiveInt
+
+    def probability(self, similarity: Scores, prior: float = 0.5) -> Scores:
+        """Probability that faces of this similarity are one person, where `prior` is the share of such pairs beforehand."""
+        probability: Scores = expit(self.slope * similarity + self.offset + logit(_proper(prior)))
+        return probability
+
+    def similarity(self, probability: float, prior: float = 0.5) -> float:
+        """The similarity that `probability` turns into this probability, both strictly between 0 and 1."""
+        return float((logit(_proper(probability)) - logit(_proper(prior)) - self.offset) / self.slope)
+
+
+def fit(similarities: ArrayLike, same: ArrayLike, *, contract: str, source: str) -> Calibration:
+    """Calibrate cosine similarities (P,) on pairs labelled `same` (P,) bool.
+
+    Both kinds of pair carry the same weight whatever their number (equal priors), and Platt's softened targets keep the
+    curve finite where they separate completely. Leave out pairs in which no face was found.
+
+    Raises:
+        ValueError: arrays that do not match, values that are not finite cosines, fewer than MIN_PAIRS of a kind, or
+            similarities that do not rise with sameness.
+    """
+    scores, labels = _checked(similarities, same)
+    genuine, impostor = scores[labels], scores[~labels]
+    slope, offset = _logistic(genuine, impostor)
+    if slope <= 0:
+        raise ValueError(
+            f"pairs of one person are not more similar (mean {genuine.mean():.3f}) than pairs of two people "
+            f"(mean {impostor.mean():.3f}): are these distances, or are the labels swapped?"
+        )
+    return Calibration(
+        contract=contract,
+        thresholds=Thresholds(
+            far_1e_1=threshold_at_far(impostor, 0.1),
+            far_1e_2=threshold_at_far(impostor, 0.01),
+            far_1e_3=threshold_at_far(impostor, 0.001),
+            accuracy=best_accuracy_threshold(scores, labels),
+        ),
+        slope=slope,
+        offset=offset,
+        source=source,
+        same_pairs=len(genuine),
+        different_pairs=len(impostor),
+    )
+
+
+def held_out_calibration_error(similarities: ArrayLike, same: ArrayLike, folds: ArrayLike, bins: int = 15) -> float:
+    """Expected calibration error of probabilities that curves fitted on the other folds give to each fold (P,) int."""
+    scores, labels = _checked(similarities, same)
+    groups = np.asarray(folds)
+    if groups.shape != scores.shape or len(np.unique(groups)) < 2:
+        raise ValueError(f"folds {groups.shape} must be (P,) like similarities {scores.shape}, with at least 2 folds")
+    probabilities = np.empty_like(scores)
+    for fold in np.unique(groups):
+        inside = groups == fold
+        curve = fit(scores[~inside], labels[~inside], contract="held out", source=f"all folds but {fold}")
+        probabilities[inside] = curve.probability(scores[inside])
+    return expected_calibration_error(probabilities, labels, bins)
+
+
+def expected_calibration_error(probabilities: ArrayLike, same: ArrayLike, bins: int = 15) -> float:
+    """Mean gap between stated and true share of same pairs over equal-width bins, weighted by what lies in each.
+
+    Guo et al., ICML 2017, eq. 3, with both kinds of pair carrying half of the weight, as the probabilities assume.
+    """
+    stated, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(same, dtype=bool)
+    weights = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
+    place = np.minimum((stated * bins).astype(np.int64), bins - 1)
+    gap = np.bincount(place, weights * (labels - stated), minlength=bins)
+    return float(np.abs(gap).sum())
+
+
+def _logistic(genuine: NDArray[np.float64], impostor: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and offset of least weighted cross-entropy against Platt's targets (eq. 9), each kind weighing one half."""
+    scores = np.concatenate([genuine, impostor])
+    n_same, n_different = len(genuine), len(impostor)
+    weights = np.repeat([0.5 / n_same, 0.5 / n_different], [n_same, n_different])
+    targets = np.repeat([(n_same + 1) / (n_same + 2), 1 / (n_different + 2)], [n_same, n_different])
+    centre, spread = scores.mean(), scores.std()
+    if spread == 0:
+        raise ValueError("all similarities are equal: there is nothing to calibrate")
+    standard = (scores - centre) / spread
+
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        odds = parameters[0] * standard + parameters[1]
+        entropy = weights @ (np.logaddexp(0, odds) - targets * odds)
+        error = weights * (expit(odds) - targets)
+        return float(entropy), np.array([error @ standard, error.sum()])
+
+    slope, offset = minimize(loss, np.array([1.0, 0.0]), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    return float(slope / spread), float(offset - slope * centre / spread)
+
+
+def _checked(similarities: ArrayLike, same: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    scores, labels = np.asarray(similarities, dtype=np.float64), np.asarray(same)
+    if scores.ndim != 1 or labels.shape != scores.shape:
+        raise ValueError(f"similarities {scores.shape} and same {labels.shape} must match: (P,)")
+    if not np.isin(labels, (0, 1)).all():
+        raise ValueError("same must be boolean")
+    labels = labels.astype(bool)
+    if not (np.abs(scores) <= 1 + 1e-5).all():  # NaN fails too
+        raise ValueError("similarities must be cosines in -1..1; leave out pairs in which no face was found")
+    for kind, count in (("one person", int(labels.sum())), ("two people", int((~labels).sum()))):
+        if count < MIN_PAIRS:
+            raise ValueError(f"{count} pairs of {kind}; at least {MIN_PAIRS} are needed to calibrate")
+    return scores, labels
+
+
+def _proper(probability: float) -> float:
+    if not 0 < probability < 1:
+        raise ValueError(f"a prior or probability must lie strictly between 0 and 1, not {probability}")
+    return probability
