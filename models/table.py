@@ -3,9 +3,13 @@
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
 from models.spec import ModelSpec
 
-SPECS: tuple[ModelSpec, ...] = ()
+SPECS: tuple[ModelSpec, ...] = (
+    RESTOREFORMER,
+    RESTOREFORMER_PLUS_PLUS,
+)
 
 
 def _by_name(specs: Iterable[ModelSpec]) -> Mapping[str, ModelSpec]:
