@@ -1,8 +1,9 @@
 """Putting weights into a network, and saying exactly what does not fit."""
 
-from typing import TypeVar
+from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 from models.spec import CheckpointMismatch, StateDict
 
@@ -34,6 +35,35 @@ def load(network: Network, state_dict: StateDict, name: str) -> Network:
         )
     network.load_state_dict(dict(state_dict), strict=False)
     return network.eval().requires_grad_(False)
+
+
+def unwrap(checkpoint: Mapping[str, Any], *nests: str) -> dict[str, Tensor]:
+    """Take the state dict out of a released checkpoint: from under the first of `nests` that it has, else from its top.
+
+    DataParallel's prefix `module.` is taken off if every key carries it.
+
+    Raises:
+        CheckpointMismatch: if what lies there are not tensors by name.
+    """
+    inner = next((checkpoint[nest] for nest in nests if isinstance(checkpoint.get(nest), Mapping)), checkpoint)
+    strangers = sorted(str(key) for key, value in inner.items() if not isinstance(value, Tensor))
+    if strangers or not inner:
+        found = f"entries that are no tensors: {_first(strangers)}" if strangers else "nothing"
+        raise CheckpointMismatch(f"The file holds no state dict, but {found}. Is it a checkpoint of this model?")
+    prefix = "module." if all(key.startswith("module.") for key in inner) else ""
+    return {key.removeprefix(prefix): value for key, value in inner.items()}
+
+
+def shape_of(state_dict: StateDict, key: str) -> tuple[int, ...]:
+    """Return the shape of a tensor from which an architecture is read.
+
+    Raises:
+        CheckpointMismatch: if there is none of that name.
+    """
+    if key not in state_dict:
+        held = _first(sorted(state_dict)) or "nothing"
+        raise CheckpointMismatch(f"The weights have no {key!r} (they have {held}). Are they of another model?")
+    return tuple(state_dict[key].shape)
 
 
 def _first(keys: list[str], count: int = 5) -> str:
