@@ -3,10 +3,12 @@
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
+from models.attributes import swinface
 from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
 from models.spec import ModelSpec
 
 SPECS: tuple[ModelSpec, ...] = (
+    *swinface.SPECS,
     RESTOREFORMER,
     RESTOREFORMER_PLUS_PLUS,
 )

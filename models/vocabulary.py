@@ -11,7 +11,7 @@ CelebA's forty those that describe the build of a face, its skin, its age or its
 ethnicity, age or health. What somebody wears, does, or how the hair is done is not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -91,6 +91,19 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType({
 def second_opinion(attribute: Attribute, source: str) -> Attribute:
     """Name what another head of the same model says about `attribute`, e.g. `expression_affectnet`."""
     return replace(attribute, name=f"{attribute.name}_{source}")
+
+
+def selected(wanted: frozenset[str] | None, known: Collection[str]) -> frozenset[str]:
+    """Return which outputs a network is to compute: those `wanted`, or all that are `known`.
+
+    Raises:
+        ValueError: naming what the network can't give.
+    """
+    if wanted is None:
+        return frozenset(known)
+    if unknown := sorted(wanted - set(known)):
+        raise ValueError(f"the model gives no {', '.join(unknown)}; it gives {', '.join(sorted(known))}")
+    return wanted
 
 
 def probability(p: Tensor) -> Estimate:
