@@ -4,10 +4,20 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
 from models.attributes import swinface
+from models.attributes.dlib_age import DLIB_AGE
+from models.attributes.dlib_gender import DLIB_GENDER
+from models.attributes.mini_xception import MINI_XCEPTION
+from models.recognition.dlib_resnet import DLIB_RESNET
+from models.restoration.real_esrgan import REAL_ESRGAN_X4PLUS
 from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
 from models.spec import ModelSpec
 
 SPECS: tuple[ModelSpec, ...] = (
+    DLIB_AGE,
+    DLIB_GENDER,
+    DLIB_RESNET,
+    MINI_XCEPTION,
+    REAL_ESRGAN_X4PLUS,
     *swinface.SPECS,
     RESTOREFORMER,
     RESTOREFORMER_PLUS_PLUS,
