@@ -6,6 +6,7 @@ from types import MappingProxyType
 from models.attributes import swinface
 from models.attributes.dlib_age import DLIB_AGE
 from models.attributes.dlib_gender import DLIB_GENDER
+from models.attributes.facexformer import FACEXFORMER
 from models.attributes.mini_xception import MINI_XCEPTION
 from models.recognition.dlib_resnet import DLIB_RESNET
 from models.restoration.real_esrgan import REAL_ESRGAN_X4PLUS
@@ -16,6 +17,7 @@ SPECS: tuple[ModelSpec, ...] = (
     DLIB_AGE,
     DLIB_GENDER,
     DLIB_RESNET,
+    FACEXFORMER,
     MINI_XCEPTION,
     REAL_ESRGAN_X4PLUS,
     *swinface.SPECS,

@@ -66,13 +66,3 @@ def task_subnet(width: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.5), nn.Linear(width, width), nn.ReLU(), nn.Dropout(0.5)
     )
-
-
-def embedding_head(width: int, dimension: int) -> nn.Sequential:
-    """From mean tokens (N, width) to the identity embedding (N, dimension), not normalised."""
-    return nn.Sequential(
-        nn.Linear(width, width, bias=False),
-        nn.BatchNorm1d(width, eps=2e-5),
-        nn.Linear(width, dimension, bias=False),
-        nn.BatchNorm1d(dimension, eps=2e-5),
-    )

@@ -113,9 +113,10 @@ class SwinLayer(nn.Module):
         self.blocks = nn.Sequential(*(SwinBlock(width, heads, window, hidden, i % 2 == 1) for i in range(depth)))
         self.downsample = PatchMerging(width) if merge else nn.Identity()
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map tokens (N, H, W, C) to those after the merger."""
-        return self.downsample(self.blocks(x))
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map tokens (N, H, W, C) to those before the merger and after it."""
+        x = self.blocks(x)
+        return x, self.downsample(x)
 
 
 class PatchEmbedding(nn.Module):

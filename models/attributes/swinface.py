@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.attributes.mlca import embedding_head, multi_level_channel_attention, task_subnet
+from models.attributes.heads import embedding_head
+from models.attributes.mlca import multi_level_channel_attention, task_subnet
 from models.attributes.swin import patch_embedding, swin_layers
 from models.checkpoint import load, shape_of
 from models.spec import CheckpointMismatch, Color, Estimate, ModelSpec, Preprocess, Role, StateDict
@@ -59,7 +60,7 @@ class Backbone(nn.Module):
         x = self.patch_embed(x)
         levels = []
         for layer in self.layers:
-            x = layer(x)
+            _, x = layer(x)
             levels.append(x.permute(0, 3, 1, 2))
         return levels
 
