@@ -78,7 +78,10 @@ class Stream:
         """Mantissa and binary exponent, both integers."""
         mantissa, exponent = self.integer(), self.integer()
         special = {INFINITE: math.inf, MINUS_INFINITE: -math.inf, NOT_A_NUMBER: math.nan}
-        return special[exponent] if exponent in special else math.ldexp(mantissa, exponent)
+        try:
+            return special[exponent] if exponent in special else math.ldexp(mantissa, exponent)
+        except OverflowError:
+            raise self.fail(f"no number is {mantissa} * 2^{exponent}") from None
 
     def string(self) -> str:
         length = self.integer()

@@ -70,9 +70,9 @@ def _convolutions(param: Path) -> list[tuple[str, int, int, int]]:
                 f"{param.name}: {len(lines) - 2} layers where {lines[1].split()[0]} belong. {AGAIN}"
             )
         return [row for row in map(_layer, lines[2:]) if row is not None]
-    except (UnicodeDecodeError, IndexError, KeyError, ValueError) as error:
-        if isinstance(error, CheckpointMismatch):
-            raise
+    except CheckpointMismatch:
+        raise
+    except (IndexError, KeyError, ValueError) as error:
         raise CheckpointMismatch(f"{param.name}: not the text of an ncnn model ({error!r}). {AGAIN}") from error
 
 
@@ -84,7 +84,7 @@ def _layer(line: str) -> tuple[str, int, int, int] | None:
         raise CheckpointMismatch(f"{name}: layers of kind {kind} are not read here. {AGAIN}")
     keys = dict(pair.split("=") for pair in rest[int(inputs) + int(outputs) :])
     filters, kernel, has_bias, count = (int(keys[key]) for key in ("0", "1", "5", "6"))
-    if has_bias != 1 or count % (filters * kernel * kernel):
+    if min(filters, kernel, count) < 1 or has_bias != 1 or count % (filters * kernel * kernel):
         raise CheckpointMismatch(
             f"{name}: {count} weights for {filters} filters of {kernel} x {kernel} with bias. {AGAIN}"
         )

@@ -1,0 +1,253 @@
+"""Files are read completely or refused with the reason: no byte too few, none too many."""
+
+import contextlib
+import math
+import struct
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+
+from models.readers import dlib, keras, ncnn
+from models.readers.onnx import read_initializers
+from models.spec import CheckpointMismatch
+
+RNG = np.random.default_rng(7)
+
+
+# dlib: a writer of its own for the published encodings, and the smallest file with every kind of layer.
+
+
+def integer(value: int) -> bytes:
+    magnitude = abs(value).to_bytes(max(1, (abs(value).bit_length() + 7) // 8), "little")
+    return bytes([len(magnitude) | (0x80 if value < 0 else 0)]) + magnitude
+
+
+def integers(*values: int) -> bytes:
+    return b"".join(map(integer, values))
+
+
+def real(value: float) -> bytes:
+    fraction, exponent = math.frexp(value)
+    return integers(int(fraction * 2**53), exponent - 53 if value else 0)
+
+
+def string(value: str) -> bytes:
+    return integer(len(value)) + value.encode()
+
+
+def tensor(values: np.ndarray) -> bytes:
+    if not values.size:
+        return integers(2, 0, 0, 0, 0)
+    return integers(2, values.size, 1, 1, 1) + values.astype("<f4").tobytes()
+
+
+def alias(*shape: int) -> bytes:
+    return integers(1, *shape)
+
+
+NO_STATE = b"000" + 3 * integers(2, 0, 0, 0, 0)
+FACTORS = real(1.0) + real(1.0) + real(1.0) + real(0.0)
+WEIGHT, BIAS = RNG.normal(size=(4, 3, 2, 2)).astype("f4"), RNG.normal(size=4).astype("f4")
+SCALE, OFFSET = RNG.normal(size=4).astype("f4"), RNG.normal(size=4).astype("f4")
+MATRIX = RNG.normal(size=(4, 2)).astype("f4")
+
+
+def dlib_file() -> bytes:
+    convolution = string("con_4") + tensor(np.concatenate([WEIGHT.ravel(), BIAS])) + integers(4, 2, 2, 1, 1, 0, 0)
+    convolution += alias(4, 3, 2, 2) + alias(1, 4, 1, 1) + FACTORS
+    affine = string("affine_") + tensor(np.concatenate([SCALE, OFFSET])) + 2 * alias(1, 4, 1, 1) + integer(0)
+    pool = string("max_pool_2") + integers(3, 3, 2, 2, 0, 0)
+    matrix = string("fc_2") + integers(2, 4) + tensor(MATRIX.ravel()) + alias(4, 2, 1, 1) + alias(0, 0, 0, 0)
+    matrix += integer(1) + FACTORS
+    data = integer(1) + string("loss_metric_2") + real(0.04) + real(0.6) + integers(2, 1, 2, 2, 2, 3)
+    data += string("input_rgb_image_sized") + real(122.78199768) + real(117.00099945) + real(104.29799652)
+    data += integers(150, 150) + convolution + NO_STATE + integer(1)
+    for layer in (affine, string("relu_"), pool, matrix):
+        data += layer + NO_STATE
+    return data
+
+
+def read_dlib(path: Path) -> object:
+    return dlib.read_layers(path)
+
+
+# ncnn: an odd number of float16 weights, so that padding occurs, then float32.
+
+
+PARAM = """7767517
+4 4
+Input data 0 1 data 0=8 1=8 2=3
+Convolution first 1 1 data a 0=1 1=3 4=1 5=1 6=27
+Split copy 1 2 a b c
+Convolution second 1 1 b output 0=2 1=1 5=1 6=2
+"""
+HALVES, SINGLES = RNG.normal(size=27).astype("<f2"), RNG.normal(size=2).astype("<f4")
+BIN = (
+    struct.pack("<I", 0x01306B47) + HALVES.tobytes() + b"\0\0" + struct.pack("<f", 0.5)
+    + struct.pack("<I", 0) + SINGLES.tobytes() + struct.pack("<2f", 1.5, -1.5)
+)  # fmt: skip
+
+
+def read_ncnn(path: Path) -> object:
+    (path.parent / "model.param").write_text(PARAM)
+    return ncnn.read_convolutions(path.parent / "model.param", path)
+
+
+def read_ncnn_text(path: Path) -> object:
+    (path.parent / "model.bin").write_bytes(BIN)
+    return ncnn.read_convolutions(path, path.parent / "model.bin")
+
+
+def onnx_file() -> bytes:
+    tensors = [numpy_helper.from_array(WEIGHT, "weights"), numpy_helper.from_array(np.arange(8), "pads")]
+    images = helper.make_tensor_value_info("images", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["images"], ["out"])], "g", [images], [images], tensors)
+    return helper.make_model(graph).SerializeToString()
+
+
+Reader = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(("reader", "data"), [(read_dlib, dlib_file()), (read_ncnn, BIN)])
+def test_file_cut_at_any_byte_is_refused(tmp_path: Path, reader: Reader, data: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data)
+    reader(path)
+    whole_layers = 0
+    for end in range(len(data)):
+        path.write_bytes(data[:end])
+        try:
+            reader(path)
+            whole_layers += 1
+        except CheckpointMismatch as error:
+            assert "file" in str(error)  # noqa: PT017  the message is the point, in every case
+    assert whole_layers <= 4  # a dlib file doesn't say how many layers follow: those who know the network count them
+
+
+@pytest.mark.parametrize(
+    ("reader", "data"),
+    [(read_dlib, dlib_file()), (read_ncnn, BIN), (read_ncnn_text, PARAM.encode()), (read_initializers, onnx_file())],
+)
+def test_bytes_after_the_end_are_refused(tmp_path: Path, reader: Reader, data: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(data + b"\x0f\0\0\0")
+    with pytest.raises(CheckpointMismatch, match="file"):
+        reader(path)
+
+
+@pytest.mark.parametrize("reader", [read_dlib, read_ncnn, read_ncnn_text, read_initializers, keras.read_weights])
+@pytest.mark.parametrize("data", [b"", b"PK\x03\x04 some other format", b"\x89HDF\r\n\x1a\n" + 200 * b"\xff"])
+def test_another_format_is_refused_with_what_to_do(tmp_path: Path, reader: Reader, data: bytes) -> None:
+    path = tmp_path / "weights.xyz"
+    path.write_bytes(data)
+    with pytest.raises(CheckpointMismatch, match=r"weights\.xyz.*fetch it again"):
+        reader(path)
+
+
+@pytest.mark.property
+@pytest.mark.parametrize(
+    ("reader", "data"), [(read_dlib, dlib_file()), (read_ncnn, BIN), (read_ncnn_text, PARAM.encode())]
+)
+@given(st.data())
+def test_damage_is_refused_or_changes_values_only(
+    tmp_path_factory: pytest.TempPathFactory, reader: Reader, data: bytes, draw: st.DataObject
+) -> None:
+    position, byte = draw.draw(st.integers(0, len(data) - 1)), draw.draw(st.integers(0, 255))
+    path = tmp_path_factory.getbasetemp() / "damaged"
+    path.write_bytes(data[:position] + bytes([byte]) + data[position + 1 :])
+    with contextlib.suppress(CheckpointMismatch):
+        reader(path)
+
+
+def test_dlib_layers_come_with_their_values(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(dlib_file())
+    convolution, affine, relu, pool, matrix = dlib.read_layers(tmp_path / "file")
+    assert convolution.form == ("con_4", (2, 2), (1, 1), (0, 0))
+    assert np.array_equal(convolution.weight, WEIGHT)
+    assert np.array_equal(convolution.bias, BIAS)
+    assert np.array_equal(affine.weight, SCALE)
+    assert np.array_equal(affine.bias, OFFSET)
+    assert relu.form == ("relu_", (0, 0), (1, 1), (0, 0))
+    assert pool.form == ("max_pool_2", (3, 3), (2, 2), (0, 0))
+    assert np.array_equal(matrix.weight, MATRIX)
+
+
+@given(st.integers(-(2**63) + 1, 2**63 - 1))
+def test_dlib_integers_are_read_back(tmp_path_factory: pytest.TempPathFactory, value: int) -> None:
+    path = tmp_path_factory.getbasetemp() / "integer"
+    path.write_bytes(integer(value))
+    stream = dlib.Stream(path)
+    assert stream.integer() == value
+    assert stream.at_end
+
+
+def test_dlib_encodings_are_those_of_the_library(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(bytes.fromhex("0100 0196 810A 028012 039A9999 8118 0101 02007D".replace(" ", "")))
+    stream = dlib.Stream(tmp_path / "file")
+    assert [stream.integer() for _ in range(4)] == [0, 150, -10, 4736]
+    assert stream.real() == pytest.approx(0.6, rel=1e-7)
+    assert stream.real() == math.inf
+
+
+def test_dlib_layer_of_unknown_kind_is_named_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(dlib_file().replace(b"relu_", b"gelu_"))
+    with pytest.raises(CheckpointMismatch, match=r"file, byte \d+: a layer of unknown kind 'gelu_'"):
+        dlib.read_layers(tmp_path / "file")
+
+
+def test_ncnn_reads_halves_and_singles(tmp_path: Path) -> None:
+    (tmp_path / "model.param").write_text(PARAM)
+    (tmp_path / "model.bin").write_bytes(BIN)
+    first, second = ncnn.read_convolutions(tmp_path / "model.param", tmp_path / "model.bin")
+    assert (first.name, first.weight.shape, second.weight.shape) == ("first", (1, 3, 3, 3), (2, 1, 1, 1))
+    assert np.array_equal(first.weight.flatten(), HALVES.astype("f4"))
+    assert np.array_equal(second.weight.flatten(), SINGLES)
+    assert (first.bias.tolist(), second.bias.tolist()) == ([0.5], [1.5, -1.5])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        (PARAM.replace("7767517", "7767516"), "begins with '7767516'"),
+        (PARAM.replace("4 4", "5 4"), "4 layers where 5 belong"),
+        (PARAM.replace("Split copy", "Deconvolution copy"), "Deconvolution are not read"),
+        (PARAM.replace("6=27", "6=26"), "26 weights for 1 filters of 3 x 3"),
+        (PARAM.replace("5=1 6=27", "6=27"), "not the text of an ncnn model"),
+    ],
+)
+def test_ncnn_text_that_does_not_fit_is_refused_with_the_reason(tmp_path: Path, wrong: str, reason: str) -> None:
+    (tmp_path / "model.param").write_text(wrong)
+    with pytest.raises(CheckpointMismatch, match=reason):
+        read_ncnn_text(tmp_path / "model.param")
+
+
+def test_ncnn_quantised_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(struct.pack("<I", 0x000D4B38) + BIN[4:])
+    with pytest.raises(CheckpointMismatch, match="first is stored as 0x000d4b38"):
+        read_ncnn(tmp_path / "file")
+
+
+def test_onnx_gives_weights_but_no_shapes_and_paddings(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(onnx_file())
+    tensors = read_initializers(tmp_path / "file")
+    assert list(tensors) == ["weights"]
+    assert np.array_equal(tensors["weights"], WEIGHT)
+
+
+def test_keras_kernels_come_in_torch_s_order(tmp_path: Path) -> None:
+    kernel, depthwise = RNG.normal(size=(3, 3, 2, 5)).astype("f4"), RNG.normal(size=(3, 3, 5, 1)).astype("f4")
+    with h5py.File(tmp_path / "file", "w") as file:
+        file["model_weights/conv2d_1/conv2d_1_1/kernel:0"] = kernel
+        file["model_weights/separable_conv2d_1/separable_conv2d_1_1/depthwise_kernel:0"] = depthwise
+        file["model_weights/batch_normalization_1/batch_normalization_1_1/gamma:0"] = np.ones(5, "f4")
+        file["optimizer_weights/Adam/iterations:0"] = np.zeros(1)
+    weights = keras.read_weights(tmp_path / "file")
+    assert weights.keys() == {"conv2d_1.kernel", "separable_conv2d_1.depthwise_kernel", "batch_normalization_1.gamma"}
+    assert weights["conv2d_1.kernel"][4, 1, 2, 0] == kernel[2, 0, 1, 4]
+    assert weights["separable_conv2d_1.depthwise_kernel"][4, 0, 2, 1] == depthwise[2, 1, 4, 0]
