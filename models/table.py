@@ -8,6 +8,7 @@ from models.attributes.dlib_age import DLIB_AGE
 from models.attributes.dlib_gender import DLIB_GENDER
 from models.attributes.facexformer import FACEXFORMER
 from models.attributes.mini_xception import MINI_XCEPTION
+from models.recognition import elasticface, facenet, lightcnn, petalface, sface
 from models.recognition.dlib_resnet import DLIB_RESNET
 from models.restoration.real_esrgan import REAL_ESRGAN_X4PLUS
 from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
@@ -17,6 +18,11 @@ SPECS: tuple[ModelSpec, ...] = (
     DLIB_AGE,
     DLIB_GENDER,
     DLIB_RESNET,
+    *elasticface.SPECS,
+    *facenet.SPECS,
+    *lightcnn.SPECS,
+    *petalface.SPECS,
+    *sface.SPECS,
     FACEXFORMER,
     MINI_XCEPTION,
     REAL_ESRGAN_X4PLUS,
