@@ -1,0 +1,32 @@
+# Two commands do everything: `make demo` and `make test`. Both set the environment up first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+# Everything at the versions that were tested together. Weights come later, by `visage models install`.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
+		{ echo "Visage needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.ready
+	$(BIN)/python -m flows.demo $(if $(PHOTOS),--photos '$(PHOTOS)')
+
+test: check
+	$(BIN)/pytest -n 2 --dist worksteal -m ''
+
+check: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(VENV)/.ready
+	$(BIN)/python -m tests.benchmarks
+
+clean:
+	rm -rf $(VENV) build

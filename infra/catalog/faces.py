@@ -1,0 +1,183 @@
+"""Faces in the catalog: a photo's faces, with everything derived from them, land in one transaction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from sqlalchemy import delete, select, update
+from sqlalchemy.orm import Session
+
+from infra.catalog.database import upsert
+from infra.catalog.runs import resolve_failures
+from infra.catalog.schema import (
+    Attribute,
+    Content,
+    ContentStatus,
+    Embedding,
+    Face,
+    Image,
+    ImageStatus,
+    Restoration,
+)
+
+
+@dataclass(frozen=True)
+class AttributeRecord:
+    """One model's estimate of one attribute."""
+
+    model_version_id: int
+    name: str
+    value: float
+    label: str | None
+    confidence: float | None
+    probabilities: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class RestorationRecord:
+    """What became of restoring a face."""
+
+    model_version_id: int
+    accepted: bool
+    reason: str
+    crop_key: str
+    identity_similarity: float
+    fidelity: float
+
+
+@dataclass(frozen=True)
+class FaceRecord:
+    """A face as the pipeline leaves it. Box (4,) and landmarks (5, 2) in pixels of the upright original."""
+
+    box: np.ndarray
+    landmarks: np.ndarray
+    score: float
+    quality: float
+    quality_parts: dict[str, float]
+    crop_key: str
+    embedding: np.ndarray
+    attributes: tuple[AttributeRecord, ...] = ()
+    restoration: RestorationRecord | None = None
+
+
+@dataclass(frozen=True)
+class PhotoRecord:
+    """A processed photo with its faces."""
+
+    image_id: int
+    content_id: int
+    format: str
+    width: int
+    height: int
+    taken_at: str | None
+    notes: list[str]
+    faces: tuple[FaceRecord, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Row ids of the model versions at work, and the digest of them all."""
+
+    recipe: str
+    detector_id: int
+    embedder_id: int
+    describer_ids: tuple[int, ...]
+    restorer_id: int | None
+
+
+def record_photos(session: Session, run_id: int, contract: Contract, photos: Sequence[PhotoRecord]) -> None:
+    """Write processed photos: their faces, embeddings, attributes and restorations. Doing it twice changes nothing."""
+    for photo in photos:
+        _record_faces(session, contract, photo)
+        session.execute(
+            update(Content)
+            .where(Content.id == photo.content_id)
+            .values(
+                status=ContentStatus.DONE.value,
+                recipe=contract.recipe,
+                format=photo.format,
+                width=photo.width,
+                height=photo.height,
+                taken_at=photo.taken_at,
+                notes=photo.notes,
+            )
+        )
+    for photo in photos:
+        session.execute(
+            update(Image)
+            .where(Image.id == photo.image_id)
+            .values(
+                status=ImageStatus.DONE.value,
+                recipe=contract.recipe,
+                content_id=photo.content_id,
+                retryable=False,
+                run_id=run_id,
+            )
+        )
+    resolve_failures(session, [photo.image_id for photo in photos])
+
+
+def _record_faces(session: Session, contract: Contract, photo: PhotoRecord) -> None:
+    rows: list[dict[str, Any]] = [
+        {
+            "content_id": photo.content_id,
+            "detector_id": contract.detector_id,
+            "ordinal": ordinal,
+            **dict(zip(("x1", "y1", "x2", "y2"), (float(v) for v in face.box), strict=True)),
+            "landmarks": face.landmarks.reshape(-1),
+            "score": face.score,
+            "quality": face.quality,
+            "quality_parts": face.quality_parts,
+            "crop_key": face.crop_key,
+        }
+        for ordinal, face in enumerate(photo.faces)
+    ]
+    natural = ["content_id", "detector_id", "ordinal"]
+    upsert(session, Face, rows, natural, [name for name in (rows[0] if rows else {}) if name not in natural])
+    # What another detector version, or a longer list of this one, has left behind is no longer this photo's truth.
+    session.execute(
+        delete(Face).where(
+            Face.content_id == photo.content_id,
+            (Face.detector_id != contract.detector_id) | (Face.ordinal >= len(photo.faces)),
+        )
+    )
+    if not photo.faces:
+        return
+    ids = list(
+        session.scalars(
+            select(Face.id)
+            .where(Face.content_id == photo.content_id, Face.detector_id == contract.detector_id)
+            .order_by(Face.ordinal)
+        )
+    )
+    upsert(
+        session,
+        Embedding,
+        [
+            {"face_id": face_id, "model_version_id": contract.embedder_id, "vector": face.embedding}
+            for face_id, face in zip(ids, photo.faces, strict=True)
+        ],
+        ["face_id", "model_version_id"],
+        ["vector"],
+    )
+    # Attributes that the collection no longer asks for (a sensitive one switched off) go with the next processing.
+    session.execute(delete(Attribute).where(Attribute.face_id.in_(ids)))
+    session.execute(delete(Restoration).where(Restoration.face_id.in_(ids)))
+    attributes = [
+        Attribute(face_id=face_id, **vars(attribute))
+        for face_id, face in zip(ids, photo.faces, strict=True)
+        for attribute in face.attributes
+    ]
+    restorations = [
+        Restoration(face_id=face_id, **vars(face.restoration))
+        for face_id, face in zip(ids, photo.faces, strict=True)
+        if face.restoration is not None
+    ]
+    session.add_all([*attributes, *restorations])
+
+
+def link_duplicates(session: Session, images: Sequence[tuple[int, int]]) -> None:
+    """Note for (image id, content id) pairs that another image's processing covers them; `settle` closes them."""
+    for image_id, content_id in images:
+        session.execute(update(Image).where(Image.id == image_id).values(content_id=content_id))

@@ -1,0 +1,181 @@
+"""Images in the catalog: the ledger of what a listing showed and what became of it."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy.orm import Session
+
+from infra.catalog.database import upsert
+from infra.catalog.schema import Content, ContentStatus, Image, ImageStatus
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An object as a listing shows it."""
+
+    key: str
+    etag: str
+    size: int
+    modified_at: datetime
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the catalog remembers of a key."""
+
+    key: str
+    etag: str
+    size: int
+    status: ImageStatus
+
+
+@dataclass(frozen=True)
+class Work:
+    """An image waiting to be processed."""
+
+    image_id: int
+    key: str
+    etag: str
+    size: int
+
+
+def known(session: Session, collection_id: int, page: int = 5000) -> Iterator[Known]:
+    """Walk all keys of a collection in the order of their bytes, holding one page at a time."""
+    after = ""
+    while True:
+        statement = (
+            select(Image.key, Image.etag, Image.size, Image.status)
+            .where(Image.collection_id == collection_id, Image.key > after)
+            .order_by(Image.key)
+            .limit(page)
+        )
+        rows = session.execute(statement).all()
+        yield from (Known(row.key, row.etag, row.size, ImageStatus(row.status)) for row in rows)
+        if len(rows) < page:
+            return
+        after = rows[-1].key
+
+
+def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) -> None:
+    """Take in new objects, and changed ones anew."""
+    rows = [
+        {
+            "collection_id": collection_id,
+            "key": entry.key,
+            "etag": entry.etag,
+            "size": entry.size,
+            "modified_at": entry.modified_at,
+            "status": ImageStatus.PENDING.value,
+            "retryable": False,
+        }
+        for entry in listed
+    ]
+    upsert(session, Image, rows, ["collection_id", "key"], ["etag", "size", "modified_at", "status", "retryable"])
+
+
+def put_missing(session: Session, collection_id: int, keys: Sequence[str]) -> None:
+    """Mark objects that the listing no longer shows. Their faces stay in the catalog, out of sight, until erased."""
+    session.execute(
+        update(Image)
+        .where(Image.collection_id == collection_id, Image.key.in_(keys))
+        .values(status=ImageStatus.MISSING.value, retryable=False)
+    )
+
+
+def reopen(session: Session, collection_id: int, recipe: str) -> None:
+    """Make pending what was done by another recipe, and what failed for a reason that may have passed."""
+    session.execute(
+        update(Image)
+        .where(
+            Image.collection_id == collection_id,
+            or_(
+                and_(
+                    Image.status.in_([ImageStatus.DONE.value, ImageStatus.FAILED.value]),
+                    or_(Image.recipe.is_(None), Image.recipe != recipe),
+                ),
+                and_(Image.status == ImageStatus.FAILED.value, Image.retryable),
+            ),
+        )
+        .values(status=ImageStatus.PENDING.value, retryable=False)
+    )
+
+
+def count_pending(session: Session, collection_id: int) -> int:
+    statement = select(func.count()).where(
+        Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value
+    )
+    return session.scalar(statement) or 0
+
+
+def pending_pages(session: Session, collection_id: int, size: int) -> list[tuple[int, int]]:
+    """Cut the pending images into ranges (first id, last id) of `size` images each."""
+    numbered = (
+        select(Image.id, func.row_number().over(order_by=Image.id).label("position"))
+        .where(Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value)
+        .subquery()
+    )
+    page = (numbered.c.position - 1) // size
+    statement = select(func.min(numbered.c.id), func.max(numbered.c.id)).group_by(page).order_by(page)
+    return [(first, last) for first, last in session.execute(statement)]
+
+
+def pending(session: Session, collection_id: int, first: int, last: int) -> list[Work]:
+    """The pending images of one range."""
+    statement = (
+        select(Image.id, Image.key, Image.etag, Image.size)
+        .where(
+            Image.collection_id == collection_id,
+            Image.status == ImageStatus.PENDING.value,
+            Image.id.between(first, last),
+        )
+        .order_by(Image.id)
+    )
+    return [Work(*row) for row in session.execute(statement)]
+
+
+def claim(
+    session: Session, collection_id: int, run_id: int, recipe: str, digests: Sequence[tuple[int, str]]
+) -> dict[int, tuple[int, bool]]:
+    """Say for (image id, sha256) pairs which content they hold, and whether this image is the one to process it.
+
+    Identical bytes are processed once: the first image of a run to claim a content owns it, and claims it again if its
+    work is repeated (Ray runs tasks at least once); the others share the result. Returns {image id: (content id, mine)}.
+    """
+    upsert(
+        session,
+        Content,
+        [
+            {
+                "collection_id": collection_id,
+                "sha256": sha256,
+                "status": ContentStatus.CLAIMED.value,
+                "recipe": recipe,
+                "owner_image_id": image_id,
+                "run_id": run_id,
+                "notes": [],
+                "failure_retryable": False,
+            }
+            for image_id, sha256 in digests
+        ],
+        ["collection_id", "sha256"],
+        [],
+    )
+    found = {
+        content.sha256: content
+        for content in session.scalars(
+            select(Content)
+            .where(Content.collection_id == collection_id, Content.sha256.in_([sha256 for _, sha256 in digests]))
+            .with_for_update()
+        )
+    }
+    claims = {}
+    for image_id, sha256 in digests:
+        content = found[sha256]
+        ready = content.status == ContentStatus.DONE and content.recipe == recipe
+        if not ready and content.run_id != run_id:
+            content.run_id, content.owner_image_id = run_id, image_id
+            content.status, content.recipe = ContentStatus.CLAIMED.value, recipe
+        claims[image_id] = (content.id, not ready and content.owner_image_id == image_id)
+    return claims

@@ -1,0 +1,142 @@
+"""Identities in the catalog, and the vectors that they are made of."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import delete, exists, func, not_, select, update
+from sqlalchemy.orm import Session
+
+from infra.catalog.database import upsert
+from infra.catalog.schema import Embedding, Face, FaceIdentity, Identity, Image, ImageStatus, MergeProposal
+
+CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class FaceVectors:
+    """Faces with their vectors: ids (N,), embeddings (N, D), quality (N,), contents (N,), identities (N,; -1: none)."""
+
+    ids: np.ndarray
+    embeddings: np.ndarray
+    quality: np.ndarray
+    contents: np.ndarray
+    identities: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def _vectors(rows: Sequence[tuple[int, np.ndarray, float, int, int | None]], dimension: int) -> FaceVectors:
+    return FaceVectors(
+        ids=np.array([row[0] for row in rows], np.int64),
+        embeddings=np.stack([row[1] for row in rows]) if rows else np.zeros((0, dimension), np.float32),
+        quality=np.array([row[2] for row in rows], np.float32),
+        contents=np.array([row[3] for row in rows], np.int64),
+        identities=np.array([-1 if row[4] is None else row[4] for row in rows], np.int64),
+    )
+
+
+_COLUMNS = (Face.id, Embedding.vector, Face.quality, Face.content_id, FaceIdentity.identity_id)
+
+
+def _joined(model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own type is longer than the function
+    return (
+        select(*_COLUMNS)
+        .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == model_version_id))
+        .outerjoin(
+            FaceIdentity,
+            (FaceIdentity.face_id == Face.id) & (FaceIdentity.model_version_id == model_version_id),
+        )
+        .order_by(Face.id)
+    )
+
+
+def ungrouped(session: Session, model_version_id: int, dimension: int) -> FaceVectors:
+    """Faces that no run has grouped yet."""
+    rows = session.execute(_joined(model_version_id).where(FaceIdentity.face_id.is_(None))).tuples().all()
+    return _vectors(rows, dimension)
+
+
+def exemplars(session: Session, model_version_id: int, dimension: int) -> FaceVectors:
+    """The faces that stand for the identities known so far."""
+    rows = session.execute(_joined(model_version_id).where(FaceIdentity.exemplar)).tuples().all()
+    return _vectors(rows, dimension)
+
+
+def visible_vectors(session: Session, model_version_id: int, dimension: int) -> Iterator[FaceVectors]:
+    """All faces that can be found, in chunks: those of photos that are still in their collection."""
+    here = exists().where(Image.content_id == Face.content_id, Image.status != ImageStatus.MISSING.value)
+    after = 0
+    while True:
+        statement = _joined(model_version_id).where(Face.id > after, here).limit(CHUNK)
+        chunk = _vectors(session.execute(statement).tuples().all(), dimension)
+        if not len(chunk):
+            return
+        yield chunk
+        after = int(chunk.ids[-1])
+
+
+def next_identity_id(session: Session) -> int:
+    """The first id that a new identity may have."""
+    return (session.scalar(select(func.max(Identity.id))) or 0) + 1
+
+
+def write_grouping(
+    session: Session,
+    run_id: int,
+    model_version_id: int,
+    memberships: Mapping[int, tuple[int | None, float | None]],
+    exemplar_faces: Sequence[int],
+    former_exemplars: Sequence[int],
+) -> None:
+    """Write {face: (identity or None, similarity)}; new identities are made, exemplars replaced."""
+    wanted = {identity for identity, _ in memberships.values() if identity is not None}
+    there = set(session.scalars(select(Identity.id).where(Identity.id.in_(wanted))))
+    session.add_all(Identity(id=new, model_version_id=model_version_id) for new in sorted(wanted - there))
+    session.flush()
+    upsert(
+        session,
+        FaceIdentity,
+        [
+            {
+                "face_id": face,
+                "model_version_id": model_version_id,
+                "identity_id": identity,
+                "similarity": similarity,
+                "exemplar": False,
+                "run_id": run_id,
+            }
+            for face, (identity, similarity) in memberships.items()
+        ],
+        ["face_id", "model_version_id"],
+        ["identity_id", "similarity", "run_id"],
+    )
+    for faces, exemplar in ((former_exemplars, False), (exemplar_faces, True)):
+        for start in range(0, len(faces), CHUNK):
+            session.execute(
+                update(FaceIdentity)
+                .where(
+                    FaceIdentity.model_version_id == model_version_id,
+                    FaceIdentity.face_id.in_(faces[start : start + CHUNK]),
+                )
+                .values(exemplar=exemplar)
+            )
+
+
+def write_proposals(session: Session, run_id: int, proposals: Sequence[tuple[int, int, int, int, float]]) -> None:
+    """Write merges for a person to decide: (identity a, identity b, face of a, face of b, similarity)."""
+    names = ("identity_a_id", "identity_b_id", "face_a_id", "face_b_id", "similarity")
+    upsert(
+        session,
+        MergeProposal,
+        [{**dict(zip(names, proposal, strict=True)), "run_id": run_id} for proposal in proposals],
+        ["identity_a_id", "identity_b_id"],
+        ["face_a_id", "face_b_id", "similarity", "run_id"],
+    )
+
+
+def remove_empty_identities(session: Session) -> None:
+    """Remove identities without a face that no person has named."""
+    empty = not_(exists().where(FaceIdentity.identity_id == Identity.id))
+    session.execute(delete(Identity).where(empty, Identity.name.is_(None)))

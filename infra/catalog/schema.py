@@ -1,0 +1,323 @@
+"""Tables of the catalog (DESIGN section 4), the same for SQLite and PostgreSQL.
+
+A collection is the boundary of consent: the bytes of a photo are processed once per collection (`content`), however many
+keys (`image`) hold them. Every derived row names the model version, and so the contract, that produced it.
+"""
+
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+import numpy as np
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+
+class ImageStatus(StrEnum):
+    """Where an image stands: every listed one is in exactly one of these states."""
+
+    PENDING = "pending"
+    DONE = "done"
+    FAILED = "failed"
+    MISSING = "missing"
+
+
+class ContentStatus(StrEnum):
+    """Where the processing of some bytes stands."""
+
+    CLAIMED = "claimed"
+    DONE = "done"
+    FAILED = "failed"
+
+
+class RunStatus(StrEnum):
+    """How a run ended, or that it has not."""
+
+    RUNNING = "running"
+    DONE = "done"
+    DONE_WITH_FAILURES = "done_with_failures"
+    FAILED = "failed"
+    CRASHED = "crashed"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """A point in time, stored as UTC; a time without zone is refused."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        if value.tzinfo is None:
+            raise ValueError(f"{value} has no time zone")
+        return value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+
+
+class Vector(TypeDecorator[np.ndarray]):
+    """A float32 vector as little-endian bytes; NaN and infinity are refused."""
+
+    impl = LargeBinary
+    cache_ok = True
+
+    def process_bind_param(self, value: np.ndarray | None, dialect: Dialect) -> bytes | None:
+        if value is None:
+            return None
+        if not np.isfinite(value).all():
+            raise ValueError("a vector holds NaN or infinity: it must not reach the catalog")
+        return np.ascontiguousarray(value, dtype="<f4").tobytes()
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> np.ndarray | None:
+        return None if value is None else np.frombuffer(value, dtype="<f4")
+
+
+# Keys sort by their bytes, as object stores list them, whatever the database's language.
+KeyText = Text().with_variant(Text(collation="C"), "postgresql")
+Id = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER counts up by itself in SQLite
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(column_0_N_label)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+    type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[str]: JSON, np.ndarray: Vector, str: Text}  # noqa: RUF012
+
+
+class Collection(Base):
+    """A set of photographs in an object store, and what may be done with them."""
+
+    __tablename__ = "collection"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    uri: Mapped[str]
+    include: Mapped[list[str]]
+    exclude: Mapped[list[str]]
+    sensitive_attributes: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class ModelVersion(Base):
+    """A model version that has produced rows: its contract is what those rows can be compared under."""
+
+    __tablename__ = "model_version"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    name: Mapped[str]
+    version: Mapped[int]
+    role: Mapped[str]
+    contract: Mapped[str] = mapped_column(unique=True)
+    contract_content: Mapped[dict[str, Any]]
+    weights_sha256: Mapped[str]
+    dimension: Mapped[int | None]
+    licence: Mapped[str]
+    calibration: Mapped[dict[str, Any] | None]
+    serving: Mapped[bool] = mapped_column(default=False)  # the one embedding version that queries use
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Run(Base):
+    """One night's work on one collection."""
+
+    __tablename__ = "run"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collection.id", ondelete="CASCADE"), index=True)
+    status: Mapped[str]
+    recipe: Mapped[str]
+    started_at: Mapped[datetime] = mapped_column(default=now)
+    finished_at: Mapped[datetime | None]
+    host: Mapped[str]
+    process_id: Mapped[int]
+    process_started: Mapped[float]
+    counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    tracking_run_id: Mapped[str | None]
+    error: Mapped[str | None]
+
+
+class Content(Base):
+    """Distinct bytes of a collection: what is processed, once."""
+
+    __tablename__ = "content"
+    __table_args__ = (UniqueConstraint("collection_id", "sha256"),)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collection.id", ondelete="CASCADE"))
+    sha256: Mapped[str]
+    status: Mapped[str]
+    recipe: Mapped[str]
+    owner_image_id: Mapped[int] = mapped_column(Id)
+    run_id: Mapped[int] = mapped_column(Id)
+    format: Mapped[str | None]
+    width: Mapped[int | None]
+    height: Mapped[int | None]
+    taken_at: Mapped[str | None]  # EXIF has no time zone
+    notes: Mapped[list[str]] = mapped_column(default=list)
+    failure_stage: Mapped[str | None]
+    failure_reason: Mapped[str | None]
+    failure_message: Mapped[str | None]
+    failure_retryable: Mapped[bool] = mapped_column(default=False)
+
+
+class Image(Base):
+    """An object of a collection: a key, and the content found under it."""
+
+    __tablename__ = "image"
+    __table_args__ = (
+        UniqueConstraint("collection_id", "key"),
+        Index("ix_image_work", "collection_id", "status", "id"),
+        CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in ImageStatus)})", name="status"),
+    )
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collection.id", ondelete="CASCADE"))
+    key: Mapped[str] = mapped_column(KeyText)
+    etag: Mapped[str]
+    size: Mapped[int] = mapped_column(BigInteger)
+    modified_at: Mapped[datetime]
+    status: Mapped[str]
+    retryable: Mapped[bool] = mapped_column(default=False)
+    recipe: Mapped[str | None]
+    content_id: Mapped[int | None] = mapped_column(ForeignKey("content.id", ondelete="SET NULL"), index=True)
+    run_id: Mapped[int | None] = mapped_column(Id)
+
+
+class Face(Base):
+    """A detected face: box and landmarks in pixels of the upright original photo."""
+
+    __tablename__ = "face"
+    __table_args__ = (UniqueConstraint("content_id", "detector_id", "ordinal"),)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    content_id: Mapped[int] = mapped_column(ForeignKey("content.id", ondelete="CASCADE"))
+    detector_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"))
+    ordinal: Mapped[int]
+    x1: Mapped[float]
+    y1: Mapped[float]
+    x2: Mapped[float]
+    y2: Mapped[float]
+    landmarks: Mapped[np.ndarray]
+    score: Mapped[float]
+    quality: Mapped[float] = mapped_column(index=True)
+    quality_parts: Mapped[dict[str, Any]]
+    crop_key: Mapped[str]
+
+
+class Embedding(Base):
+    """A face's vector of unit length under one model version."""
+
+    __tablename__ = "embedding"
+    face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True, index=True)
+    vector: Mapped[np.ndarray]
+
+
+class Restoration(Base):
+    """A restored crop. Its detail is invented: kept apart from the face, with what says how far it can be trusted."""
+
+    __tablename__ = "restoration"
+    face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
+    accepted: Mapped[bool]
+    reason: Mapped[str]
+    crop_key: Mapped[str]
+    identity_similarity: Mapped[float]
+    fidelity: Mapped[float]
+
+
+class Attribute(Base):
+    """A model's estimate of one property of a face."""
+
+    __tablename__ = "attribute"
+    face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[float]
+    label: Mapped[str | None]
+    confidence: Mapped[float | None]
+    probabilities: Mapped[dict[str, Any] | None]
+
+
+class Identity(Base):
+    """Faces believed to show one person, under one embedding contract."""
+
+    __tablename__ = "identity"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), index=True)
+    name: Mapped[str | None]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class FaceIdentity(Base):
+    """A face's membership in an identity. Exemplars are the faces that later ones are compared with."""
+
+    __tablename__ = "face_identity"
+    face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
+    identity_id: Mapped[int | None] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"), index=True)
+    similarity: Mapped[float | None]
+    exemplar: Mapped[bool] = mapped_column(default=False)
+    run_id: Mapped[int] = mapped_column(Id)
+
+
+class MergeProposal(Base):
+    """Two identities that may be one person, with the pair of faces that speaks for it; a person decides."""
+
+    __tablename__ = "merge_proposal"
+    identity_a_id: Mapped[int] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"), primary_key=True)
+    identity_b_id: Mapped[int] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"), primary_key=True)
+    face_a_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"))
+    face_b_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"))
+    similarity: Mapped[float]
+    run_id: Mapped[int] = mapped_column(Id)
+
+
+class Failure(Base):
+    """Something that could not be processed: what, where, why, and whether it will be tried again."""
+
+    __tablename__ = "failure"
+    __table_args__ = (UniqueConstraint("run_id", "key", "stage"),)
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    run_id: Mapped[int] = mapped_column(ForeignKey("run.id", ondelete="CASCADE"))
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collection.id", ondelete="CASCADE"), index=True)
+    image_id: Mapped[int | None] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"), index=True)
+    key: Mapped[str] = mapped_column(KeyText)
+    stage: Mapped[str]
+    reason: Mapped[str]
+    message: Mapped[str]
+    retryable: Mapped[bool]
+    failed_at: Mapped[datetime] = mapped_column(default=now)
+    resolved_at: Mapped[datetime | None]
+
+
+class Erasure(Base):
+    """Certificate that something was erased: when, why and how many rows, without any biometric content."""
+
+    __tablename__ = "erasure"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    kind: Mapped[str]
+    reason: Mapped[str]
+    counts: Mapped[dict[str, Any]]
+    requested_at: Mapped[datetime] = mapped_column(default=now)
+    completed_at: Mapped[datetime | None]

@@ -1,0 +1,258 @@
+"""What people ask the catalog, as plain rows for tables, JSON and pages."""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import func, select
+from sqlalchemy.orm import Session
+
+from infra.catalog.schema import (
+    Attribute,
+    Collection,
+    Content,
+    Face,
+    FaceIdentity,
+    Failure,
+    Identity,
+    Image,
+    ImageStatus,
+    ModelVersion,
+    Restoration,
+    Run,
+)
+from infra.catalog.versions import serving
+
+
+@dataclass(frozen=True)
+class AttributeView:
+    """An estimate with the model version that made it."""
+
+    name: str
+    value: float
+    label: str | None
+    confidence: float | None
+    model: str
+
+
+@dataclass(frozen=True)
+class RestorationView:
+    """A restored crop and its judgement. Its detail is synthetic."""
+
+    crop_key: str
+    accepted: bool
+    reason: str
+    identity_similarity: float
+    fidelity: float
+    model: str
+
+
+@dataclass(frozen=True)
+class FaceView:
+    """A face with all that is known of it. `keys`: the objects whose bytes show it."""
+
+    face_id: int
+    collection: str
+    keys: tuple[str, ...]
+    box: tuple[float, float, float, float]
+    score: float
+    quality: float
+    quality_parts: dict[str, float]
+    crop_key: str
+    identity_id: int | None
+    identity_name: str | None
+    attributes: tuple[AttributeView, ...]
+    restoration: RestorationView | None
+
+
+@dataclass(frozen=True)
+class IdentityView:
+    """A person, as far as one embedding model can tell."""
+
+    identity_id: int
+    name: str | None
+    faces: int
+    photos: int
+    keys: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run in one row."""
+
+    run_id: int
+    collection: str
+    status: str
+    started_at: datetime
+    finished_at: datetime | None
+    counts: dict[str, Any]
+    error: str | None
+
+
+@dataclass(frozen=True)
+class FailureView:
+    """A failure in one row."""
+
+    run_id: int
+    collection: str
+    key: str
+    stage: str
+    reason: str
+    message: str
+    retryable: bool
+    failed_at: datetime
+
+
+def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) -> dict[int, FaceView]:
+    """Everything about some faces; who they are believed to be, by one embedding version."""
+    rows = session.execute(
+        select(Face, Collection.name, Identity.id, Identity.name)
+        .join(Content, Content.id == Face.content_id)
+        .join(Collection, Collection.id == Content.collection_id)
+        .outerjoin(FaceIdentity, (FaceIdentity.face_id == Face.id) & (FaceIdentity.model_version_id == embedder_id))
+        .outerjoin(Identity, Identity.id == FaceIdentity.identity_id)
+        .where(Face.id.in_(face_ids))
+    ).tuples()
+    found = {face.id: (face, collection, identity, name) for face, collection, identity, name in rows}
+    keys: dict[int, list[str]] = {}
+    images = select(Face.id, Image.key).join(Image, Image.content_id == Face.content_id)
+    for face_id, key in session.execute(images.where(Face.id.in_(face_ids)).order_by(Image.key)).tuples():
+        keys.setdefault(face_id, []).append(key)
+    attributes: dict[int, list[AttributeView]] = {}
+    for row, model, version in session.execute(
+        select(Attribute, ModelVersion.name, ModelVersion.version)
+        .join(ModelVersion, ModelVersion.id == Attribute.model_version_id)
+        .where(Attribute.face_id.in_(face_ids))
+        .order_by(Attribute.name)
+    ).tuples():
+        view = AttributeView(row.name, row.value, row.label, row.confidence, f"{model}@{version}")
+        attributes.setdefault(row.face_id, []).append(view)
+    restorations = {
+        row.face_id: RestorationView(
+            row.crop_key, row.accepted, row.reason, row.identity_similarity, row.fidelity, f"{model}@{version}"
+        )
+        for row, model, version in session.execute(
+            select(Restoration, ModelVersion.name, ModelVersion.version)
+            .join(ModelVersion, ModelVersion.id == Restoration.model_version_id)
+            .where(Restoration.face_id.in_(face_ids))
+        ).tuples()
+    }
+    return {
+        face_id: FaceView(
+            face_id=face_id,
+            collection=collection,
+            keys=tuple(keys.get(face_id, [])),
+            box=(face.x1, face.y1, face.x2, face.y2),
+            score=face.score,
+            quality=face.quality,
+            quality_parts=face.quality_parts,
+            crop_key=face.crop_key,
+            identity_id=identity_id,
+            identity_name=identity_name,
+            attributes=tuple(attributes.get(face_id, [])),
+            restoration=restorations.get(face_id),
+        )
+        for face_id, (face, collection, identity_id, identity_name) in found.items()
+    }
+
+
+def _serving_id(session: Session) -> int | None:
+    version = serving(session)
+    return None if version is None else version.id
+
+
+def faces(
+    session: Session, collection: str | None, identity_id: int | None, min_quality: float, limit: int
+) -> list[FaceView]:
+    """Faces in the order of their ids."""
+    statement = (
+        select(Face.id)
+        .join(Content, Content.id == Face.content_id)
+        .join(Collection, Collection.id == Content.collection_id)
+        .where(Face.quality >= min_quality)
+        .order_by(Face.id)
+        .limit(limit)
+    )
+    if collection is not None:
+        statement = statement.where(Collection.name == collection)
+    if identity_id is not None:
+        members = select(FaceIdentity.face_id).where(FaceIdentity.identity_id == identity_id)
+        statement = statement.where(Face.id.in_(members))
+    ids = list(session.scalars(statement))
+    found = faces_by_id(session, ids, _serving_id(session))
+    return [found[face_id] for face_id in ids]
+
+
+def identities(session: Session, min_faces: int, limit: int) -> list[IdentityView]:
+    """People by the number of their faces, most first."""
+    rows = session.execute(
+        select(
+            Identity.id,
+            Identity.name,
+            func.count(FaceIdentity.face_id),
+            func.count(func.distinct(Face.content_id)),
+        )
+        .join(FaceIdentity, FaceIdentity.identity_id == Identity.id)
+        .join(Face, Face.id == FaceIdentity.face_id)
+        .group_by(Identity.id, Identity.name)
+        .where(FaceIdentity.model_version_id == _serving_id(session))
+        .having(func.count(FaceIdentity.face_id) >= min_faces)
+        .order_by(func.count(FaceIdentity.face_id).desc(), Identity.id)
+        .limit(limit)
+    ).tuples()
+    views = []
+    for identity_id, name, face_count, photo_count in rows.all():
+        keys = session.scalars(
+            select(Image.key)
+            .join(Face, Face.content_id == Image.content_id)
+            .join(FaceIdentity, FaceIdentity.face_id == Face.id)
+            .where(FaceIdentity.identity_id == identity_id)
+            .distinct()
+            .order_by(Image.key)
+            .limit(20)
+        )
+        views.append(IdentityView(identity_id, name, face_count, photo_count, tuple(keys)))
+    return views
+
+
+def runs(session: Session, limit: int) -> list[RunView]:
+    """The latest runs first."""
+    rows = session.execute(
+        select(Run, Collection.name)
+        .join(Collection, Collection.id == Run.collection_id)
+        .order_by(Run.id.desc())
+        .limit(limit)
+    ).tuples()
+    return [
+        RunView(run.id, name, run.status, run.started_at, run.finished_at, run.counts, run.error) for run, name in rows
+    ]
+
+
+def failures(
+    session: Session, collection: str | None, run_id: int | None, limit: int, include_resolved: bool = False
+) -> list[FailureView]:
+    """Failures, the latest first; those overcome since only on request."""
+    statement = (
+        select(Failure, Collection.name)
+        .join(Collection, Collection.id == Failure.collection_id)
+        .order_by(Failure.run_id.desc(), Failure.key)
+        .limit(limit)
+    )
+    if collection is not None:
+        statement = statement.where(Collection.name == collection)
+    if run_id is not None:
+        statement = statement.where(Failure.run_id == run_id)
+    if not include_resolved:
+        statement = statement.where(Failure.resolved_at.is_(None))
+    return [
+        FailureView(f.run_id, name, f.key, f.stage, f.reason, f.message, f.retryable, f.failed_at)
+        for f, name in session.execute(statement).tuples()
+    ]
+
+
+def image_counts(session: Session, collection_id: int) -> dict[str, int]:
+    """Images of a collection by status; statuses without an image count 0."""
+    rows = session.execute(
+        select(Image.status, func.count()).where(Image.collection_id == collection_id).group_by(Image.status)
+    ).tuples()
+    return {status.value: 0 for status in ImageStatus} | dict(rows.all())

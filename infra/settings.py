@@ -1,0 +1,92 @@
+"""Settings: read once at the edge from VISAGE_* environment variables, validated, unknown ones refused."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from infra.storage import S3Options
+
+PREFIX = "VISAGE_"
+
+
+class Settings(BaseSettings):
+    """Where things live and how much of the machine may be used."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True)
+
+    home: Path = Field(Path("~/.visage"), description="Folder of the embedded catalog, crops, logs and tracking.")
+    weights: Path = Field(Path("~/.cache/visage/weights"), description="Cache folder of converted weights.")
+    database_url: str = Field("", description="SQLAlchemy URL of the catalog; empty: SQLite in the home folder.")
+    tracking_uri: str = Field("", description="MLflow tracking and registry URI; empty: SQLite in the home folder.")
+    objects_uri: str = Field("", description="Where crops are kept (folder or s3://bucket/prefix); empty: home folder.")
+    ray_address: str = Field("", description="Address of an existing Ray cluster; empty: a local one when needed.")
+    engine: Literal["auto", "ray", "inline"] = Field(
+        "auto", description="auto: Ray Data from `ray_from_images` images on, the same stages in this process below."
+    )
+    ray_from_images: int = Field(300, ge=1, description="Smallest job that is worth the start of Ray.")
+    cpus: int = Field(0, ge=0, description="Processors to use; 0: all of the machine.")
+    s3_endpoint_url: str = Field("", description="Endpoint of an S3-compatible server; empty: AWS.")
+    s3_region: str = Field("", description="Region; empty: the usual AWS places.")
+    s3_access_key: str = Field("", description="Access key; empty: the usual AWS places.")
+    s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key that goes with it.")
+    max_bytes: int = Field(200 * 2**20, ge=1, description="Largest object that is read.")
+    max_megapixels: float = Field(200.0, gt=0, description="Largest picture that is decoded.")
+    detect_long_side: int = Field(1280, ge=64, description="Photos are detected at about this size (pixels).")
+
+    @cached_property
+    def home_folder(self) -> Path:
+        return self.home.expanduser().absolute()
+
+    @cached_property
+    def weights_folder(self) -> Path:
+        return self.weights.expanduser().absolute()
+
+    @property
+    def catalog_url(self) -> str:
+        return self.database_url or f"sqlite:///{self.home_folder / 'catalog.db'}"
+
+    @property
+    def mlflow_uri(self) -> str:
+        return self.tracking_uri or f"sqlite:///{self.home_folder / 'mlflow.db'}"
+
+    @property
+    def artifacts_folder(self) -> Path:
+        return self.home_folder / "artifacts"
+
+    @property
+    def crops_uri(self) -> str:
+        return self.objects_uri or str(self.home_folder / "objects")
+
+    @property
+    def storage_options(self) -> S3Options:
+        return S3Options(
+            endpoint=self.s3_endpoint_url or None,
+            region=self.s3_region or None,
+            access_key=self.s3_access_key or None,
+            secret_key=self.s3_secret_key.get_secret_value() or None,
+        )
+
+    @property
+    def cpu_count(self) -> int:
+        return self.cpus or len(os.sched_getaffinity(0))
+
+
+def load_settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        ValueError: for a variable that begins with VISAGE_ and is none of ours, or a value that does not fit.
+    """
+    known = {PREFIX + name.upper() for name in Settings.model_fields}
+    unknown = sorted(
+        name for name in os.environ if name.startswith(PREFIX) and name not in known and "TEST" not in name
+    )
+    if unknown:
+        raise ValueError(
+            f"unknown settings in the environment: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
+        )
+    return Settings()
