@@ -1,0 +1,270 @@
+"""One local Prefect server of our own: started when needed, reused by later runs, stopped by `visage down`.
+
+A server is alive exactly as long as its process holds the lock on `server.json`, in which it has written how to reach it.
+The kernel drops that lock however the process ends, so neither a kill -9 nor a reused process number leaves anything stale.
+Only for POSIX systems. With PREFECT_API_URL set by the user, that server is used and none is started.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from http.client import HTTPConnection, HTTPException
+from importlib.metadata import version
+from pathlib import Path
+
+HOST = "127.0.0.1"
+
+# What a server for one person's runs and schedules does without. The scheduler and the recorder of task runs stay on.
+# Fewer writers on one SQLite file also mean fewer requests that Prefect's client repeats two seconds later.
+LEAN = {
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_UI_ENABLED": "false",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT_SERVER_SERVICES_TRIGGERS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
+    "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+}
+
+
+class ServerUnavailable(RuntimeError):
+    """The Prefect server does not run; the message tells what its log says and what to do."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A living server, as it describes itself."""
+
+    pid: int
+    port: int
+    version: str
+
+    @property
+    def url(self) -> str:
+        return f"http://{HOST}:{self.port}/api"
+
+    def healthy(self, timeout: float) -> bool:
+        """Ask the server whether it is ready. It listens from its first moment on, so this waits while it starts."""
+        connection = HTTPConnection(HOST, self.port, timeout=timeout)  # knows of no proxy, unlike urllib
+        try:
+            connection.request("GET", "/api/health")
+            return connection.getresponse().status == 200
+        except (OSError, HTTPException):
+            return False
+        finally:
+            connection.close()
+
+
+@dataclass(frozen=True)
+class PendingServer:
+    """A server that runs or is about to."""
+
+    folder: Path
+    given: str | None = None
+
+    def url(self, timeout: float = 60.0) -> str:
+        """Wait until the server answers and return the URL of its API.
+
+        Raises:
+            ServerUnavailable: it ended before it answered, or does not answer within `timeout` seconds.
+        """
+        if self.given is not None:
+            return self.given
+        deadline = time.monotonic() + timeout
+        while (left := deadline - time.monotonic()) > 0:
+            if not _is_alive(self.folder):
+                raise ServerUnavailable(f"The local Prefect server ended by itself.{_last_words(self.folder)}")
+            server = _read(self.folder)
+            if server is not None and server.healthy(timeout=left):
+                return server.url
+            time.sleep(0.02)
+        raise ServerUnavailable(
+            f"The local Prefect server does not answer after {timeout:.0f} s. 'visage down' stops it, "
+            f"and the next run starts it afresh.{_last_words(self.folder)}"
+        )
+
+
+def begin(home: Path) -> PendingServer:
+    """Make sure that a server runs whose database and log lie in `home`/prefect. Returns at once, while it starts.
+
+    It belongs to nobody: it survives the caller, and any number of callers share it. One of another Prefect version is
+    replaced.
+    """
+    folder = _folder(home)
+    if given := os.environ.get("PREFECT_API_URL"):
+        return PendingServer(folder, given)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    while True:
+        descriptor = os.open(_state(folder), os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            if _lock(descriptor, fcntl.LOCK_EX):
+                os.ftruncate(descriptor, 0)
+                _launch(folder, descriptor)
+                return PendingServer(folder)
+        finally:
+            os.close(descriptor)
+        if _is_alive(folder):
+            server = _read(folder)
+            if server is None or server.version == version("prefect"):
+                return PendingServer(folder)
+            stop(home)
+
+
+def status(home: Path) -> Server | None:
+    """Return the local server of `home` if one is alive, ready or still starting."""
+    folder = _folder(home)
+    return _await_state(folder) if _is_alive(folder) else None
+
+
+def stop(home: Path, patience: float = 10.0) -> bool:
+    """Stop the local server of `home`, by force after `patience` seconds. Returns whether there was one.
+
+    Raises:
+        ServerUnavailable: it does not end, or a process holds the lock that is none of ours.
+    """
+    folder = _folder(home)
+    if not _is_alive(folder):
+        return False
+    server = _await_state(folder)
+    if server is None:
+        raise ServerUnavailable(f"{_state(folder)} is locked by a process that is no Prefect server of ours.")
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.kill(server.pid, number)
+        deadline = time.monotonic() + patience
+        while time.monotonic() < deadline:
+            if not _is_alive(folder):
+                return True
+            time.sleep(0.02)
+    raise ServerUnavailable(f"The local Prefect server (process {server.pid}) does not end, not even by force.")
+
+
+def environment(url: str, home: Path) -> dict[str, str]:
+    """Return the variables that bring Prefect's client to the server at `url`. To be set before Prefect is imported."""
+    settings = {"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
+    folder = _folder(home)
+    server = status(home)
+    if server is None or server.url != url:
+        return settings | {"PREFECT_API_URL": url}
+    bypass = [name for name in os.environ.get("NO_PROXY", os.environ.get("no_proxy", "")).split(",") if name]
+    proxies = ",".join(dict.fromkeys([*bypass, HOST]))
+    return settings | {
+        "PREFECT_API_URL": url,
+        "PREFECT_API_AUTH_STRING": _password(folder),
+        "PREFECT_HOME": str(folder),
+        # JSON, since a variable of its own cannot say null. Stopping the heartbeat costs a second at the end of a flow.
+        "PREFECT_FLOWS": '{"heartbeat_frequency": null}',
+        # The server keeps everything from INFO on; the terminal is ours, and a busy machine warns at the end of each flow.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
+        "NO_PROXY": proxies,
+        "no_proxy": proxies,
+    }
+
+
+def _launch(folder: Path, lock: int) -> None:
+    """Start the server detached, and hand it the lock and a socket that already listens on a free port."""
+    settings = LEAN | os.environ
+    settings |= {
+        "PREFECT_HOME": str(folder),
+        "PREFECT_SERVER_API_AUTH_STRING": _password(folder),
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+    }
+    with socket.create_server((HOST, 0)) as listener, _log(folder).open("wb") as log:
+        subprocess.Popen(
+            # -P and a path rather than -m: neither the working directory nor this folder shadows a library
+            [sys.executable, "-P", __file__, str(lock), str(listener.fileno())],
+            env=settings,
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            pass_fds=(lock, listener.fileno()),
+            start_new_session=True,
+        )
+
+
+def _serve(lock: int, listener: int) -> None:
+    """Be the server: say how to reach it in the locked file, then answer until told to stop."""
+    os.set_inheritable(lock, False)
+    os.set_inheritable(listener, False)
+    connections = socket.socket(fileno=listener)
+    server = Server(os.getpid(), connections.getsockname()[1], version("prefect"))
+    os.pwrite(lock, json.dumps(asdict(server)).encode(), 0)
+
+    import uvicorn  # noqa: PLC0415 - heavy, and only for this process
+    from prefect.server.api.server import create_app  # noqa: PLC0415
+
+    config = uvicorn.Config(create_app(final=True), log_level="warning", timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[connections])
+
+
+def _folder(home: Path) -> Path:
+    return home.absolute() / "prefect"
+
+
+def _state(folder: Path) -> Path:
+    return folder / "server.json"
+
+
+def _log(folder: Path) -> Path:
+    return folder / "server.log"
+
+
+def _lock(descriptor: int, kind: int) -> bool:
+    try:
+        fcntl.flock(descriptor, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_alive(folder: Path) -> bool:
+    """Whether a process holds the lock. Asking takes a shared lock for a moment, which disturbs nobody else who asks."""
+    try:
+        descriptor = os.open(_state(folder), os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _lock(descriptor, fcntl.LOCK_SH)
+    finally:
+        os.close(descriptor)
+
+
+def _read(folder: Path) -> Server | None:
+    """Read what the living server has written; None in its first moments."""
+    written = _state(folder).read_text()
+    return Server(**json.loads(written)) if written else None
+
+
+def _await_state(folder: Path, patience: float = 5.0) -> Server | None:
+    deadline = time.monotonic() + patience
+    while (server := _read(folder)) is None and _is_alive(folder) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return server
+
+
+def _password(folder: Path) -> str:
+    """Return the server's user and password: other users and web pages of this machine can reach its port, too."""
+    path = folder / "password"
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(f"visage:{secrets.token_urlsafe(32)}")
+    return path.read_text()
+
+
+def _last_words(folder: Path, lines: int = 15) -> str:
+    path = _log(folder)
+    said = path.read_text(errors="replace").splitlines()[-lines:] if path.exists() else []
+    return f" The end of {path}:\n" + "\n".join(said) if said else f" It left no word in {path}."
+
+
+if __name__ == "__main__":
+    _serve(*map(int, sys.argv[1:]))
