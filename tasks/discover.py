@@ -1,0 +1,117 @@
+"""Discover: walk a collection's listing and the catalog side by side, and find what is new, changed or missing.
+
+Both are in the order of the keys' bytes, so one pass over two streams tells all, holding a page of each: what has not
+changed costs its share of the listing and of an indexed read, and no write.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
+
+from infra.catalog.database import Catalog
+from infra.catalog.images import Known, Listed, known, put_missing, put_pending, reopen
+from infra.catalog.runs import FailureRecord, record_failures
+from infra.catalog.schema import ImageStatus
+from infra.storage.base import Entry, Filter, ListingProblem, Store
+
+WRITE_EVERY = 1000
+
+
+@dataclass(frozen=True)
+class Discovery:
+    """How a listing compares with the catalog."""
+
+    new: int = 0
+    changed: int = 0
+    missing: int = 0
+    unchanged: int = 0
+    ignored: int = 0
+    unlisted: int = 0
+
+    @property
+    def listed(self) -> int:
+        return self.new + self.changed + self.unchanged
+
+
+def discover(
+    catalog: Catalog,
+    store: Store,
+    wanted: Filter,
+    collection_id: int,
+    run_id: int,
+    recipe: str,
+    on_progress: Callable[[int], None] = lambda listed: None,
+) -> Discovery:
+    """Bring the catalog's images up to date with the store, and reopen what this recipe has to do again.
+
+    Raises:
+        StoreError: if the store cannot be listed; what was found until then is kept.
+    """
+    counts = {field.name: 0 for field in fields(Discovery)}
+    pending: list[Listed] = []
+    missing: list[str] = []
+    problems: list[FailureRecord] = []
+
+    def flush() -> None:
+        if pending or missing or problems:
+            with catalog.write() as session:
+                put_pending(session, collection_id, pending)
+                put_missing(session, collection_id, missing)
+                record_failures(session, run_id, collection_id, problems)
+        for part in (pending, missing, problems):
+            part.clear()
+
+    unreadable = None  # a directory whose keys are unknown tonight, and so not missing
+    with catalog.read() as reading:
+        for entry, remembered in merge(_listing(store), known(reading, collection_id)):
+            if isinstance(entry, ListingProblem):
+                problems.append(FailureRecord(entry.key, "discover", "unlistable", entry.message, retryable=True))
+                counts["unlisted"] += 1
+                unreadable = entry.key if entry.key.endswith("/") else unreadable
+            elif remembered is not None and unreadable is not None and remembered.key.startswith(unreadable):
+                counts["unchanged"] += 1
+            elif entry is None or not wanted(entry.key):
+                counts["ignored"] += entry is not None
+                if remembered is not None and remembered.status is not ImageStatus.MISSING:
+                    missing.append(remembered.key)
+                    counts["missing"] += 1
+            elif remembered is None or _differs(entry, remembered):
+                pending.append(Listed(entry.key, entry.etag, entry.size, entry.modified))
+                counts["new" if remembered is None else "changed"] += 1
+            else:
+                counts["unchanged"] += 1
+            if len(pending) + len(missing) + len(problems) >= WRITE_EVERY:
+                flush()
+                on_progress(counts["new"] + counts["changed"] + counts["unchanged"])
+        flush()
+    with catalog.write() as session:
+        reopen(session, collection_id, recipe)
+    return Discovery(**counts)
+
+
+def _listing(store: Store) -> Iterator[Entry | ListingProblem]:
+    for page in store.list():
+        yield from page
+
+
+def _differs(entry: Entry, remembered: Known) -> bool:
+    return remembered.status is ImageStatus.MISSING or entry.etag != remembered.etag or entry.size != remembered.size
+
+
+def merge(
+    listing: Iterable[Entry | ListingProblem], catalog: Iterable[Known]
+) -> Iterator[tuple[Entry | ListingProblem | None, Known | None]]:
+    """Pair two streams that are in the order of their keys' bytes; what only one of them has comes with None."""
+    left, right = iter(listing), iter(catalog)
+    entry, remembered = next(left, None), next(right, None)
+    while entry is not None or remembered is not None:
+        entry_key = None if entry is None else entry.key.encode()
+        known_key = None if remembered is None else remembered.key.encode()
+        if known_key is None or (entry_key is not None and entry_key < known_key):
+            yield entry, None
+            entry = next(left, None)
+        elif entry_key is None or known_key < entry_key:
+            yield None, remembered
+            remembered = next(right, None)
+        else:
+            yield entry, remembered
+            entry, remembered = next(left, None), next(right, None)

@@ -1,0 +1,123 @@
+"""Discovery: the listing and the catalog, side by side."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sqlalchemy import event, select
+
+from infra.catalog import collections
+from infra.catalog.database import Catalog
+from infra.catalog.images import Known
+from infra.catalog.schema import Image, ImageStatus
+from infra.storage import Entry, Filter, Folder, ListingProblem
+from tasks.discover import Discovery, discover, merge
+from tests.infra.test_catalog import WHEN, a_run
+
+KEYS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True)
+
+
+@pytest.mark.property
+@given(KEYS, KEYS)
+def test_merge_pairs_every_key_of_both_streams_exactly_once(listing: list[str], catalog: list[str]) -> None:
+    entries = [Entry(key, "1", 1, WHEN) for key in sorted(listing, key=str.encode)]
+    known = [Known(key, "1", 1, ImageStatus.DONE) for key in sorted(catalog, key=str.encode)]
+    pairs = list(merge(entries, known))
+    assert [entry for entry, _ in pairs if entry is not None] == entries
+    assert [remembered for _, remembered in pairs if remembered is not None] == known
+    both = {e.key for e, r in pairs if isinstance(e, Entry) and r is not None and e.key == r.key}
+    assert both == set(listing) & set(catalog)
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    (folder / "1923").mkdir(parents=True)
+    for name in ("a.jpg", "b.png", "1923/c.jpg", "notes.txt"):
+        (folder / name).write_bytes(name.encode())
+    return folder
+
+
+def look(catalog: Catalog, folder: Path, run_id: int, collection_id: int) -> Discovery:
+    return discover(catalog, Folder(folder), Filter(), collection_id, run_id, "recipe")
+
+
+def statuses(catalog: Catalog) -> dict[str, str]:
+    with catalog.read() as session:
+        return dict(session.execute(select(Image.key, Image.status)).tuples().all())
+
+
+def finish(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        for image in session.scalars(select(Image).where(Image.status == "pending")):
+            image.status, image.recipe = "done", "recipe"
+
+
+@pytest.fixture
+def work(catalog: Catalog, photos: Path) -> tuple[int, int]:
+    with catalog.write() as session:
+        collection_id = collections.add(session, "archive", str(photos), [], [], []).id
+    return a_run(catalog, collection_id), collection_id
+
+
+def test_new_changed_missing_and_returned_images_are_told_apart(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    assert look(catalog, photos, *work) == Discovery(new=3, ignored=1)
+    finish(catalog)
+    (photos / "a.jpg").write_bytes(b"other bytes")
+    (photos / "b.png").rename(photos / "z.png")
+    assert look(catalog, photos, *work) == Discovery(new=1, changed=1, missing=1, unchanged=1, ignored=1)
+    assert statuses(catalog) == {"1923/c.jpg": "done", "a.jpg": "pending", "b.png": "missing", "z.png": "pending"}
+    (photos / "z.png").rename(photos / "b.png")
+    assert look(catalog, photos, *work) == Discovery(changed=1, missing=1, unchanged=2, ignored=1)
+    assert statuses(catalog)["b.png"] == "pending"
+
+
+def test_an_unchanged_collection_costs_no_write(catalog: Catalog, photos: Path, work: tuple[int, int]) -> None:
+    look(catalog, photos, *work)
+    finish(catalog)
+    written: list[str] = []
+    event.listen(
+        catalog.engine,
+        "before_cursor_execute",
+        lambda *args: written.append(args[2]) if args[2].startswith(("INSERT", "DELETE")) else None,
+    )
+    assert look(catalog, photos, *work) == Discovery(unchanged=3, ignored=1)
+    assert written == []
+
+
+def test_what_an_unreadable_directory_hides_is_not_taken_for_missing(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    look(catalog, photos, *work)
+    finish(catalog)
+
+    class Closed(Folder):
+        def list(self, prefix: str = "", start_after: str | None = None) -> Iterator[list[Entry | ListingProblem]]:
+            for page in super().list(prefix, start_after):
+                yield [
+                    ListingProblem("1923/", "permission denied") if entry.key.startswith("1923/") else entry
+                    for entry in page
+                ]
+
+    found = discover(catalog, Closed(photos), Filter(), work[1], work[0], "recipe")
+    assert found == Discovery(unchanged=3, ignored=1, unlisted=1)
+    assert statuses(catalog)["1923/c.jpg"] == "done"
+
+
+def test_excluded_images_leave_the_collection(catalog: Catalog, photos: Path, work: tuple[int, int]) -> None:
+    look(catalog, photos, *work)
+    finish(catalog)
+    narrowed = Filter(include=("*.jpg",), exclude=("1923/**",))
+    found = discover(catalog, Folder(photos), narrowed, work[1], work[0], "recipe")
+    assert found == Discovery(missing=2, unchanged=1, ignored=3)
