@@ -141,6 +141,8 @@ class ModelSpec:
     what `preprocess` gives and returns: for EMBED (N, dimension) float32, not normalised; for RESTORE the picture in the
     normalisation of the input, `scale` times as large; for DESCRIBE what `interpret` reads; a detector defines its own.
     `official` turns a released checkpoint as loaded (nesting, prefixes, optimiser state) into the network's state dict.
+    `guide`, where a network's forward takes a second argument beside the crops, makes it from their five landmarks
+    (N, 5, 2) in crop pixels.
     """
 
     name: str
@@ -157,6 +159,7 @@ class ModelSpec:
     interpret: Callable[[Any], dict[str, Estimate]] | None = None
     bundled: BundledWeights | None = None
     official: Callable[[Mapping[str, Any]], dict[str, Tensor]] = _as_is
+    guide: Callable[[Tensor], Tensor] | None = None
     notes: str = field(default="", compare=False)
 
     @property

@@ -10,11 +10,13 @@ from models.attributes.facexformer import FACEXFORMER
 from models.attributes.mini_xception import MINI_XCEPTION
 from models.recognition import elasticface, facenet, lightcnn, petalface, sface
 from models.recognition.dlib_resnet import DLIB_RESNET
+from models.restoration.dfdnet import DFDNET
 from models.restoration.real_esrgan import REAL_ESRGAN_X4PLUS
 from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
 from models.spec import ModelSpec
 
 SPECS: tuple[ModelSpec, ...] = (
+    DFDNET,
     DLIB_AGE,
     DLIB_GENDER,
     DLIB_RESNET,

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from models.checkpoint import load
+from models.checkpoint import load, unwrap
 from models.restoration.vq_autoencoder import GROUPS, Decoder, Encoder, Features, Quantised, VectorQuantiser
 from models.spec import CheckpointMismatch, Color, ModelSpec, Preprocess, Role, StateDict
 from models.template import FFHQ_512
@@ -144,10 +144,9 @@ def official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     The weights lie under `state_dict` with the prefix `vqvae.` (RestoreFormerPlusPlus), or under `params_ema` or `params`
     without one (GFPGAN). Losses' networks, the optimiser and the codebook's usage counter are left out.
     """
-    nested = next((checkpoint[key] for key in ("state_dict", "params_ema", "params") if key in checkpoint), checkpoint)
     return {
         key.removeprefix("vqvae."): value
-        for key, value in nested.items()
+        for key, value in unwrap(checkpoint, "state_dict", "params_ema", "params").items()
         if not key.startswith("loss.") and not key.endswith("quantize.utility_counter")
     }
 
