@@ -4,16 +4,11 @@ A version is known by the digest of its weights and carries tags; the weights th
 (`infra.weights`).
 """
 
-import logging
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-from sqlalchemy.engine import make_url
+from infra.mlflow_client import connect
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 DIGEST = "digest"
@@ -35,7 +30,7 @@ class Registry:
     """An open registry. The first opening of a new SQLite file creates MLflow's tables (about 1.3 s), later ones take 0.4 s."""
 
     def __init__(self, tracking_uri: str) -> None:
-        self._client = _open(tracking_uri)
+        self._client = connect(tracking_uri)
 
     def register(self, name: str, source: str, digest: str, tags: Mapping[str, str]) -> int:
         """Return the version of `name` with this digest; the first call creates it, later ones update its tags.
@@ -75,24 +70,3 @@ def _registered(version: Any, aliases: Mapping[str, int]) -> Registered:
     number = int(version.version)
     pointing = tuple(sorted(alias for alias, target in aliases.items() if target == number))
     return Registered(version.name, number, version.tags.get(DIGEST, ""), version.tags, pointing)
-
-
-def _open(tracking_uri: str) -> Any:
-    os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"  # read when mlflow is imported
-    from mlflow.tracking import MlflowClient  # noqa: PLC0415  takes 0.8 s: only those who need it pay
-
-    logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table migration
-    with _alone(tracking_uri):
-        return MlflowClient(tracking_uri=tracking_uri, registry_uri=tracking_uri)
-
-
-@contextmanager
-def _alone(tracking_uri: str) -> Iterator[None]:
-    """Keep other processes from creating the same SQLite tables at once: MLflow's migrations cannot bear it."""
-    if not tracking_uri.startswith("sqlite:///"):
-        yield
-        return
-    database = Path(make_url(tracking_uri).database or "")
-    database.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{database}.lock"):
-        yield

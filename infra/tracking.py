@@ -1,0 +1,95 @@
+"""Run tracking with MLflow: parameters, metrics and artifacts of one run, in a database and a folder, without a server."""
+
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from infra.mlflow_client import connect
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True)
+class Run:
+    """An open run. Names of artifacts are paths inside it, with their folders."""
+
+    run_id: str
+    _client: Any
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Log parameters, by their text. MLflow refuses another value for one that is logged already."""
+        from mlflow.entities import Param  # noqa: PLC0415
+
+        self._client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in values.items()])
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Log numbers at a step."""
+        from mlflow.entities import Metric  # noqa: PLC0415
+
+        now = time.time_ns() // 1_000_000
+        batch = [Metric(name, float(value), now, step) for name, value in values.items()]
+        self._client.log_batch(self.run_id, metrics=batch)
+
+    def text(self, content: str, name: str) -> None:
+        """Keep a text as a file."""
+        self.bytes(content.encode(), name)
+
+    def bytes(self, content: bytes, name: str) -> None:
+        """Keep bytes as a file."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, PurePosixPath(name).name)
+            path.write_bytes(content)
+            self.artifact(path, str(PurePosixPath(name).parent))
+
+    def artifact(self, path: Path, folder: str = ".") -> None:
+        """Keep a copy of a file in a folder of the run."""
+        self._client.log_artifact(self.run_id, str(path), None if folder == "." else folder)
+
+    def figure(self, figure: "Figure", name: str) -> None:
+        """Keep a matplotlib figure; the ending of its name tells the format."""
+        self._client.log_figure(self.run_id, figure, name)
+
+    def table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
+        """Keep a table, by column, that MLflow's page shows as one. The name ends in .json."""
+        self._client.log_table(self.run_id, dict(columns), name)
+
+
+@contextmanager
+def track(uri: str, artifacts: Path, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+    """Open a run called `name` in an experiment, which is created if needed, and close it with its true status.
+
+    FINISHED; FAILED after an exception; KILLED after an interrupt or exit. Its files lie under `artifacts`, unless `uri`
+    names a server, which has a place of its own for them.
+    """
+    client = connect(uri)
+    run_id = client.create_run(
+        _experiment(client, uri, artifacts, experiment), run_name=name, tags=dict(tags)
+    ).info.run_id
+    try:
+        yield Run(run_id, client)
+    except Exception:
+        client.set_terminated(run_id, "FAILED")
+        raise
+    except BaseException:
+        client.set_terminated(run_id, "KILLED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+
+
+def _experiment(client: Any, uri: str, artifacts: Path, name: str) -> str:
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+
+    if known := client.get_experiment_by_name(name):
+        return str(known.experiment_id)
+    location = None if uri.startswith(("http://", "https://")) else (artifacts.absolute() / name).as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=location))
+    except MlflowException:
+        if made_meanwhile := client.get_experiment_by_name(name):
+            return str(made_meanwhile.experiment_id)
+        raise
