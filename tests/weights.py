@@ -2,13 +2,15 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from filelock import FileLock
+from torch import nn
 
 from infra.wheels import WheelError
-from tasks.install import install
+from tasks.install import champion, install, load_network
 
 CACHE = Path(os.environ.get("VISAGE_TEST_CACHE", "~/.cache/visage-tests")).expanduser()
 
@@ -37,3 +39,9 @@ def tracking_uri(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     copy = tmp_path_factory.mktemp("registry") / "mlflow.db"
     shutil.copyfile(installed / "mlflow.db", copy)
     return f"sqlite:///{copy}"
+
+
+@pytest.fixture(scope="session")
+def bundled(weights_dir: Path, tracking_uri: str) -> Callable[[str], nn.Module]:
+    """Return a function that loads a bundled model's network with its real weights, by name."""
+    return lambda name: load_network(champion(name, weights_dir, tracking_uri))
