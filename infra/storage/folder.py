@@ -267,12 +267,10 @@ def _etag(status: os.stat_result) -> str:
 
 
 def _moment(nanoseconds: int) -> datetime:
-    earliest, latest = datetime.min.replace(tzinfo=UTC), datetime.max.replace(tzinfo=UTC)
-    epoch = datetime(1970, 1, 1, tzinfo=UTC)
     try:
-        return epoch + timedelta(microseconds=nanoseconds // 1000)
+        return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=nanoseconds // 1000)
     except OverflowError:  # file systems know times beyond the year 9999
-        return latest if nanoseconds > 0 else earliest
+        return (datetime.max if nanoseconds > 0 else datetime.min).replace(tzinfo=UTC)
 
 
 def _kind(status: os.stat_result) -> str:

@@ -1,0 +1,334 @@
+"""Decode: from an object's bytes to upright sRGB pixels, or a reason why not. Never anything else, whatever the bytes.
+
+Decode just enough: where a smaller picture will do, a JPEG is shrunk while it is decoded. Limits are kept before any pixel
+exists, by the header's word. A file that breaks off is a failure, never a picture with a grey half.
+"""
+
+import math
+import re
+from dataclasses import dataclass, field
+from datetime import datetime
+from io import BytesIO
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageFile
+from PIL.AvifImagePlugin import AvifImageFile
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from pillow_heif.as_plugin import HeifImageFile
+
+from tasks.color_profile import to_srgb
+from tasks.image_format import DecodeFailure, Format, Reason, check_complete, sniff
+
+__all__ = ["DecodeFailure", "DecodeLimits", "Format", "Photo", "Reason", "decode"]
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """What a file may ask for. Far above any camera, far below what brings a machine down.
+
+    Pillow refuses TIFF, GIF and WebP above 179 megapixels by itself.
+    """
+
+    max_bytes: int = 200 * 2**20
+    max_megapixels: float = 200.0
+    max_side: int = 65_535
+    formats: frozenset[Format] = frozenset(Format)
+
+
+@dataclass(frozen=True, eq=False)
+class Photo:
+    """A decoded picture.
+
+    `pixels` (H, W, 3) uint8, sRGB, upright, writable. `width` and `height` are the original's, upright; `scale` >= 1 tells
+    how many original pixels one pixel spans: x_original = (x + 0.5) * scale - 0.5, to half a decoded pixel at the far
+    edges, where sizes are rounded. `mode` and `bits` describe the samples as stored: Pillow's mode, and bits per
+    channel where the format tells. `exif_time` is when the photograph was taken, with a time zone only if the camera wrote
+    one. `notes` name what was passed over: icc_ignored, exif_ignored, jpeg_extra_bytes, first_frame_only.
+    """
+
+    pixels: Pixels = field(repr=False)
+    scale: float
+    width: int
+    height: int
+    format: Format
+    mode: str
+    bits: int | None
+    exif_time: datetime | None
+    notes: tuple[str, ...]
+
+
+def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | None = None) -> Photo:
+    """Decode a picture so that its longer side has `long_side` pixels, or as many as there are if fewer or if None.
+
+    The EXIF orientation is applied exactly once. Grey, palette, 16-bit and CMYK become RGB, embedded colour profiles sRGB;
+    transparency is laid on white. Of animations and multi-page files the first picture counts. 16-bit samples are scaled;
+    32-bit and floating-point samples, which have no agreed white, are refused. Safe to call from threads.
+
+    Raises:
+        DecodeFailure: with the reason.
+    """
+    limits = limits or DecodeLimits()
+    if long_side is not None and long_side < 1:
+        raise ValueError(f"long_side must be at least 1, not {long_side}")
+    if ImageFile.LOAD_TRUNCATED_IMAGES:
+        raise RuntimeError(
+            "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: half pictures would pass as whole. Do not set it."
+        )
+    if len(data) > limits.max_bytes:
+        raise DecodeFailure(
+            Reason.TOO_LARGE, f"the file has {len(data):,} bytes, more than the {limits.max_bytes:,} allowed"
+        )
+    format = sniff(data)
+    if format not in limits.formats:
+        raise DecodeFailure(Reason.UNSUPPORTED_FORMAT, f"{format.upper()} pictures are switched off")
+    check_complete(data, format)
+    try:
+        return _decode(data, format, limits, long_side)
+    except DecodeFailure:
+        raise
+    except Exception as error:  # decoders raise whatever they like at broken files
+        raise _failure(error) from error
+
+
+_READERS: dict[Format, type[ImageFile.ImageFile]] = {
+    # Opened by name, not through Image.open: no guessing, no registration, no process-wide pixel limit.
+    Format.JPEG: JpegImageFile,
+    Format.PNG: PngImageFile,
+    Format.WEBP: WebPImageFile,
+    Format.TIFF: TiffImageFile,
+    Format.BMP: BmpImageFile,
+    Format.GIF: GifImageFile,
+    Format.HEIF: HeifImageFile,
+    Format.AVIF: AvifImageFile,
+}
+
+
+def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | None) -> Photo:
+    notes: list[str] = []
+    file = _READERS[format](BytesIO(data))
+    _check_size(file.size, limits)
+    mode, bits, profile = file.mode, _bits(file, data), file.info.get("icc_profile")
+    scale, shrink = max(max(file.size) / (long_side or math.inf), 1.0), 1
+    if isinstance(file, JpegImageFile):
+        shrink = next(n for n in (8, 4, 2, 1) if n <= scale)
+        raster = _jpeg_pixels(file, data, shrink, bool(profile), notes)
+    else:
+        if isinstance(file, TiffImageFile):
+            _check_tiff(file, len(data), limits)
+        file.load()
+        _check_size(file.size, limits)  # HEIF knows its true size only now
+        if getattr(file, "is_animated", False):
+            notes.append("first_frame_only")
+        raster = _eight_bits(file, bits)
+    width, height = file.size
+    orientation, exif_time = _exif(file, format, notes)
+    if isinstance(raster, Image.Image) or shrink < scale:
+        raster = _finish(raster, (width, height), scale, shrink, profile, notes)
+    if orientation > 4:
+        width, height = height, width
+    return Photo(_upright(raster, orientation), scale, width, height, format, mode, bits, exif_time, tuple(notes))
+
+
+def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
+    width, height = size
+    if width * height > limits.max_megapixels * 1e6:
+        raise DecodeFailure(
+            Reason.TOO_MANY_PIXELS,
+            f"{width:,} x {height:,} pixels are more than the {limits.max_megapixels:g} million allowed",
+        )
+    if max(width, height) > limits.max_side:
+        raise DecodeFailure(
+            Reason.TOO_MANY_PIXELS, f"{width:,} x {height:,} pixels: no side may have more than {limits.max_side:,}"
+        )
+
+
+def _check_tiff(file: TiffImageFile, length: int, limits: DecodeLimits) -> None:
+    """Refuse what the first directory of a TIFF gives away before decoding."""
+    tags = file.tag_v2
+    if tags.get(ExifTags.Base.NewSubfileType, 0) & 1 or ExifTags.Base.DNGVersion in tags:
+        raise DecodeFailure(
+            Reason.UNSUPPORTED_FORMAT,
+            "this is a camera's raw file with a small preview; develop it to JPEG or TIFF first",
+        )
+    _check_size((tags.get(ExifTags.Base.TileWidth, 1), tags.get(ExifTags.Base.TileLength, 1)), limits)
+    for offsets, counts in ((273, 279), (324, 325)):  # strips, tiles: where they lie and how long they are
+        ends = [offset + count for offset, count in zip(tags.get(offsets, ()), tags.get(counts, ()), strict=False)]
+        if max(ends, default=0) > length:
+            raise DecodeFailure(
+                Reason.TRUNCATED, f"the TIFF ends after {length:,} of {max(ends):,} bytes; upload or copy it again"
+            )
+
+
+# TurboJPEG's warnings that leave the pixels whole: bytes between two segments, and headers that some cameras write.
+_HARMLESS = re.compile(
+    r"\b\d{1,4} extraneous bytes before marker 0x(?!d[0-7])|unknown JFIF|Unknown Adobe color transform|Invalid SOS parameters"
+)
+
+
+def _jpeg_pixels(
+    header: JpegImageFile, data: bytes, shrink: int, has_profile: bool, notes: list[str]
+) -> Image.Image | Pixels:
+    """Decode a JPEG, shrunk by 1, 2, 4 or 8; RGB that needs no more colour work comes as an array.
+
+    Only these factors: for others TurboJPEG has no vector code, and 5/8 takes longer than the full picture (measured).
+    """
+    width, height = math.ceil(header.width / shrink), math.ceil(header.height / shrink)
+    colours = "CMYK" if header.mode == "CMYK" else "GRAY" if header.mode == "L" and has_profile else "RGB"
+    try:
+        pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height)
+    except ValueError as error:
+        if not _HARMLESS.search(str(error)):
+            raise
+        notes.append("jpeg_extra_bytes")
+        pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height, strict=False)
+    if pixels.shape[:2] != (height, width):
+        raise DecodeFailure(Reason.CORRUPT, f"the JPEG's header says {header.size} pixels, its picture has others")
+    if colours == "CMYK":
+        return Image.frombytes(
+            "CMYK", (width, height), (255 - pixels).tobytes()
+        )  # Adobe stores how much ink is missing
+    if has_profile:
+        return Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels)
+    return pixels
+
+
+def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
+    """Bring a decoded image to 8-bit L, RGB, RGBA or CMYK."""
+    mode = image.mode
+    if mode.startswith("I;16"):
+        samples = np.asarray(image).astype(np.uint32)
+        white = 2 ** (bits or 16) - 1
+        scaled = ((np.minimum(samples, white) * 255 + white // 2) // white).astype(np.uint8)
+        if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
+            scaled = 255 - scaled  # white is zero, which Pillow honours only in 8 bits
+        return Image.fromarray(scaled)
+    if mode in ("I", "F"):
+        raise DecodeFailure(
+            Reason.UNSUPPORTED_FORMAT,
+            f"{'32-bit integer' if mode == 'I' else 'floating-point'} samples have no agreed white; save it with 8 or 16 bits",
+        )
+    if image.has_transparency_data:
+        return image.convert("RGBA")
+    if mode in ("L", "RGB", "CMYK"):
+        return image
+    if mode in ("1", "P", "YCbCr", "RGBX"):
+        return image.convert("L" if mode == "1" else "RGB")
+    raise DecodeFailure(Reason.UNSUPPORTED_FORMAT, f"colours of the kind {mode} are not decoded; save it as RGB")
+
+
+def _finish(
+    raster: Image.Image | Pixels,
+    size: tuple[int, int],
+    scale: float,
+    shrink: int,
+    profile: bytes | None,
+    notes: list[str],
+) -> Pixels:
+    """Reduce by averaging areas, lay on white, and bring to sRGB. `size` is the original's, `shrink` what it lost already."""
+    image = raster if isinstance(raster, Image.Image) else Image.fromarray(raster)
+    if scale > shrink:
+        width, height = size
+        target = (max(round(width / scale), 1), max(round(height / scale), 1))
+        image = image.resize(target, Image.Resampling.BOX, box=(0, 0, width / shrink, height / shrink))
+    if image.mode == "RGBA":
+        white = Image.new("RGB", image.size, (255, 255, 255))
+        white.paste(image, mask=image)
+        image = white
+    if profile:
+        try:
+            return np.array(to_srgb(image, profile))
+        except ValueError:
+            notes.append("icc_ignored")
+    return np.array(image.convert("RGB"))
+
+
+def _upright(pixels: Pixels, orientation: int) -> Pixels:
+    """Apply an EXIF orientation, 1 to 8 (EXIF 2.32, table 6)."""
+    match orientation:
+        case 2:
+            pixels = pixels[:, ::-1]
+        case 3:
+            pixels = pixels[::-1, ::-1]
+        case 4:
+            pixels = pixels[::-1]
+        case 5:
+            pixels = pixels.swapaxes(0, 1)
+        case 6:
+            pixels = pixels[::-1].swapaxes(0, 1)
+        case 7:
+            pixels = pixels[::-1, ::-1].swapaxes(0, 1)
+        case 8:
+            pixels = pixels[:, ::-1].swapaxes(0, 1)
+    return np.ascontiguousarray(pixels)
+
+
+def _exif(file: Image.Image, format: Format, notes: list[str]) -> tuple[int, datetime | None]:
+    """Return the orientation that is still to be applied, and when the photograph was taken."""
+    try:
+        exif = file.getexif()
+        orientation, exif_time = exif.get(ExifTags.Base.Orientation, 1), _time(exif)
+    except Exception:  # whatever a parser raises at broken EXIF, the picture is fine
+        notes.append("exif_ignored")
+        return 1, None
+    if format in (Format.HEIF, Format.TIFF):  # libheif and Pillow's TIFF reader have turned the picture already
+        orientation = 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1, exif_time
+
+
+def _time(exif: Image.Exif) -> datetime | None:
+    taken, tags = exif.get_ifd(ExifTags.IFD.Exif), ExifTags.Base
+    for text, zone in (
+        (taken.get(tags.DateTimeOriginal), taken.get(tags.OffsetTimeOriginal)),
+        (taken.get(tags.DateTimeDigitized), taken.get(tags.OffsetTimeDigitized)),
+        (exif.get(tags.DateTime), taken.get(tags.OffsetTime)),
+    ):
+        for value, pattern in ((f"{text}{zone}", "%Y:%m:%d %H:%M:%S%z"), (str(text), "%Y:%m:%d %H:%M:%S")):
+            try:
+                return datetime.strptime(value.replace("\0", "").strip(), pattern)
+            except ValueError:  # absent, blank ("    :  :     ") or nonsense
+                continue
+    return None
+
+
+def _bits(file: Image.Image, data: bytes) -> int | None:
+    """Bits per channel as stored; None for AVIF, whose reader does not tell."""
+    match file:
+        case JpegImageFile():
+            return int(file.bits)
+        case PngImageFile():
+            return data[24]
+        case TiffImageFile():
+            return int(max(file.tag_v2.get(ExifTags.Base.BitsPerSample, (1,))))
+        case HeifImageFile():
+            return int(file.info.get("bit_depth", 8))
+        case AvifImageFile():
+            return None
+        case _:
+            return 8
+
+
+_BREAKS_OFF = re.compile(r"truncated|premature end|end of file|insufficient input|no more images", re.IGNORECASE)
+_FOREIGN = re.compile(r"unsupported|not (?:yet )?supported|cannot handle|not implemented|precision", re.IGNORECASE)
+
+
+def _failure(error: Exception) -> DecodeFailure:
+    """Say why a decoder gave up, by what it said."""
+    said = str(error) or type(error).__name__
+    if isinstance(error, Image.DecompressionBombError | MemoryError):
+        return DecodeFailure(Reason.TOO_MANY_PIXELS, f"the picture needs more memory than is allowed ({said})")
+    if _BREAKS_OFF.search(said):
+        return DecodeFailure(Reason.TRUNCATED, f"part of the picture is missing ({said}); upload or copy it again")
+    if _FOREIGN.search(said):
+        return DecodeFailure(
+            Reason.UNSUPPORTED_FORMAT, f"this variant is not decoded ({said}); save it as ordinary JPEG or PNG"
+        )
+    return DecodeFailure(Reason.CORRUPT, f"the file is damaged ({said}); look for another copy")

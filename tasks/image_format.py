@@ -1,0 +1,225 @@
+"""What a file is, by its first bytes and never by its name; and whether it is all there, before anything is decoded."""
+
+import re
+import struct
+import zlib
+from enum import StrEnum
+from typing import Literal
+
+
+class Format(StrEnum):
+    """The formats that are decoded."""
+
+    JPEG = "jpeg"
+    PNG = "png"
+    WEBP = "webp"
+    TIFF = "tiff"
+    BMP = "bmp"
+    GIF = "gif"
+    HEIF = "heif"
+    AVIF = "avif"
+
+
+class Reason(StrEnum):
+    """Why a file gives no picture."""
+
+    EMPTY = "empty"
+    TOO_LARGE = "too_large"
+    NOT_AN_IMAGE = "not_an_image"
+    UNSUPPORTED_FORMAT = "unsupported_format"
+    TOO_MANY_PIXELS = "too_many_pixels"
+    TRUNCATED = "truncated"
+    CORRUPT = "corrupt"
+
+
+class DecodeFailure(Exception):
+    """The file gives no picture. `reason` is for statistics, the message for people; it does not know the file's name."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(reason, message)
+        self.reason = reason
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+_SIGNATURES = {
+    Format.JPEG: re.compile(rb"\xff\xd8\xff"),
+    Format.PNG: re.compile(rb"\x89PNG\r\n\x1a\n"),
+    Format.GIF: re.compile(rb"GIF8[79]a"),
+    Format.TIFF: re.compile(rb"II[*+]\0|MM\0[*+]"),  # + is BigTIFF
+    Format.WEBP: re.compile(rb"RIFF....WEBP", re.DOTALL),
+    Format.BMP: re.compile(rb"BM....\0\0\0\0", re.DOTALL),  # the reserved field is always zero
+}
+_BRANDS = {
+    Format.AVIF: {b"avif", b"avis"},  # first, as these files may call themselves mif1 too
+    Format.HEIF: {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1"},
+}
+# What people keep beside photographs, so that a failure says what it is rather than what it is not.
+_OTHERS = (
+    (re.compile(rb"8BPS"), "a Photoshop file"),
+    (re.compile(rb"%PDF"), "a PDF"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "a JPEG 2000 picture"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL picture"),
+    (re.compile(rb"II\xbc"), "a JPEG XR picture"),
+    (re.compile(rb"\0\0\x01\0"), "an icon"),
+    (re.compile(rb"FUJIFILMCCD-RAW|IIRO|IIRS|IIU\0|....ftypcr[xX]", re.DOTALL), "a camera's raw file"),
+    (re.compile(rb"....ftyp|RIFF....AVI |\x1aE\xdf\xa3", re.DOTALL), "a film"),
+)
+
+
+def sniff(data: bytes) -> Format:
+    """Tell the format from the first bytes.
+
+    Raises:
+        DecodeFailure: EMPTY, UNSUPPORTED_FORMAT for pictures and documents that are known but not decoded, else NOT_AN_IMAGE.
+    """
+    if not data:
+        raise DecodeFailure(Reason.EMPTY, "the file is empty (0 bytes)")
+    for format, signature in _SIGNATURES.items():
+        if signature.match(data):
+            return format
+    brands = _brands(data)
+    for format, own in _BRANDS.items():
+        if brands & own:
+            return format
+    raise _unknown(data[:4096])
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """The brands of an ISO media file (ISO/IEC 14496-12, 4.3): major and compatible ones."""
+    if data[4:8] != b"ftyp":
+        return set()
+    box = data[: int.from_bytes(data[:4], "big")]
+    return {data[8:12]} | {box[at : at + 4] for at in range(16, min(len(box), 400), 4)}
+
+
+def _unknown(start: bytes) -> DecodeFailure:
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith(b"<") and (b"<html" in text or text.startswith(b"<!doctype html")):
+        return DecodeFailure(
+            Reason.NOT_AN_IMAGE, "this is a web page, not a picture (an error page saved by a download?)"
+        )
+    other = next((name for signature, name in _OTHERS if signature.match(start)), None)
+    if text.startswith(b"<") and b"<svg" in text:
+        other = "an SVG drawing"
+    if other is not None:
+        return DecodeFailure(
+            Reason.UNSUPPORTED_FORMAT, f"this is {other}, which is not decoded; convert it to JPEG or PNG"
+        )
+    if not start.strip(b"\0"):
+        return DecodeFailure(
+            Reason.NOT_AN_IMAGE, "the file begins with nothing but zeros (a copy that was never finished?)"
+        )
+    return DecodeFailure(Reason.NOT_AN_IMAGE, f"this is no picture: the file begins with {start[:8]!r}")
+
+
+def check_complete(data: bytes, format: Format) -> None:
+    """See by the container's own structure that the file was not cut off, where the format tells.
+
+    Decoders differ in how readily they fill what is missing with grey; this does not depend on them.
+
+    Raises:
+        DecodeFailure: TRUNCATED or CORRUPT.
+    """
+    match format:
+        case Format.JPEG:
+            _check_jpeg(data)
+        case Format.PNG:
+            _check_png(data)
+        case Format.WEBP:
+            _require(data, int.from_bytes(data[4:8], "little") + 8)
+        case Format.HEIF | Format.AVIF:
+            _check_boxes(data)
+        case Format.TIFF:
+            _check_tiff(data)
+        case Format.GIF | Format.BMP:
+            pass  # their decoders refuse a file that ends early
+
+
+def _require(data: bytes, size: int) -> None:
+    if size > len(data):
+        raise DecodeFailure(
+            Reason.TRUNCATED, f"the file ends after {len(data):,} of {size:,} bytes; upload or copy it again"
+        )
+
+
+def _broken_off(data: bytes, name: str) -> DecodeFailure:
+    return DecodeFailure(
+        Reason.TRUNCATED,
+        f"the {name} breaks off after {len(data):,} bytes, before its end mark; upload or copy it again",
+    )
+
+
+MAX_SCANS = 100  # a progressive JPEG has about ten; thousands of tiny ones keep a decoder busy for hours
+_JPEG_MARKER = re.compile(
+    rb"\xff+([^\x00\xff\x01\xd0-\xd8])", re.DOTALL
+)  # TEM, RSTn and SOI stand alone, without length
+
+
+def _check_jpeg(data: bytes) -> None:
+    """Walk from marker to marker (ITU-T T.81, B.1.1) to the end-of-image marker."""
+    at, scans = 2, 0
+    while found := _JPEG_MARKER.search(data, at):
+        marker = found[1]
+        if marker == b"\xd9":
+            if not scans:
+                raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
+            return
+        scans += marker == b"\xda"
+        if scans > MAX_SCANS:
+            raise DecodeFailure(
+                Reason.CORRUPT, f"the JPEG has more than {MAX_SCANS} scans, as no camera or editor writes"
+            )
+        at = found.end() + max(int.from_bytes(data[found.end() : found.end() + 2], "big"), 2)
+    raise _broken_off(data, "JPEG")
+
+
+def _check_png(data: bytes) -> None:
+    """Walk the chunks to IEND, with the checksums of those that matter to the pixels (PNG specification, 5.3)."""
+    at = 8
+    while at + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        _require(data, end)
+        critical = not kind[0] & 0x20
+        if critical and zlib.crc32(memoryview(data)[at + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            raise DecodeFailure(
+                Reason.CORRUPT, f"the PNG's {kind.decode('latin-1')!r} chunk does not match its checksum"
+            )
+        if kind == b"IEND":
+            return
+        at = end
+    raise _broken_off(data, "PNG")
+
+
+def _check_boxes(data: bytes) -> None:
+    """Walk the top-level boxes of an ISO media file (ISO/IEC 14496-12, 4.2). Some cameras append what is no box."""
+    at = 0
+    while at + 8 <= len(data) and data[at + 4 : at + 8] in (
+        b"ftyp",
+        b"meta",
+        b"mdat",
+        b"moov",
+        b"free",
+        b"skip",
+        b"uuid",
+    ):
+        size = int.from_bytes(data[at : at + 4], "big")
+        if size == 1:
+            size = int.from_bytes(data[at + 8 : at + 16], "big")
+        if size == 0:  # to the end of the file
+            return
+        _require(data, at + size)
+        at += max(size, 8)
+
+
+def _check_tiff(data: bytes) -> None:
+    """Require the whole first directory (TIFF 6.0, section 2; BigTIFF has wider fields); it often is at the end."""
+    order: Literal["little", "big"] = "little" if data[:2] == b"II" else "big"
+    big = b"+" in data[2:4]
+    pointer, counter, entry = (slice(8, 16), 8, 20) if big else (slice(4, 8), 2, 12)
+    start = int.from_bytes(data[pointer], order) + counter
+    _require(data, max(start, pointer.stop))
+    _require(data, start + entry * int.from_bytes(data[start - counter : start], order))

@@ -1,0 +1,370 @@
+"""Whatever the bytes: upright sRGB pixels of a whole picture, or a reason why not."""
+
+import pickle
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from PIL import Image, ImageFile
+
+from infra.storage import Entry, Filter, Folder
+from tasks.decode import DecodeFailure, DecodeLimits, Format, Photo, Reason, decode
+from tests.hostile import PROCESSED, Expectation, Outcome, hostile_files, make_hostile_folder, rgb_16_bit_png
+from tests.photographs import cmyk_profile, encode, exif, photograph, rgb_profile, save, scene
+from tests.reference import shared
+
+PICTURE = scene(96, 64)
+TOLERANCE = {"JPEG": 4, "HEIF": 6, "AVIF": 60, "GIF": 12}  # grey levels; AVIF halves the resolution of colour
+TURNABLE = ("JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF")
+
+
+def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
+    assert a.shape == b.shape
+    return int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max())
+
+
+def outcome(data: bytes, limits: DecodeLimits | None = None) -> Photo | Reason:
+    try:
+        return decode(data, limits)
+    except DecodeFailure as failure:
+        assert str(failure)
+        return failure.reason
+
+
+# What comes out
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "HEIF", "AVIF"])
+def test_every_format_gives_the_picture(format: str) -> None:
+    photo = decode(encode(PICTURE, format))
+    assert difference(photo.pixels, PICTURE) <= TOLERANCE.get(format, 0)
+    assert photo.pixels.dtype == np.uint8
+    assert photo.pixels.flags.writeable
+    assert photo.pixels.flags.c_contiguous
+    assert (photo.width, photo.height, photo.scale, photo.notes) == (96, 64, 1.0, ())
+    assert photo.format == Format(format.lower())
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", TURNABLE)
+def test_orientation_is_applied_exactly_once(format: str, orientation: int) -> None:
+    photo = decode(encode(PICTURE, format, orientation))
+    assert (photo.width, photo.height) == (96, 64)
+    assert difference(photo.pixels, PICTURE) <= TOLERANCE.get(format, 0)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("format", TURNABLE)
+def test_orientation_is_applied_exactly_once_to_a_reduced_picture(format: str, orientation: int) -> None:
+    picture = scene(300, 200)
+    photo = decode(encode(picture, format, orientation), long_side=60)
+    assert (photo.width, photo.height, photo.scale) == (300, 200, 5.0)
+    assert photo.pixels.shape == (40, 60, 3)
+    expected = np.array(Image.fromarray(picture).resize((60, 40), Image.Resampling.BOX))
+    assert np.abs(photo.pixels.astype(int) - expected).mean() < 3
+
+
+def test_real_photographs_come_out_as_pillow_decodes_them() -> None:
+    for path in sorted(shared("data/photos").iterdir()):
+        photo = decode(path.read_bytes())
+        if not {"icc_ignored"} & set(photo.notes) and not Image.open(path).info.get("icc_profile"):
+            assert difference(photo.pixels, photograph(path)) <= 2, path.name
+
+
+@pytest.mark.property
+@given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 400), st.sampled_from(["JPEG", "PNG"]))
+@settings(max_examples=60)
+def test_long_side_is_what_was_asked_for_and_never_more_than_there_is(
+    w: int, h: int, long_side: int, format: str
+) -> None:
+    photo = decode(encode(np.full((h, w, 3), 90, np.uint8), format), long_side=long_side)
+    height, width, _ = photo.pixels.shape
+    assert max(height, width) == min(long_side, max(w, h))
+    assert photo.scale == max(max(w, h) / long_side, 1)
+    assert abs(width - w / photo.scale) <= 1
+    assert abs(height - h / photo.scale) <= 1
+    assert (photo.width, photo.height) == (w, h)
+    assert difference(photo.pixels, np.full_like(photo.pixels, 90)) <= 1
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG"])
+@pytest.mark.parametrize("long_side", [999, 640, 500, 313, 200, 125, 100])
+def test_scale_leads_back_to_the_place_in_the_original(format: str, long_side: int) -> None:
+    picture = np.zeros((601, 999, 3), np.uint8)
+    places = [(40, 30), (500, 300), (980, 590), (20, 580)]
+    for x, y in places:
+        picture[y - 8 : y + 9, x - 8 : x + 9] = 255
+    photo = decode(encode(picture, format), long_side=long_side)
+    for x, y in places:
+        window = np.zeros(photo.pixels.shape[:2])
+        top, left = int((y - 25) / photo.scale), int((x - 25) / photo.scale)
+        rows, columns = (
+            slice(max(top, 0), int((y + 25) / photo.scale) + 1),
+            slice(max(left, 0), int((x + 25) / photo.scale) + 1),
+        )
+        window[rows, columns] = photo.pixels[rows, columns, 1]
+        cy, cx = np.indices(window.shape)
+        found = [(float((axis * window).sum() / window.sum()) + 0.5) * photo.scale - 0.5 for axis in (cx, cy)]
+        assert np.abs(np.subtract(found, (x, y))).max() <= photo.scale / 2 + 0.25
+
+
+def test_shrunk_jpeg_looks_like_the_reduced_full_picture() -> None:
+    path = shared("data/photos/biden.jpg")
+    for long_side in (1000, 640, 400, 200):
+        reduced = decode(path.read_bytes(), long_side=long_side)
+        full = Image.fromarray(decode(path.read_bytes()).pixels)
+        expected = full.resize(reduced.pixels.shape[1::-1], Image.Resampling.BOX)
+        assert np.abs(reduced.pixels.astype(int) - np.array(expected)).mean() < 1.5
+
+
+def test_samples_of_16_bits_are_scaled_not_clipped() -> None:
+    ramp = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16)
+    for format in ("PNG", "TIFF"):
+        photo = decode(save(Image.fromarray(ramp), format))
+        assert photo.pixels[..., 0].ravel().tolist() == list(range(256))
+        assert (photo.mode, photo.bits) == ("I;16", 16)
+    rgb = decode(rgb_16_bit_png(PICTURE.astype(np.uint16) * 257))
+    assert difference(rgb.pixels, PICTURE) == 0
+    assert rgb.bits == 16
+
+
+def test_white_is_zero_is_honoured_at_every_depth() -> None:
+    for samples in (np.uint8, np.uint16):
+        tiff = save(Image.fromarray(np.zeros((8, 8), samples)), "TIFF")
+        entry = b"\x06\x01\x03\x00\x01\x00\x00\x00"  # PhotometricInterpretation, one short
+        at = tiff.index(entry) + len(entry)
+        assert decode(tiff).pixels.max() == 0
+        assert decode(tiff[:at] + b"\0\0" + tiff[at + 2 :]).pixels.min() == 255
+
+
+def test_transparency_is_laid_on_white() -> None:
+    alpha = np.dstack([PICTURE, np.zeros(PICTURE.shape[:2], np.uint8)])
+    alpha[:, 48:, 3] = 255
+    for format in ("PNG", "WEBP", "TIFF"):
+        photo = decode(save(Image.fromarray(alpha), format, **({"lossless": True} if format == "WEBP" else {})))
+        assert photo.pixels[:, :48].min() == 255
+        assert difference(photo.pixels[:, 48:], PICTURE[:, 48:]) == 0
+    grey = decode(save(Image.fromarray(np.zeros((8, 8), np.uint8)), "PNG", transparency=0))
+    assert grey.pixels.min() == 255
+    reduced = decode(save(Image.fromarray(alpha), "PNG"), long_side=24)
+    assert reduced.pixels[:, :12].min() == 255  # nothing of the colours behind the clear part bleeds in
+
+
+def test_inks_become_colours_as_pillow_and_adobe_mean_them() -> None:
+    cmyk = Image.fromarray(PICTURE).convert("CMYK")
+    for format, options in (("JPEG", {"quality": 95}), ("TIFF", {})):
+        photo = decode(save(cmyk, format, **options))
+        assert difference(photo.pixels, PICTURE) <= 6
+        assert photo.mode == "CMYK"
+
+
+def test_profile_of_inks_is_followed() -> None:
+    all_ink = Image.new("CMYK", (8, 8), (255, 255, 255, 255))
+    assert decode(save(all_ink, "JPEG")).pixels.max() == 0
+    photo = decode(save(all_ink, "JPEG", icc_profile=cmyk_profile()))
+    assert photo.pixels.min() > 30  # its inks are weak
+    assert photo.notes == ()
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF"])
+def test_wide_colours_become_srgb(format: str) -> None:
+    photo = decode(encode(np.full((32, 32, 3), (200, 120, 80), np.uint8), format, icc_profile=rgb_profile()))
+    # By hand: gamma 2.2, Display P3 to sRGB (CSS Color 4, 10.6), sRGB's curve.
+    linear = np.power(np.array([200, 120, 80]) / 255, 2.2)
+    matrix = [[1.2249402, -0.2249402, 0], [-0.0420570, 1.0420570, 0], [-0.0196376, -0.0786361, 1.0982736]]
+    srgb = np.array(matrix) @ linear
+    expected = 255 * np.where(srgb <= 0.0031308, 12.92 * srgb, 1.055 * np.power(srgb, 1 / 2.4) - 0.055)
+    assert np.abs(photo.pixels[16, 16] - expected).max() < 4
+    assert np.abs(photo.pixels[16, 16].astype(int) - (200, 120, 80)).max() > 8
+    assert photo.notes == ()
+
+
+def test_broken_profile_is_noted_and_the_picture_kept() -> None:
+    photo = decode(encode(PICTURE, icc_profile=b"rubbish"))
+    assert photo.notes == ("icc_ignored",)
+    assert difference(photo.pixels, PICTURE) <= 4
+    grey = decode(save(Image.fromarray(PICTURE[..., 0]), "JPEG", icc_profile=rgb_profile()))
+    assert grey.notes == ("icc_ignored",)
+
+
+@pytest.mark.parametrize("format", TURNABLE)
+def test_time_of_the_photograph_is_read(format: str) -> None:
+    naive = decode(encode(PICTURE, format, exif=exif(taken="2024:05:17 18:30:00"))).exif_time
+    assert naive == datetime(2024, 5, 17, 18, 30)
+    zoned = decode(encode(PICTURE, format, exif=exif(taken="2024:05:17 18:30:00", zone="+02:00"))).exif_time
+    assert zoned == datetime(2024, 5, 17, 18, 30, tzinfo=timezone(timedelta(hours=2)))
+    for nonsense in ("    :  :     :  :  ", "0000:00:00 00:00:00", "yesterday"):
+        assert decode(encode(PICTURE, format, exif=exif(taken=nonsense))).exif_time is None
+
+
+# What is refused
+
+
+def test_every_hostile_file_meets_its_expectation() -> None:
+    wrong = {}
+    for name, data, reason in hostile_files():
+        result = outcome(data)
+        got = result.value if isinstance(result, Reason) else None
+        if got != reason:
+            wrong[name] = f"{got} instead of {reason}"
+    assert wrong == {}
+
+
+def test_hostile_folder_is_listed_as_expected(tmp_path: Path) -> None:
+    expected = make_hostile_folder(tmp_path / "hostile")
+    folder, wanted = Folder(tmp_path / "hostile"), Filter()
+    seen = {}
+    for page in folder.list():
+        for entry in page:
+            if not isinstance(entry, Entry):
+                seen[entry.key] = Expectation(Outcome.UNLISTABLE)
+            elif not wanted(entry.key):
+                seen[entry.key] = Expectation(Outcome.IGNORED)
+            else:
+                try:
+                    decode(folder.read(entry.key, 10**9, entry.etag).data, long_side=640)
+                    seen[entry.key] = PROCESSED
+                except DecodeFailure as failure:
+                    seen[entry.key] = Expectation(Outcome.FAILED, failure.reason.value)
+    assert seen == {key: value for key, value in expected.items() if value.outcome is not Outcome.ABSENT}
+    assert len(expected) > 45
+
+
+def test_limits_are_kept_by_the_headers_word() -> None:
+    data = encode(PICTURE)
+    assert outcome(data, DecodeLimits(max_bytes=len(data) - 1)) is Reason.TOO_LARGE
+    assert outcome(data, DecodeLimits(max_megapixels=0.006)) is Reason.TOO_MANY_PIXELS
+    assert outcome(data, DecodeLimits(max_side=95)) is Reason.TOO_MANY_PIXELS
+    assert outcome(data, DecodeLimits(formats=frozenset({Format.PNG}))) is Reason.UNSUPPORTED_FORMAT
+    assert isinstance(outcome(data, DecodeLimits(len(data), 0.0062, 96)), Photo)
+
+
+MEASURE = """
+import resource, sys
+from tasks.decode import DecodeFailure, decode
+from tests.hostile import hostile_files
+files = [(name, data) for name, data, _ in hostile_files() if name.startswith(("bomb", "text-bomb"))]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for name, data in files:
+    try:
+        decode(data)
+        sys.exit(f"{name} was decoded")
+    except DecodeFailure:
+        pass
+print(len(files), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+
+
+def test_bombs_take_no_memory() -> None:
+    done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
+    count, megabytes = map(int, done.stdout.split())
+    assert count >= 5
+    assert megabytes < 30
+
+
+@cache
+def samples() -> list[tuple[str, bytes, NDArray[np.uint8]]]:
+    """One small valid file of every kind that has a decoder path of its own, with its pixels."""
+    rgb = Image.fromarray(scene(40, 30))
+    files = {
+        "jpeg": save(rgb, "JPEG"),
+        "progressive": save(rgb, "JPEG", progressive=True),
+        "restarts": save(rgb, "JPEG", restart_marker_blocks=1),
+        "cmyk jpeg": save(rgb.convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
+        "jpeg with profile and exif": save(rgb, "JPEG", icc_profile=rgb_profile(), exif=exif(6, "2024:05:17 18:30:00")),
+        "png": save(rgb, "PNG", exif=exif(3)),
+        "palette png": save(rgb.quantize(8), "PNG", transparency=1),
+        "webp": save(rgb, "WEBP", exif=exif(6)),
+        "lossless webp": save(rgb, "WEBP", lossless=True),
+        "animated webp": save(rgb, "WEBP", save_all=True, append_images=[rgb.rotate(180)]),
+        "gif": save(rgb, "GIF"),
+        "bmp": save(rgb, "BMP"),
+        "palette bmp": save(rgb.quantize(8), "BMP"),
+        "tiff": save(rgb, "TIFF", exif=exif(6)),
+        "lzw tiff": save(rgb, "TIFF", compression="tiff_lzw"),
+        "jpeg tiff": save(rgb, "TIFF", compression="jpeg"),
+        "heif": save(rgb, "HEIF", exif=exif(6)),
+        "avif": save(rgb, "AVIF", exif=exif(6)),
+    }
+    return [(name, data, decode(data).pixels) for name, data in files.items()]
+
+
+@pytest.mark.parametrize("kind", range(18))
+def test_a_file_cut_anywhere_never_passes_as_a_picture(kind: int) -> None:
+    name, data, pixels = samples()[kind]
+    for cut in {*range(0, len(data), max(len(data) // 60, 1)), *range(max(len(data) - 12, 0), len(data))}:
+        result = outcome(data[:cut])
+        if isinstance(result, Photo):  # only what follows the picture was cut off
+            assert difference(result.pixels, pixels) == 0, f"{name} cut to {cut} of {len(data)} bytes"
+
+
+EDITS = st.lists(
+    st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=8), st.integers(0, 8)), min_size=1, max_size=6
+)
+
+
+@pytest.mark.property
+@given(st.integers(0, 17), EDITS, st.sampled_from([None, 16]))
+@settings(max_examples=400)
+def test_damaged_files_give_a_picture_or_a_reason_and_nothing_else(
+    kind: int, edits: list[tuple[float, bytes, int]], long_side: int | None
+) -> None:
+    damaged = bytearray(samples()[kind][1])
+    for place, inserted, removed in edits:
+        at = int(place * len(damaged))
+        damaged[at : at + removed] = inserted
+    try:
+        photo = decode(bytes(damaged), DecodeLimits(max_megapixels=1), long_side)
+    except DecodeFailure as failure:
+        assert isinstance(failure.reason, Reason)
+    else:
+        assert photo.pixels.ndim == 3
+
+
+@pytest.mark.property
+@given(
+    st.binary(max_size=200),
+    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"RIFF", b"BM"]),
+)
+def test_noise_is_a_reason(noise: bytes, start: bytes) -> None:
+    assert isinstance(outcome(start + noise), Reason)
+
+
+def test_threads_decode_as_one_does() -> None:
+    work = samples() * 6
+    with ThreadPoolExecutor(8) as threads:
+        photos = list(threads.map(lambda sample: decode(sample[1]), work))
+    for photo, (name, _, pixels) in zip(photos, work, strict=True):
+        assert difference(photo.pixels, pixels) == 0, name
+
+
+def test_leniency_switched_on_by_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    with pytest.raises(RuntimeError, match="LOAD_TRUNCATED_IMAGES"):
+        decode(encode(PICTURE))
+
+
+def test_pillows_own_pixel_limit_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    for format in ("JPEG", "PNG", "BMP", "HEIF", "AVIF"):
+        assert isinstance(outcome(encode(PICTURE, format)), Photo), format
+
+
+def test_failure_survives_the_way_between_processes() -> None:
+    with pytest.raises(DecodeFailure) as raised:
+        decode(b"")
+    again = pickle.loads(pickle.dumps(raised.value))
+    assert (again.reason, str(again)) == (Reason.EMPTY, str(raised.value))
+
+
+def test_long_side_of_nothing_is_the_callers_mistake() -> None:
+    with pytest.raises(ValueError, match="long_side"):
+        decode(encode(PICTURE), long_side=0)
