@@ -17,8 +17,8 @@ from torch import nn
 
 from infra import weights, wheels
 from infra.registry import CHAMPION, Registered, Registry
+from models import table
 from models.spec import BundledWeights, ModelSpec, Wheel
-from models.table import MODELS, spec
 from tasks.contract import contract, contract_content
 
 Progress = Callable[[str], None]
@@ -95,7 +95,7 @@ def champion(name: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
         KeyError: if no model of the table is called so.
         NotInstalled: if it has no champion, or the champion's weights are not on this machine.
     """
-    model = spec(name)
+    model = table.spec(name)
     found = Registry(tracking_uri).at(name, CHAMPION)
     if found is None:
         raise NotInstalled(f"{name} is not installed. Run 'visage models install'.")
@@ -109,9 +109,9 @@ def champions(weights_dir: Path, tracking_uri: str) -> list[ModelVersion]:
         NotInstalled: if the weights of one are not on this machine.
     """
     return [
-        _on_this_machine(MODELS[found.name], found, weights_dir)
+        _on_this_machine(table.MODELS[found.name], found, weights_dir)
         for found in Registry(tracking_uri).versions()
-        if CHAMPION in found.aliases and found.name in MODELS
+        if CHAMPION in found.aliases and found.name in table.MODELS
     ]
 
 
@@ -126,7 +126,7 @@ def load_network(version: ModelVersion) -> nn.Module:
 
 
 def _bundled(names: Sequence[str] | None) -> list[tuple[ModelSpec, BundledWeights]]:
-    chosen = list(MODELS.values()) if names is None else [spec(name) for name in names]
+    chosen = list(table.MODELS.values()) if names is None else [table.spec(name) for name in names]
     without = [model.name for model in chosen if model.bundled is None]
     if names is not None and without:
         raise ValueError(
