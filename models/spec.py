@@ -140,6 +140,8 @@ class ModelSpec:
     `build` returns the network in eval mode for a state dict in the network's own key names. The network's forward takes
     what `preprocess` gives and returns: for EMBED (N, dimension) float32, not normalised; for RESTORE the picture in the
     normalisation of the input, `scale` times as large; for DESCRIBE what `interpret` reads; a detector defines its own.
+    Where a model describes several attributes, its network's forward takes the names that are wanted as a second argument
+    (frozenset[str], all if None) and computes no others: sensitive attributes that are off are never estimated.
     `official` turns a released checkpoint as loaded (nesting, prefixes, optimiser state) into the network's state dict.
     `guide`, where a network's forward takes a second argument beside the crops, makes it from their five landmarks
     (N, 5, 2) in crop pixels.

@@ -1,5 +1,6 @@
 """What the attribute models' tests share: seeded checkpoints as released, taps, and the references' own words."""
 
+import csv
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,8 +23,19 @@ def goldens(model: str, file: str = "golden.npz") -> Mapping[str, np.ndarray]:
 
 def seeded_checkpoint(model: str, table: str = "state_dict.tsv") -> dict[str, dict[str, Tensor]]:
     """Return the seeded weights nested as in the released file: the first part of a key is the file's entry."""
+    return _nested(seeded().seeded_state_dict(shared(f"reference/{model}/{table}")))
+
+
+def empty_checkpoint(model: str, table: str) -> dict[str, dict[str, Tensor]]:
+    """Return a released file's keys and shapes, nested, with weights that say nothing: for tests of names alone."""
+    with shared(f"reference/{model}/{table}").open(newline="") as rows:
+        shapes = {row["key"]: row["shape"] for row in csv.DictReader(rows, delimiter="\t")}
+    return _nested({key: torch.empty([int(n) for n in shape.split(",") if n]) for key, shape in shapes.items()})
+
+
+def _nested(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     nested: dict[str, dict[str, Tensor]] = {}
-    for key, value in seeded().seeded_state_dict(shared(f"reference/{model}/{table}")).items():
+    for key, value in weights.items():
         entry, _, rest = key.partition(".")
         nested.setdefault(entry, {})[rest] = value
     return nested
