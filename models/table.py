@@ -3,11 +3,12 @@
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 
-from models.attributes import swinface
+from models.attributes import faceptor, swinface
 from models.attributes.dlib_age import DLIB_AGE
 from models.attributes.dlib_gender import DLIB_GENDER
 from models.attributes.facexformer import FACEXFORMER
 from models.attributes.mini_xception import MINI_XCEPTION
+from models.detection.mtcnn import MTCNN_SPEC
 from models.recognition import elasticface, facenet, lightcnn, petalface, sface
 from models.recognition.dlib_resnet import DLIB_RESNET
 from models.restoration.dfdnet import DFDNET
@@ -25,8 +26,10 @@ SPECS: tuple[ModelSpec, ...] = (
     *lightcnn.SPECS,
     *petalface.SPECS,
     *sface.SPECS,
+    *faceptor.SPECS,
     FACEXFORMER,
     MINI_XCEPTION,
+    MTCNN_SPEC,
     REAL_ESRGAN_X4PLUS,
     *swinface.SPECS,
     RESTOREFORMER,

@@ -1,0 +1,117 @@
+"""Area resizing of many windows of many photos, from summed-area tables.
+
+Crow, "Summed-Area Tables for Texture Mapping", SIGGRAPH 1984: once sums over all top-left rectangles are tabled, the mean of
+any rectangle costs four look-ups, whatever its size. An image pyramid and thousands of candidate windows share one table.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+# Rows summed per step of a two-level prefix sum: about the square root of a photo's height, so both levels have few steps.
+BLOCK = 32
+
+
+class PaddedPhotos:
+    """Photos (H, W, 3) uint8, each thought to lie in a border of `padding` pixels of the constant `grey`.
+
+    The border is never stored: means over rectangles that reach into it follow from how many pixels do. Tables are int32
+    (12 bytes a pixel); in photos above 8 megapixels they wrap around, which differences of two entries undo.
+    `extents` (photos, 2) int64 holds width and height with the border.
+    """
+
+    def __init__(self, photos: Sequence[Tensor], padding: Sequence[int], grey: int, device: torch.device) -> None:
+        self.sizes = [(photo.shape[0], photo.shape[1]) for photo in photos]
+        self.padding = list(padding)
+        self.grey = grey
+        lengths = [(height + 1) * (width + 1) for height, width in self.sizes]
+        offsets = [sum(lengths[:k]) for k in range(len(lengths))]
+        self._sums = torch.zeros(sum(lengths), 3, dtype=torch.int32, device=device)
+        self._tables = [
+            self._sums[offset : offset + length].view(height + 1, width + 1, 3)
+            for offset, length, (height, width) in zip(offsets, lengths, self.sizes, strict=True)
+        ]
+        for photo, table in zip(photos, self._tables, strict=True):
+            _fill(table, photo.to(device))
+        self._geometry = torch.tensor(
+            [
+                (height, width, pad, offset)
+                for (height, width), pad, offset in zip(self.sizes, padding, offsets, strict=True)
+            ],
+            device=device,
+        ).view(-1, 4)
+        self.extents = (self._geometry[:, :2] + 2 * self._geometry[:, 2:3]).flip(1)
+
+    def padded_size(self, photo: int) -> tuple[int, int]:
+        """Height and width of a photo with its border."""
+        height, width = self.sizes[photo]
+        return height + 2 * self.padding[photo], width + 2 * self.padding[photo]
+
+    def resized(self, photo: int, size: tuple[int, int], rows: range, columns: range) -> Tensor:
+        """Resize a padded photo to `size` (height, width) and return the part `rows` x `columns` of the result.
+
+        Float32 (rows, columns, 3), 0..255.
+        """
+        (top, bottom), (left, right) = (
+            _bins(torch.arange(part.start, part.stop, device=self._sums.device), padded, target)
+            for part, padded, target in zip((rows, columns), self.padded_size(photo), size, strict=True)
+        )
+        pad, (height, width), table = self.padding[photo], self.sizes[photo], self._tables[photo]
+        y0, y1 = (top - pad).clamp(0, height), (bottom - pad).clamp(0, height)
+        x0, x1 = (left - pad).clamp(0, width), (right - pad).clamp(0, width)
+        bands = table.index_select(0, y1) - table.index_select(0, y0)
+        sums = bands.index_select(1, x1) - bands.index_select(1, x0)
+        return self._means(
+            sums, (y1 - y0)[:, None] * (x1 - x0)[None, :], (bottom - top)[:, None] * (right - left)[None, :]
+        )
+
+    def windows(self, photos: Tensor, boxes: Tensor, size: int) -> Tensor:
+        """Resize windows of the padded photos to `size` x `size`: float32 (N, size, size, 3), 0..255.
+
+        `photos` (N,) are indices; `boxes` (N, 4) int64 x1, y1, x2, y2, half open, inside the padded photo and not empty.
+        """
+        height, width, pad, offset = self._geometry[photos].unbind(dim=1)
+        cells = torch.arange(size, device=boxes.device)
+        left, right = (edge + boxes[:, 0:1] for edge in _bins(cells, (boxes[:, 2] - boxes[:, 0])[:, None], size))
+        top, bottom = (edge + boxes[:, 1:2] for edge in _bins(cells, (boxes[:, 3] - boxes[:, 1])[:, None], size))
+        x0, x1 = (_clip(edge - pad[:, None], width) for edge in (left, right))
+        y0, y1 = (_clip(edge - pad[:, None], height) for edge in (top, bottom))
+
+        def corner(y: Tensor, x: Tensor) -> Tensor:
+            row = y * (width[:, None] + 1) + offset[:, None]
+            return self._sums.index_select(0, (row[:, :, None] + x[:, None, :]).view(-1)).view(-1, size, size, 3)
+
+        sums = corner(y1, x1).sub_(corner(y0, x1)).sub_(corner(y1, x0)).add_(corner(y0, x0))
+        return self._means(
+            sums,
+            (y1 - y0)[:, :, None] * (x1 - x0)[:, None, :],
+            (bottom - top)[:, :, None] * (right - left)[:, None, :],
+        )
+
+    def _means(self, sums: Tensor, inside: Tensor, whole: Tensor) -> Tensor:
+        if any(self.padding):
+            sums = sums + (self.grey * (whole - inside)).int()[..., None]
+        return sums.float() / whole.float()[..., None]
+
+
+def _fill(table: Tensor, photo: Tensor) -> None:
+    """Write the sums over all top-left rectangles into `table` (H+1, W+1, 3), whose first row and column are zero."""
+    rows = table[1:]
+    rows[:, 1:] = photo
+    torch.cumsum(rows, dim=1, out=rows)
+    # torch.cumsum over rows is 7 times slower on a CPU: it walks down one column at a time.
+    for k in range(1, BLOCK):
+        below = rows[k::BLOCK]
+        below += rows[k - 1 :: BLOCK][: len(below)]
+    for start in range(BLOCK, len(rows), BLOCK):
+        rows[start : start + BLOCK] += rows[start - 1]
+
+
+def _bins(cells: Tensor, length: int | Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Half-open source intervals that `cells` of an axis resized from `length` to `size` average over."""
+    return cells * length // size, -(-(cells + 1) * length // size)
+
+
+def _clip(edges: Tensor, limit: Tensor) -> Tensor:
+    return torch.minimum(edges.clamp_min(0), limit[:, None])
