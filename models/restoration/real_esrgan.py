@@ -33,8 +33,8 @@ SLOPE = 0.2  # of every LeakyReLU
 
 # The eyes come to lie 23.6 px apart, about the size below which a face needs restoration at all: nothing of it is thrown away.
 # Input of 64, 96, 128 px costs 0.9, 2.1, 3.9 s of one CPU core per face. Distance of dlib's descriptor from the untouched
-# photo's, four photos reduced to eyes 24 px apart: 0.347, 0.256, 0.233 (unrestored 0.231); to 12 px: 0.475, 0.476, 0.481 (0.464),
-# where larger inputs, being enlarged first, also show more artefacts.
+# photo's, four photos reduced to eyes 24 px apart: 0.347, 0.256, 0.233 (unrestored 0.231); to 12 px: 0.475, 0.476, 0.481
+# (0.464), where larger inputs, being enlarged first, also show more artefacts.
 FFHQ_96 = FFHQ_512.scaled("ffhq-96", 96)
 
 
