@@ -200,10 +200,25 @@ def _jpeg_oddities() -> Iterator[Case]:
     yield "12-bit.jpg", jpeg[: frame + 4] + b"\x0c" + jpeg[frame + 5 :], "unsupported_format"
     yield "no-tables.jpg", jpeg[:2] + jpeg[frame:], "corrupt"
     yield "no-scan.jpg", jpeg[:scan] + b"\xff\xd9", "corrupt"
+    yield "unusual-sampling.jpg", _unusual_sampling(), None
     restarts = encode(PICTURE, restart_marker_blocks=2)
     second = restarts.index(b"\xff\xd1")
     yield "restarts.jpg", restarts, None
     yield "part-missing.jpg", restarts[: second - 30] + restarts[second + 60 :], "truncated"
+
+
+def _unusual_sampling() -> bytes:
+    """A mid-grey JPEG of 96 x 64 pixels whose blue-difference is halved in one direction, its red-difference in both.
+
+    Every block is a zero DC difference and an end of block: 00 1010 for luma, 00 00 for chroma (T.81, tables K.3 to K.6).
+    """
+    jpeg = encode(np.full((64, 96, 3), 128, np.uint8))
+    frame, scan = jpeg.index(b"\xff\xc0"), jpeg.index(b"\xff\xda")
+    sampling = bytearray(jpeg[frame : frame + 19])
+    sampling[11], sampling[14], sampling[17] = 0x22, 0x21, 0x11
+    bits = ("001010" * 4 + "0000" * 3) * 24
+    coded = int(bits, 2).to_bytes(len(bits) // 8, "big")
+    return jpeg[:frame] + bytes(sampling) + jpeg[frame + 19 : scan + 14] + coded + b"\xff\xd9"
 
 
 def _names(path: Path) -> dict[str, Expectation]:

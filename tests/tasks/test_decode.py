@@ -120,6 +120,12 @@ def test_shrunk_jpeg_looks_like_the_reduced_full_picture() -> None:
         assert np.abs(reduced.pixels.astype(int) - np.array(expected)).mean() < 2.5
 
 
+def test_jpeg_beyond_turbojpeg_is_left_to_pillow() -> None:
+    data = {name: data for name, data, _ in hostile_files()}["unusual-sampling.jpg"]
+    for long_side, shape in ((None, (64, 96, 3)), (48, (32, 48, 3)), (30, (20, 30, 3))):
+        assert difference(decode(data, long_side=long_side).pixels, np.full(shape, 128, np.uint8)) <= 1
+
+
 def test_samples_of_16_bits_are_scaled_not_clipped() -> None:
     ramp = np.linspace(0, 65_535, 256).astype(np.uint16).reshape(16, 16)
     for format in ("PNG", "TIFF"):
