@@ -52,15 +52,8 @@ VARIANTS: Mapping[str, tuple[str, ...]] = {"base": _BASE, "full": _FULL, "layer-
 VALUES, MAPS, EMBEDDING = "values", "maps", "embedding"
 KINDS: Mapping[str, tuple[str, ...]] = {VALUES: ("age", "biattr", "affect"), MAPS: ("parsing", "align"), EMBEDDING: ()}
 
-EXPRESSION_LABELS = (
-    "neutral",
-    "happiness",
-    "sadness",
-    "surprise",
-    "fear",
-    "disgust",
-    "anger",
-)  # AffectNet's, in all tasks
+# AffectNet's order, in all tasks.
+EXPRESSION_LABELS = ("neutral", "happiness", "sadness", "surprise", "fear", "disgust", "anger")
 PARSING_LABELS = {
     # CelebAMask-HQ in Faceptor's own order; what it calls a person's right lies on the picture's left.
     "parsing_celebam": (
