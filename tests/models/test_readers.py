@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import os
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -9,11 +10,14 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import safetensors.torch
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from models.readers import dlib, keras, ncnn
+from models.readers.checkpoint import read_checkpoint
 from models.readers.onnx import read_initializers
 from models.spec import CheckpointMismatch
 
@@ -251,3 +255,57 @@ def test_keras_kernels_come_in_torch_s_order(tmp_path: Path) -> None:
     assert weights.keys() == {"conv2d_1.kernel", "separable_conv2d_1.depthwise_kernel", "batch_normalization_1.gamma"}
     assert weights["conv2d_1.kernel"][4, 1, 2, 0] == kernel[2, 0, 1, 4]
     assert weights["separable_conv2d_1.depthwise_kernel"][4, 0, 2, 1] == depthwise[2, 1, 4, 0]
+
+
+def test_checkpoint_in_several_files_is_read_together(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "epoch": 3}, tmp_path / "last.ckpt")
+    safetensors.torch.save_file({"bias": torch.zeros(2)}, tmp_path / "more.safetensors")
+    (tmp_path / "dictionary").mkdir()
+    np.save(tmp_path / "dictionary" / "nose.npy", np.arange(3))
+    found = read_checkpoint([tmp_path / "last.ckpt", tmp_path / "more.safetensors", tmp_path / "dictionary"])
+    assert found.keys() == {"state_dict", "epoch", "bias", "nose"}
+    assert found["state_dict"]["weight"].tolist() == [1, 1]
+    assert found["nose"].tolist() == [0, 1, 2]
+
+
+class Executed:
+    """Leaves a trace where it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.mkdir, (self.path,)
+
+
+def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path: Path) -> None:
+    torch.save({"weight": torch.ones(2), "hook": Executed(str(tmp_path / "trace"))}, tmp_path / "evil.pth")
+    with pytest.raises(CheckpointMismatch, match=r"evil\.pth holds more than tensors and plain values"):
+        read_checkpoint([tmp_path / "evil.pth"])
+    np.save(tmp_path / "evil.npy", np.array([Executed(str(tmp_path / "trace"))], dtype=object), allow_pickle=True)
+    with pytest.raises(CheckpointMismatch, match="cannot be read"):
+        read_checkpoint([tmp_path / "evil.npy"])
+    assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npy"])
+@pytest.mark.parametrize("cut", [0, 10, -20])
+def test_damaged_checkpoint_is_refused(tmp_path: Path, name: str, cut: int) -> None:
+    torch.save({"weight": torch.ones(200)}, tmp_path / "a.pth")
+    safetensors.torch.save_file({"weight": torch.ones(200)}, tmp_path / "a.safetensors")
+    np.save(tmp_path / "a.npy", np.ones(200))
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:cut])
+    with pytest.raises(CheckpointMismatch, match=r"Fetch it again"):
+        read_checkpoint([tmp_path / name])
+
+
+def test_checkpoint_without_entries_or_with_one_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    torch.save([torch.ones(2)], tmp_path / "list.pth")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointMismatch, match=r"list\.pth holds a list, not entries by name"):
+        read_checkpoint([tmp_path / "list.pth"])
+    with pytest.raises(CheckpointMismatch, match=r"a\.pth: weight came from another file already"):
+        read_checkpoint([tmp_path / "a.pth", tmp_path / "a.pth"])
+    with pytest.raises(CheckpointMismatch, match="holds nothing that could be weights"):
+        read_checkpoint([tmp_path / "empty"])
