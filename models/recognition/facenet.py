@@ -54,7 +54,7 @@ class Branches(nn.Module):
 
 
 class Residual(Branches):
-    """Inception-ResNet block: x + scale * conv1x1(branches), then ReLU (arXiv:1602.07261, Section 3.2 and figure 20).
+    """Inception-ResNet block: x + scale * conv1x1(branches), then ReLU (arXiv:1602.07261, Sections 3.2 and 3.3).
 
     (N, C, H, W) to the same. The 1x1 convolution has a bias and no norm; only the network's last block goes without ReLU.
     """

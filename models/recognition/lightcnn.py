@@ -45,12 +45,12 @@ def chain(**layers: nn.Module) -> nn.Sequential:
 
 
 def group(channels: int, out: int) -> nn.Sequential:
-    """Network in network: mix the channels at each pixel, then look around (Section III-B)."""
+    """Network in network: mix the channels at each pixel, then look around."""
     return chain(conv_a=mfm(channels, channels, 1), conv=mfm(channels, out))
 
 
 class ResBlock(nn.Module):
-    """Two MFM convolutions beside the identity, with nothing after the sum (Section III-B, figure 3). Keeps the shape."""
+    """Two MFM convolutions beside the identity, with nothing after the sum. Keeps the shape."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

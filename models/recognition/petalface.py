@@ -42,7 +42,7 @@ class AdaptedLinear(nn.Linear):
 
 
 class BlendedLinear(nn.Linear):
-    """A linear layer with two low-rank adapters, blended by image quality (arXiv:2412.07771, Section 3).
+    """A linear layer with two low-rank adapters, blended by image quality (arXiv:2412.07771).
 
     W x + b + (1 - alpha) Up Down x + alpha Up2 Down2 x: the second adapter serves the better images.
     x (..., inputs) to (..., outputs); `alpha` broadcasts against x. Fresh adapters change nothing.
@@ -243,7 +243,7 @@ class CNNIQA(nn.Module):
 class PETALface(Swin):
     """Swin with two adapters in every block, whose blend the quality network decides for each face.
 
-    alpha = 0.5 + (quality - threshold), not clamped (arXiv:2412.07771, Section 3; the released code).
+    alpha = 0.5 + (quality - threshold), not clamped (arXiv:2412.07771; the released code).
     """
 
     threshold: Tensor
