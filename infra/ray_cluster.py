@@ -1,0 +1,132 @@
+"""A Ray cluster for the length of a job: one of our own on this machine, or an existing one by its address."""
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn
+
+import psutil
+
+from infra.telemetry import silence
+
+PREFIX = "visage-ray-"
+# A block is what travels at once. With Ray's 128 MiB, blocks of crops fill the object store before a slow consumer can
+# hold their producer back: 1,500 images of 1 MB spilled 1.7 GB to disk where 16 MiB spilled nothing.
+BLOCK_BYTES = 16 * 2**20
+
+
+@contextmanager
+def connected(
+    address: str | None = None, cpus: int | None = None, object_store_bytes: int = 512 * 2**20
+) -> Iterator[None]:
+    """Be connected to the cluster at `address`, or without one to a local cluster that ends with the context.
+
+    The local one uses `cpus` processors (None: all) and at most `object_store_bytes` of shared memory for what travels
+    between actors; more is spilled to its temporary folder, which only this user can enter and which goes with it.
+    SIGTERM leaves the context as SystemExit would, unless a handler of the caller's own is in place.
+    """
+    silence()
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address is not None:
+        with _connection(address=address):
+            yield
+        return
+    _sweep()
+    _require_token()
+    # Right under the system's folder: Ray puts sockets in it, and their paths may have 107 characters.
+    with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
+        options = {"num_cpus": cpus, "object_store_memory": object_store_bytes, "include_dashboard": False}
+        with _connection(address="local", _temp_dir=f"{folder}/ray", **options):
+            yield
+
+
+def gpus() -> int:
+    """Count the GPUs of the cluster, which spares the driver the import of torch. To be asked while connected."""
+    import ray  # noqa: PLC0415
+
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
+def set_threads(count: int) -> None:
+    """Let torch compute with `count` threads in this process: Ray gives an actor only one (OMP_NUM_THREADS=1)."""
+    import torch  # noqa: PLC0415
+
+    torch.set_num_threads(count)
+
+
+@contextmanager
+def _connection(**options: Any) -> Iterator[None]:
+    """Connect, and disconnect (or end the local cluster) however the context is left."""
+    import ray  # noqa: PLC0415
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    try:
+        with _native_errors_muted():  # Ray's C++ side announces there that it will be quiet
+            ray.init(logging_level=logging.ERROR, log_to_driver=False, **options)
+        if in_main_thread:  # Ray's own handler would abort this process and leave its folder behind
+            signal.signal(signal.SIGTERM, on_terminate if callable(on_terminate) else _exit)
+        _configure_data()
+        yield
+    finally:
+        ray.shutdown()
+        if in_main_thread:
+            signal.signal(signal.SIGTERM, on_terminate)
+
+
+def _configure_data() -> None:
+    """Bound what travels at once, and keep the terminal ours: failures arrive as exceptions."""
+    import ray._private.worker  # noqa: PLC0415
+    import ray.data  # noqa: PLC0415
+
+    context = ray.data.DataContext.get_current()
+    context.target_max_block_size = BLOCK_BYTES
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for name in ("ray.data", "ray.data._internal.progress"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    # Ray has no setting for this: news of a worker's death goes to stdout, into the midst of our JSON.
+    ray._private.worker.print_to_stdstream = lambda *news, **options: None
+
+
+@contextmanager
+def _native_errors_muted() -> Iterator[None]:
+    sys.stderr.flush()
+    stderr, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+def _exit(number: int, frame: FrameType | None) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _require_token() -> None:
+    """Let local clusters refuse every client without this process's token: Ray listens on all interfaces, always.
+
+    One token for all of them, since Ray reads it only once in the life of a process.
+    """
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
+def _sweep() -> None:
+    """Remove what killed runs of this user have left: spilled objects are people's faces."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        pid = int(folder.name.removeprefix(PREFIX).split("-")[0])
+        if folder.stat().st_uid == os.getuid() and not psutil.pid_exists(pid):
+            shutil.rmtree(folder, ignore_errors=True)
