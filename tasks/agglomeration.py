@@ -21,7 +21,7 @@ Vectors = NDArray[np.float32]
 
 NOBODY = -1  # identity of a face that joined nobody and may not found
 EVIDENCE = 3  # pairs shown for a merge
-JOIN_PRIOR, PROPOSE_PRIOR = 1 / 200, 1 / 50  # by BCubed on LFW's crops, see tests/benchmarks/grouping.py
+JOIN_PRIOR, PROPOSE_PRIOR = 1 / 175, 1 / 50  # by BCubed on LFW's crops, see tests/benchmarks/grouping.py
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,8 @@ class Groups:
             self.photos[u].add(photo)
             if founds[row]:
                 self.members[u].append(row)
-        smallest = np.full(units, np.iinfo(np.int64).max)
-        np.minimum.at(smallest, self.unit, self.pool.ids)
-        self.keys = smallest.tolist()  # smallest face id: what breaks ties
+        self.keys = np.full(units, np.iinfo(np.int64).max)  # smallest face id: what breaks ties
+        np.minimum.at(self.keys, self.unit, self.pool.ids)
         self.links: list[set[int]] = [set() for _ in range(units)]
         self.apart: list[set[int]] = [set() for _ in range(units)]
         self.merges: list[Merge] = []
@@ -158,12 +157,15 @@ class Groups:
                 self.apart[first].add(second)
                 self.apart[second].add(first)
 
-    def neighbours(self, root: int) -> list[int]:
+    def neighbours(self, root: int) -> Ints:
         """Roots of the groups that this one is linked to, those of faces that may only join left out."""
-        self.links[root] = {self.root(unit) for unit in self.links[root]} - {root}
-        return sorted(other for other in self.links[root] if self.counts[other])
+        linked = {self.root(unit) for unit in self.links[root]} - {root}
+        self.links[root] = linked
+        others = np.fromiter(linked, dtype=np.int64, count=len(linked))
+        others.sort()
+        return others[self.counts[others] > 0]
 
-    def closeness(self, root: int, others: list[int]) -> Floats:
+    def closeness(self, root: int, others: Ints) -> Floats:
         return self.sums[others] @ self.sums[root] / (self.scales[others] * self.scales[root])
 
     def compatible(self, a: int, b: int) -> bool:
@@ -205,7 +207,7 @@ class Groups:
         evidence = tuple(
             (int(self.pool.ids[mine[i]]), int(self.pool.ids[yours[j]]), float(products[i, j])) for i, j in pairs
         )
-        return Merge(self.people[a], self.people[b], float(self.closeness(a, [b])[0]), evidence)
+        return Merge(self.people[a], self.people[b], float(self.closeness(a, np.array([b]))[0]), evidence)
 
     def best(self, root: int) -> list[int]:
         """Rows of the faces that stand for a group: highest quality first, then smallest id."""
@@ -220,28 +222,33 @@ def _scale(sums: Floats, counts: NDArray[np.int64]) -> Floats:
 
 
 def agglomerate(groups: Groups, join: float) -> None:
-    """Join the closest compatible groups until none is close enough; ties go to the smallest face ids."""
+    """Join the closest compatible groups until none is close enough; ties go to the smallest face ids.
+
+    The heap holds the best partner of every group as it was when the group last changed, so a pair stands there under the
+    name of whichever changed last; an entry whose partner has changed since is looked up anew.
+    """
     heap: list[tuple[float, int, int, int, int, int, int]] = []
 
-    def offer(a: int, others: list[int]) -> None:
-        closeness = groups.closeness(a, others)
-        for place in np.flatnonzero(closeness >= join).tolist():
-            first, second = sorted((a, others[place]), key=groups.keys.__getitem__)
-            keys = groups.keys[first], groups.keys[second]
-            versions = groups.versions[first], groups.versions[second]
-            heapq.heappush(heap, (-round(float(closeness[place]), 6), *keys, first, second, *versions))
+    def offer(a: int) -> None:
+        others = groups.neighbours(a)
+        closeness = np.round(groups.closeness(a, others), 6)  # beyond it lies the rounding of sums
+        near = np.flatnonzero(closeness >= join)
+        for place in near[np.lexsort((groups.keys[others[near]], -closeness[near]))].tolist():
+            b = int(others[place])
+            if groups.compatible(a, b) and not groups.both_settled(a, b):
+                low, high = sorted((int(groups.keys[a]), int(groups.keys[b])))
+                heapq.heappush(heap, (-closeness[place], low, high, a, b, groups.versions[a], groups.versions[b]))
+                return
 
-    roots = [u for u in range(len(groups.parents)) if groups.parents[u] == u and groups.counts[u]]
-    for a in roots:
-        offer(a, [b for b in groups.neighbours(a) if b > a])
+    for root in range(len(groups.parents)):
+        if groups.parents[root] == root and groups.counts[root]:
+            offer(root)
     while heap:
         *_, a, b, version_a, version_b = heapq.heappop(heap)
-        stale = groups.parents[a] != a or groups.parents[b] != b
-        if stale or (groups.versions[a], groups.versions[b]) != (version_a, version_b):
+        if groups.parents[a] != a or groups.versions[a] != version_a:
             continue
-        if groups.compatible(a, b) and not groups.both_settled(a, b):
-            united = groups.join(a, b)
-            offer(united, groups.neighbours(united))
+        alive = groups.parents[b] == b and groups.versions[b] == version_b
+        offer(groups.join(a, b) if alive else a)
 
 
 def adopt(groups: Groups, join: float) -> None:
@@ -253,8 +260,8 @@ def adopt(groups: Groups, join: float) -> None:
             others = groups.neighbours(groups.root(unit))
             similarities = groups.sums[others] @ groups.pool.embeddings[row] / groups.scales[others]
             offers += [
-                (-round(s, 6), int(groups.pool.ids[row]), groups.keys[o], unit, o)
-                for s, o in zip(similarities.tolist(), others, strict=True)
+                (-round(s, 6), int(groups.pool.ids[row]), int(groups.keys[o]), unit, o)
+                for s, o in zip(similarities.tolist(), others.tolist(), strict=True)
                 if s >= join
             ]
     for *_, unit, other in sorted(offers):

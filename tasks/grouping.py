@@ -124,7 +124,8 @@ def group(
     else; a pair with a face that is not at hand is ignored. Two `settled` identities (those that a person named or confirmed)
     are never merged, only proposed. New identities are numbered from `next_identity`, by their smallest face id.
     `neighbours` searches the exemplars; by default exactly, with numpy. Exemplars of people without any similar to a new face
-    may be left out.
+    may be left out. A first run is best given in portions of some thousand faces, whole photos each: time grows with the
+    square of how many new faces are one person.
 
     Raises:
         ValueError: for vectors that are not finite and of unit length, qualities outside 0..1, ids that are not unique, or
@@ -136,25 +137,23 @@ def group(
     if len(exemplars) and exemplars.identities.max() >= next_identity:
         raise ValueError(f"next_identity is {next_identity}, but identity {exemplars.identities.max()} exists")
     _check(faces, "new faces")
-    order = np.argsort(faces.ids)
-    new = faces.take(order)
     search = exact_neighbours(exemplars.faces.embeddings) if neighbours is None else neighbours
-    near_new, near_exemplars = _candidates(new, exemplars, policy, search)
+    near_new, near_exemplars = _candidates(faces, exemplars, policy, search)
     touched = np.union1d(
         exemplars.identities[near_exemplars[:, 1]],
         exemplars.identities[np.isin(exemplars.faces.ids, must_link)],
     )
     known = exemplars.take(np.flatnonzero(np.isin(exemplars.identities, touched)))
-    _check(known.faces.followed_by(new), "new faces and exemplars")
+    _check(known.faces.followed_by(faces), "new faces and exemplars")
 
-    groups = Groups(new, known, policy, frozenset(settled.tolist()))
+    groups = Groups(faces, known, policy, frozenset(settled.tolist()))
     unit_of_identity = np.searchsorted(touched, exemplars.identities[near_exemplars[:, 1]])
     groups.link(np.stack([near_exemplars[:, 0] + len(touched), unit_of_identity], axis=1))
     groups.link(near_new + len(touched))
     groups.constrain(must_link, cannot_link)
     agglomerate(groups, policy.join)
     adopt(groups, policy.join)
-    return _result(groups, order, next_identity)
+    return _result(groups, next_identity)
 
 
 def _candidates(new: Faces, exemplars: Exemplars, policy: Policy, search: Neighbours) -> tuple[Ints, Ints]:
@@ -163,13 +162,12 @@ def _candidates(new: Faces, exemplars: Exemplars, policy: Policy, search: Neighb
     similarities, rows = exact_neighbours(new.embeddings[founders])(new.embeddings, NEAREST + 1)
     face, place = np.nonzero(similarities >= policy.propose)
     among_new = np.stack([face, founders[rows[face, place]]], axis=1)
-    among_new = among_new[among_new[:, 0] != among_new[:, 1]]
     similarities, rows = search(new.embeddings, 2 * NEAREST)
     face, place = np.nonzero((similarities >= policy.propose) & (rows >= 0))
     return among_new, np.stack([face, rows[face, place]], axis=1)
 
 
-def _result(groups: Groups, order: Ints, next_identity: int) -> Grouping:
+def _result(groups: Groups, next_identity: int) -> Grouping:
     new = range(groups.known, len(groups.parents))
     founding = sorted(
         {r for r in map(groups.root, new) if groups.people[r] == NOBODY and groups.counts[r]},
@@ -177,8 +175,7 @@ def _result(groups: Groups, order: Ints, next_identity: int) -> Grouping:
     )
     for offset, root in enumerate(founding):
         groups.people[root] = next_identity + offset
-    identities = np.empty(len(order), dtype=np.int64)
-    identities[order] = [groups.people[groups.root(unit)] for unit in new]
+    identities = np.array([groups.people[groups.root(unit)] for unit in new], dtype=np.int64)
     grown = {
         r for r in range(len(groups.parents)) if groups.parents[r] == r and groups.versions[r] and groups.counts[r]
     }
@@ -212,7 +209,7 @@ def _proposals(groups: Groups, changed: list[int]) -> tuple[Merge, ...]:
     pairs: set[tuple[int, int]] = set()
     for root in changed:
         others = groups.neighbours(root)
-        ranked = sorted(zip((-groups.closeness(root, others)).tolist(), others, strict=True))
+        ranked = sorted(zip((-groups.closeness(root, others)).tolist(), others.tolist(), strict=True))
         for distance, other in ranked:
             if -distance < groups.policy.propose:
                 break

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from tasks.agglomeration import Groups
 from tasks.calibration import fit
 from tasks.grouping import (
     NOBODY,
@@ -99,6 +100,13 @@ def test_clear_people_are_found_whatever_the_order_of_arrival(nights: int, seed:
     for part in np.array_split(order, nights):
         catalogue.night(everyone.take(part))
     assert same_partition(catalogue.of(everyone), truth)
+
+
+def test_a_person_photographed_more_often_than_neighbours_are_looked_at_stays_one() -> None:
+    everyone, truth = people(count=3, each=300)
+    result = group(everyone, nobody(), POLICY, next_identity=0)
+    assert same_partition(result.identities, truth)
+    assert len(result.exemplars) == 3 * POLICY.exemplars
 
 
 def test_order_of_the_input_does_not_matter() -> None:
@@ -215,7 +223,7 @@ def test_settled_person_is_kept_when_a_machine_made_one_is_older() -> None:
 
 def test_chained_merges_all_name_the_identity_that_is_left() -> None:
     vectors = unit(np.ones((4, D)) + np.eye(D)[:4] * 0.1)
-    known = Exemplars(faces(vectors), np.array([5, 3, 8, 6]))
+    known = Exemplars(faces(vectors), np.array([8, 6, 5, 3]))
     result = group(faces(vectors[:1], first=10), known, POLICY, next_identity=9)
     assert [(merge.kept, merge.absorbed) for merge in result.merges] == [(3, 5), (3, 6), (3, 8)]
 
@@ -249,6 +257,14 @@ def test_poor_faces_do_not_pull_a_person_away() -> None:
     result = group(faces(halfway, first=10, quality=0.1), known, POLICY, next_identity=1)
     assert set(result.identities) == {0}
     assert result.exemplars.faces.ids.tolist() == [0]
+
+
+def test_poor_face_between_two_people_does_not_make_them_one() -> None:
+    a, b = np.eye(D)[:2]
+    known = Exemplars(faces(np.stack([a, b])), np.array([0, 1]))
+    result = group(faces((a + 0.9 * b)[None], first=10, quality=0.1), known, POLICY, next_identity=2)
+    assert result.identities.tolist() == [0]
+    assert not result.merges
 
 
 def test_two_poor_faces_of_one_photo_do_not_join_the_same_person() -> None:
@@ -332,7 +348,7 @@ def test_another_search_may_return_fewer_rows_and_any_order() -> None:
     def search(queries: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], Ints]:
         similarities, rows = (array[:, ::-1] for array in exact(queries, 5))
         nothing = np.full((len(queries), k - 5), -1)
-        return np.hstack([similarities, nothing.astype(np.float32)]), np.hstack([rows, nothing])
+        return np.hstack([similarities, -nothing.astype(np.float32)]), np.hstack([rows, nothing])
 
     fresh = everyone.take(np.flatnonzero(new))
     expected = group(fresh, known, POLICY, next_identity=10).identities
@@ -347,6 +363,16 @@ def test_exact_search_finds_the_nearest_in_every_block(monkeypatch: pytest.Monke
     assert np.allclose(np.sort(similarities)[:, ::-1], -np.sort(-queries @ vectors.T)[:, :4], atol=1e-6)
     assert np.allclose(np.take_along_axis(queries @ vectors.T, rows, axis=1), similarities, atol=1e-6)
     assert exact_neighbours(vectors[:2])(queries, 4)[1].shape == (33, 2)
+
+
+def test_closeness_is_the_geometric_mean_of_average_linkage_and_cosine_of_means() -> None:
+    random = np.random.default_rng(0)
+    left, right = unit(1 + random.normal(size=(4, D))), unit(1 + random.normal(size=(3, D)))
+    known = Exemplars(faces(left).followed_by(faces(right, first=4)), np.array([0] * 4 + [1] * 3))
+    groups = Groups(faces(np.empty((0, D))), known, POLICY, frozenset())
+    average = (left.astype(np.float64) @ right.T).mean()
+    cosine = unit(left.mean(axis=0)) @ unit(right.mean(axis=0))
+    assert groups.closeness(0, np.array([1])) == pytest.approx(np.sqrt(average * cosine), abs=1e-6)
 
 
 @given(st.integers(0, 10_000), st.integers(1, 12), st.floats(0.3, 1.2))
