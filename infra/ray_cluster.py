@@ -120,8 +120,10 @@ def _require_token() -> None:
 
     One token for all of them, since Ray reads it only once in the life of a process.
     """
-    os.environ["RAY_AUTH_MODE"] = "token"
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    if os.environ.get("RAY_AUTH_MODE") != "token":
+        # With no mode set, ray.init turns tokens on. A mode set here would come too late for a Ray that is imported.
+        os.environ.pop("RAY_AUTH_MODE", None)
 
 
 def _sweep() -> None:

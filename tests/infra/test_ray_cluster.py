@@ -17,7 +17,7 @@ MEMORY = 100 * 2**20
 
 PIPELINE = f"""
 import os
-import numpy as np
+import ray.data  # before `connected`, as a caller may
 from infra.ray_cluster import connected
 
 class Double:
@@ -28,7 +28,6 @@ class Double:
         yield {{"item": 2 * batch["item"]}}
 
 with connected(cpus=2, object_store_bytes={MEMORY}):
-    import ray.data
     ray.data.DataContext.get_current().max_errored_blocks = -1
     items = ray.data.from_items(list(range(6)), override_num_blocks=6)
     pool = ray.data.ActorPoolStrategy(size=1)
@@ -64,9 +63,9 @@ def left_behind() -> Path:
 @pytest.fixture(scope="module")
 def cluster(left_behind: Path) -> Iterator[str]:
     """The address of a local cluster that this process is connected to."""
-    with connected(cpus=2, object_store_bytes=MEMORY):
-        import ray  # noqa: PLC0415
+    import ray  # noqa: PLC0415 - before `connected`, as a caller may
 
+    with connected(cpus=2, object_store_bytes=MEMORY):
         yield ray.get_runtime_context().gcs_address
     assert not ray.is_initialized()
 
