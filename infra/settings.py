@@ -1,7 +1,6 @@
 """Settings: read once at the edge from VISAGE_* environment variables, validated, unknown ones refused."""
 
 import os
-from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -33,15 +32,21 @@ class Settings(BaseSettings):
     s3_region: str = Field("", description="Region; empty: the usual AWS places.")
     s3_access_key: str = Field("", description="Access key; empty: the usual AWS places.")
     s3_secret_key: SecretStr = Field(SecretStr(""), description="Secret key that goes with it.")
+    detect_model: str = Field("mtcnn", description="Model that finds the faces.")
+    embed_model: str = Field("dlib-resnet", description="Model that makes the embeddings.")
+    restore_model: str = Field("real-esrgan-x4plus", description="Model that restores faces; empty: none is restored.")
+    describe_models: tuple[str, ...] = Field(
+        ("mini-xception", "dlib-age", "dlib-gender"), description="Models that estimate attributes (a JSON list)."
+    )
     max_bytes: int = Field(200 * 2**20, ge=1, description="Largest object that is read.")
     max_megapixels: float = Field(200.0, gt=0, description="Largest picture that is decoded.")
     detect_long_side: int = Field(1280, ge=64, description="Photos are detected at about this size (pixels).")
 
-    @cached_property
+    @property
     def home_folder(self) -> Path:
         return self.home.expanduser().absolute()
 
-    @cached_property
+    @property
     def weights_folder(self) -> Path:
         return self.weights.expanduser().absolute()
 

@@ -5,7 +5,9 @@ Labelled pairs say nothing about how often two faces of *your* collection are on
 and different were equally frequent, and whoever knows better states the prior.
 """
 
-from typing import Literal, TypeVar
+import json
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -160,3 +162,9 @@ def _proper(probability: float) -> float:
     if not 0 < probability < 1:
         raise ValueError(f"a prior or probability must lie strictly between 0 and 1, not {probability}")
     return probability
+
+
+def shipped_calibration(contract: str) -> dict[str, Any] | None:
+    """The calibration, as JSON, that comes with this release for a contract, if any: its `source` says how it was measured."""
+    shipped = json.loads(Path(__file__).with_name("calibrations.json").read_text(encoding="utf-8"))
+    return next((entry for entry in shipped if entry["contract"] == contract), None)

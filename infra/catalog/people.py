@@ -52,10 +52,10 @@ def _joined(model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchem
     )
 
 
-def ungrouped(session: Session, model_version_id: int, dimension: int) -> FaceVectors:
-    """Faces that no run has grouped yet."""
-    rows = session.execute(_joined(model_version_id).where(FaceIdentity.face_id.is_(None))).tuples().all()
-    return _vectors(rows, dimension)
+def ungrouped(session: Session, model_version_id: int, dimension: int, limit: int) -> FaceVectors:
+    """The first faces that no run has grouped yet."""
+    statement = _joined(model_version_id).where(FaceIdentity.face_id.is_(None)).limit(limit)
+    return _vectors(session.execute(statement).tuples().all(), dimension)
 
 
 def exemplars(session: Session, model_version_id: int, dimension: int) -> FaceVectors:
@@ -82,16 +82,24 @@ def next_identity_id(session: Session) -> int:
     return (session.scalar(select(func.max(Identity.id))) or 0) + 1
 
 
+def settled_identities(session: Session, model_version_id: int) -> list[int]:
+    """Identities that a person has named: no run merges them."""
+    named = Identity.model_version_id == model_version_id, Identity.name.is_not(None)
+    return list(session.scalars(select(Identity.id).where(*named)))
+
+
 def write_grouping(
     session: Session,
     run_id: int,
     model_version_id: int,
-    memberships: Mapping[int, tuple[int | None, float | None]],
-    exemplar_faces: Sequence[int],
+    identities: Mapping[int, int | None],
+    *,
+    merges: Sequence[tuple[int, int]],
     former_exemplars: Sequence[int],
+    exemplars: Sequence[int],
 ) -> None:
-    """Write {face: (identity or None, similarity)}; new identities are made, exemplars replaced."""
-    wanted = {identity for identity, _ in memberships.values() if identity is not None}
+    """Write {face: identity or None}, merges (absorbed, kept) and the changed exemplars; new identities are made."""
+    wanted = {identity for identity in identities.values() if identity is not None}
     there = set(session.scalars(select(Identity.id).where(Identity.id.in_(wanted))))
     session.add_all(Identity(id=new, model_version_id=model_version_id) for new in sorted(wanted - there))
     session.flush()
@@ -103,16 +111,18 @@ def write_grouping(
                 "face_id": face,
                 "model_version_id": model_version_id,
                 "identity_id": identity,
-                "similarity": similarity,
                 "exemplar": False,
                 "run_id": run_id,
             }
-            for face, (identity, similarity) in memberships.items()
+            for face, identity in identities.items()
         ],
         ["face_id", "model_version_id"],
-        ["identity_id", "similarity", "run_id"],
+        ["identity_id", "run_id"],
     )
-    for faces, exemplar in ((former_exemplars, False), (exemplar_faces, True)):
+    for absorbed, kept in merges:
+        session.execute(update(FaceIdentity).where(FaceIdentity.identity_id == absorbed).values(identity_id=kept))
+        session.execute(delete(Identity).where(Identity.id == absorbed))
+    for faces, exemplar in ((former_exemplars, False), (exemplars, True)):
         for start in range(0, len(faces), CHUNK):
             session.execute(
                 update(FaceIdentity)

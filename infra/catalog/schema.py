@@ -276,7 +276,6 @@ class FaceIdentity(Base):
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
     model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
     identity_id: Mapped[int | None] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"), index=True)
-    similarity: Mapped[float | None]
     exemplar: Mapped[bool] = mapped_column(default=False)
     run_id: Mapped[int] = mapped_column(Id)
 

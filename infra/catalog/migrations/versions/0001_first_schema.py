@@ -188,7 +188,6 @@ def upgrade() -> None:
         sa.Column("face_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("model_version_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.Column("identity_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=True),
-        sa.Column("similarity", sa.Float(), nullable=True),
         sa.Column("exemplar", sa.Boolean(), nullable=False),
         sa.Column("run_id", sa.BigInteger().with_variant(sa.Integer(), "sqlite"), nullable=False),
         sa.ForeignKeyConstraint(["face_id"], ["face.id"], name=op.f("fk_face_identity_face_id"), ondelete="CASCADE"),

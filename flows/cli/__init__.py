@@ -1,0 +1,5 @@
+"""The `visage` command."""
+
+from flows.cli.app import main
+
+__all__ = ["main"]

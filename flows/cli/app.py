@@ -1,0 +1,76 @@
+"""The command line's frame: commands, exit codes, errors.
+
+Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed. Commands import what is heavy only when they
+run, so that help and errors come at once.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from types import FrameType
+
+import typer
+
+from flows.cli import catalog, collections, evaluate, models, nights, upkeep
+from flows.cli.output import errors
+from infra.telemetry import silence
+
+OURS = {"flows", "tasks", "models", "infra"}
+EXIT_ERROR = 1
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    name="visage",
+    help="Process collections of face photographs: detect, restore, embed, describe; then ask who is where.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+for module in (collections, models, evaluate):
+    app.add_typer(module.app)
+COMMANDS: tuple[Callable[..., None], ...] = (
+    nights.run,
+    nights.runs,
+    nights.failures,
+    catalog.search,
+    catalog.faces,
+    catalog.identities,
+    upkeep.doctor,
+    upkeep.down,
+)
+for command in COMMANDS:
+    app.command()(command)
+
+
+def main() -> None:
+    """Run the command and turn every error into a message and an exit code."""
+    silence()
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        app(standalone_mode=True)
+    except KeyboardInterrupt:
+        errors.print("interrupted; what was recorded stays, the next run goes on from there")
+        sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if not _speaks_for_itself(error):
+            traceback.print_exc()
+        errors.print(f"[bold red]error:[/] {_message(error)}", highlight=False)
+        sys.exit(EXIT_ERROR)
+
+
+def _speaks_for_itself(error: Exception) -> bool:
+    """Errors of our own, and those of the operating system, say what to do; any other is a bug and shows its trace."""
+    return type(error).__module__.split(".")[0] in OURS or isinstance(error, OSError)
+
+
+def _message(error: Exception) -> str:
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return str(text).replace("[", "\\[")
+
+
+def _terminate(signum: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

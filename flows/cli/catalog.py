@@ -1,0 +1,107 @@
+"""`visage search`, `faces`, `identities`: questions to the catalog."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flows.cli.output import Json, console, print_json, print_table
+from infra.catalog import views
+from infra.catalog.database import Catalog
+from infra.settings import load_settings
+
+Limit = Annotated[int, typer.Option(min=1, help="At most so many rows.")]
+
+
+def search(
+    photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A photograph; it is not kept.")],
+    limit: Limit = 10,
+    as_json: Json = False,
+) -> None:
+    """Find the faces of the catalog that look like those in a photo."""
+    from tasks.search import search_photo  # noqa: PLC0415 - imports torch
+
+    settings = load_settings()
+    with Catalog(settings.catalog_url).read() as session:
+        answers = search_photo(session, settings, photo, limit)
+    if as_json:
+        print_json(answers)
+        return
+    for number, answer in enumerate(answers, start=1):
+        x1, y1, x2, y2 = (round(v) for v in answer.box)
+        title = f"Face {number} of {len(answers)} at ({x1}, {y1})-({x2}, {y2}), compared by {answer.model} ({answer.method})"
+        columns = ["face", "photo", "collection", "similarity", "probability", "person"]
+        print_table(
+            title,
+            columns,
+            [
+                [
+                    match.face.face_id,
+                    ", ".join(match.face.keys),
+                    match.face.collection,
+                    match.similarity,
+                    match.probability,
+                    match.face.identity_name or match.face.identity_id,
+                ]
+                for match in answer.matches
+            ],
+        )
+        console.print()
+    if any(match.probability is None for answer in answers for match in answer.matches):
+        console.print("This model version is not calibrated: 'visage evaluate verification' gives it probabilities.")
+
+
+def faces(
+    collection: Annotated[str | None, typer.Option(help="Only of this collection.")] = None,
+    identity: Annotated[int | None, typer.Option(help="Only of this person.")] = None,
+    min_quality: Annotated[float, typer.Option(min=0, max=1, help="Only of at least this quality.")] = 0.0,
+    limit: Limit = 50,
+    as_json: Json = False,
+) -> None:
+    """List faces with their quality, estimates and person."""
+    with Catalog(load_settings().catalog_url).read() as session:
+        rows = views.faces(session, collection, identity, min_quality, limit)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        "Faces (attributes are estimates, not facts)",
+        ["face", "photo", "box", "score", "quality", "person", "estimates", "restored"],
+        [
+            [
+                row.face_id,
+                ", ".join(row.keys),
+                ",".join(str(round(v)) for v in row.box),
+                row.score,
+                row.quality,
+                row.identity_name or row.identity_id,
+                ", ".join(_estimate(attribute) for attribute in row.attributes),
+                "-" if row.restoration is None else "yes (synthetic)" if row.restoration.accepted else "rejected",
+            ]
+            for row in rows
+        ],
+    )
+
+
+def _estimate(attribute: views.AttributeView) -> str:
+    value = attribute.label if attribute.label is not None else f"{attribute.value:.0f}"
+    confidence = "" if attribute.confidence is None else f" ({attribute.confidence:.0%})"
+    return f"{attribute.name} {value}{confidence}"
+
+
+def identities(
+    min_faces: Annotated[int, typer.Option(min=1, help="Only people with at least so many faces.")] = 2,
+    limit: Limit = 50,
+    as_json: Json = False,
+) -> None:
+    """List the people that the catalog believes to know."""
+    with Catalog(load_settings().catalog_url).read() as session:
+        rows = views.identities(session, min_faces, limit)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        "People",
+        ["person", "name", "faces", "photos", "where"],
+        [[row.identity_id, row.name, row.faces, row.photos, ", ".join(row.keys)] for row in rows],
+    )

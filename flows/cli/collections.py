@@ -1,0 +1,75 @@
+"""`visage collections`: which photographs there are, and what may be done with them."""
+
+import os
+from typing import Annotated
+
+import typer
+
+from flows.cli.output import Json, console, print_json, print_table
+from infra.catalog import collections as stored
+from infra.catalog.database import Catalog
+from infra.catalog.views import image_counts
+from infra.settings import load_settings
+from infra.storage import open_store
+from infra.storage.base import LITTER
+
+app = typer.Typer(name="collections", help="Add and list collections of photographs.", no_args_is_help=True)
+
+
+@app.command()
+def add(
+    name: Annotated[str, typer.Argument(help="A short name.")],
+    uri: Annotated[str, typer.Argument(help="A folder, or s3://bucket/prefix.")],
+    include: Annotated[
+        list[str] | None, typer.Option(help="Glob of keys to take; default: all image suffixes.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Glob of keys to leave out.")] = None,
+    sensitive: Annotated[
+        list[str] | None,
+        typer.Option(help="Sensitive attribute to estimate (age, gender, ...); none unless you say so."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Add a collection. Nothing is read until 'visage run NAME'."""
+    from models.table import MODELS  # noqa: PLC0415 - imports torch
+
+    settings = load_settings()
+    known = {a.name for spec in MODELS.values() for a in spec.attributes if a.sensitive}
+    unknown = sorted(set(sensitive or []) - known)
+    if unknown:
+        raise typer.BadParameter(
+            f"{', '.join(unknown)}: no such sensitive attribute; known: {', '.join(sorted(known))}"
+        )
+    uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
+    store = open_store(uri, settings.storage_options)
+    first = next(iter(store.list()), [])
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        collection = stored.add(session, name, uri, include or [], exclude or list(LITTER), sensitive or [])
+        row = {"name": collection.name, "uri": collection.uri, "empty": not first}
+    if as_json:
+        print_json(row)
+        return
+    console.print(f"Added {name}: {uri}" + ("" if first else " (no object there yet)"))
+    console.print(f"'visage run {name}' processes it.")
+
+
+@app.command("list")
+def list_(as_json: Json = False) -> None:
+    """List the collections with the state of their images."""
+    catalog = Catalog(load_settings().catalog_url)
+    with catalog.read() as session:
+        rows = [
+            {
+                "name": c.name,
+                "uri": c.uri,
+                "sensitive": ", ".join(c.sensitive_attributes) or "none",
+                **image_counts(session, c.id),
+            }
+            for c in stored.every(session)
+        ]
+    if as_json:
+        print_json(rows)
+        return
+    columns = ["name", "uri", "done", "failed", "pending", "missing", "sensitive"]
+    print_table("Collections", columns, [[r[c] for c in columns] for r in rows])

@@ -1,0 +1,139 @@
+"""`visage run`, `runs`, `failures`: the nightly job and what became of it."""
+
+import os
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from flows.cli.output import Json, console, errors, print_json, print_table
+from infra.catalog import views
+from infra.catalog.database import Catalog
+from infra.settings import load_settings
+
+EXIT_WITH_FAILURES = 3
+Limit = Annotated[int, typer.Option(min=1, help="At most so many rows.")]
+OfCollection = Annotated[str | None, typer.Option("--collection", help="Only of this collection.")]
+
+
+class Bars:
+    """Progress bars on stderr, one per step."""
+
+    def __init__(self, progress: Progress) -> None:
+        self.progress = progress
+        self.task: TaskID | None = None
+
+    def step(self, name: str, total: int | None) -> None:
+        if self.task is not None:
+            done = self.progress.tasks[self.task]
+            self.progress.update(self.task, total=done.total or done.completed or 1, completed=done.completed or 1)
+        self.task = self.progress.add_task(name, total=total)
+
+    def advance(self, done: int) -> None:
+        if self.task is not None:
+            self.progress.update(self.task, completed=done)
+
+
+def run(
+    collection: Annotated[str, typer.Argument(help="Name of the collection.")],
+    as_json: Json = False,
+) -> None:
+    """Process what is new or changed in a collection. Exit code 3: done, but some images stand as failed."""
+    counts = run_nightly(collection)
+    if as_json:
+        print_json(counts)
+    else:
+        _print_summary(collection, counts)
+    if counts["failed_images"]:
+        raise typer.Exit(EXIT_WITH_FAILURES)
+
+
+def run_nightly(collection: str) -> dict[str, Any]:
+    """Run the nightly flow in this process, with a local Prefect server of ours unless PREFECT_API_URL names another."""
+    from infra import prefect_server  # noqa: PLC0415 - only this command needs it
+
+    settings = load_settings()
+    server = prefect_server.begin(settings.home_folder)  # starts while the rest is imported
+    from flows import night  # noqa: F401, PLC0415 - torch and the models
+
+    os.environ.update(prefect_server.environment(server.url(), settings.home_folder))
+    from flows.nightly import nightly, observer  # noqa: PLC0415 - Prefect reads its settings when imported
+
+    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=errors) as progress:
+        token = observer.set(Bars(progress))
+        try:
+            return nightly(collection)
+        finally:
+            observer.reset(token)
+
+
+def _print_summary(collection: str, counts: dict[str, Any]) -> None:
+    console.print(
+        f"{collection}: {counts['new']} new, {counts['changed']} changed, {counts['missing']} missing, "
+        f"{counts['unchanged']} unchanged; processed {counts['processed']} images with {counts['faces']} faces "
+        f"({counts['restored']} sent to restoration) in {counts['seconds'].get('process', 0):.1f} s"
+    )
+    if counts["duplicates"]:
+        console.print(f"{counts['duplicates']} images hold the same bytes as another and were not processed again")
+    people = counts["people"]
+    if people["grouped"] or people["alone"]:
+        console.print(
+            f"people: {people['grouped']} faces placed, {people['founded']} new identities, {people['merged']} merged, "
+            f"{people['proposed']} merges proposed"
+        )
+    if not people["calibrated"]:
+        console.print(
+            "faces are not grouped into people: the embedding model is not calibrated (visage evaluate verification)"
+        )
+    if counts["failed_images"]:
+        console.print(
+            f"{counts['failed_images']} images stand as failed: 'visage failures --collection {collection}' says why"
+        )
+
+
+def runs(limit: Limit = 20, as_json: Json = False) -> None:
+    """List the latest runs."""
+    with Catalog(load_settings().catalog_url).read() as session:
+        rows = views.runs(session, limit)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        "Runs",
+        ["run", "collection", "status", "started", "seconds", "images", "faces", "failed", "error"],
+        [
+            [
+                row.run_id,
+                row.collection,
+                row.status,
+                row.started_at,
+                None if row.finished_at is None else round((row.finished_at - row.started_at).total_seconds(), 1),
+                row.counts.get("processed"),
+                row.counts.get("faces"),
+                sum(row.counts.get("failed", {}).values()),
+                row.error,
+            ]
+            for row in rows
+        ],
+    )
+
+
+def failures(
+    collection: OfCollection = None,
+    run_id: Annotated[int | None, typer.Option("--run", help="Only of this run.")] = None,
+    resolved: Annotated[bool, typer.Option("--resolved", help="Also those overcome since.")] = False,
+    limit: Limit = 100,
+    as_json: Json = False,
+) -> None:
+    """List what could not be processed, and why."""
+    with Catalog(load_settings().catalog_url).read() as session:
+        rows = views.failures(session, collection, run_id, limit, resolved)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        "Failures",
+        ["run", "collection", "key", "stage", "reason", "again", "what happened"],
+        [[r.run_id, r.collection, r.key, r.stage, r.reason, r.retryable, r.message] for r in rows],
+    )

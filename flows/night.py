@@ -1,0 +1,245 @@
+"""A night's work on one collection, step by step: what the Prefect flow schedules and the tests call."""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import torch
+from sqlalchemy import update
+
+from infra.catalog import collections
+from infra.catalog.database import Catalog
+from infra.catalog.images import count_pending
+from infra.catalog.ledger import Audit, audit, prune, settle
+from infra.catalog.runs import close_run, open_run
+from infra.catalog.schema import Collection, Run, RunStatus
+from infra.catalog.versions import serve_when_complete
+from infra.settings import Settings
+from infra.storage import Filter
+from infra.tracking import track
+from tasks.discover import Discovery, discover
+from tasks.group import Grouped, group_new_faces
+from tasks.job import Job
+from tasks.photo_faces import PhotoFaces
+from tasks.pipeline import process
+from tasks.recipe import current_recipe, enter
+from tasks.report import Tally, contact_sheet
+
+
+class Observer(Protocol):
+    """Whoever wants to see how a run gets on."""
+
+    def step(self, name: str, total: int | None) -> None:
+        """A step begins, of `total` items if that is known."""
+        ...
+
+    def advance(self, done: int) -> None:
+        """`done` items of the step are done so far."""
+        ...
+
+
+class Silent:
+    """Nobody watches."""
+
+    def step(self, name: str, total: int | None) -> None:
+        pass
+
+    def advance(self, done: int) -> None:
+        pass
+
+
+class AuditFailed(RuntimeError):
+    """The catalog does not hold what the run should have left in it."""
+
+
+@dataclass
+class Night:
+    """The state of one run while it is at work."""
+
+    settings: Settings
+    catalog: Catalog
+    collection: Collection
+    job: Job
+    observer: Observer
+    tally: Tally = field(default_factory=Tally)
+    discovery: Discovery = field(default_factory=Discovery)
+    grouped: Grouped = field(default_factory=Grouped)
+    audited: Audit | None = None
+    engine: str = "none"
+    started: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def failed_images(self) -> int:
+        """Images of the collection that stand as failed, whenever they did."""
+        failed = 0 if self.audited is None else self.audited.images.get("failed", 0)
+        return failed + self.discovery.unlisted
+
+    def counts(self) -> dict[str, Any]:
+        """What happened, as the catalog keeps it of a run."""
+        return {
+            **asdict(self.discovery),
+            "processed": self.tally.images,
+            "faces": self.tally.faces,
+            "restored": self.tally.restored,
+            "duplicates": self.tally.shared,
+            "failed": dict(self.tally.failures),
+            "people": asdict(self.grouped),
+            "engine": self.engine,
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+        }
+
+
+@contextmanager
+def night(settings: Settings, collection_name: str, observer: Observer | None = None) -> Iterator[Night]:
+    """Open a run on a collection, and close it whatever happens.
+
+    Raises:
+        UnknownCollection, RunInProgress, NotInstalled: before anything is done.
+    """
+    catalog = Catalog(settings.catalog_url)
+    try:
+        with catalog.read() as session:
+            collection = collections.by_name(session, collection_name)
+        recipe = current_recipe(settings, frozenset(collection.sensitive_attributes))
+        with catalog.write() as session:
+            run = open_run(session, collection.id, recipe.digest)
+            contract = enter(session, recipe)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        job = Job(settings, collection.id, collection.uri, run.id, recipe, contract, device)
+        state = Night(settings, catalog, collection, job, observer or Silent())
+        try:
+            yield state
+        except BaseException as error:
+            with catalog.write() as session:
+                message = f"{type(error).__name__}: {error}"
+                close_run(session, run.id, RunStatus.FAILED, state.counts(), message)
+            raise
+        status = RunStatus.DONE_WITH_FAILURES if state.failed_images else RunStatus.DONE
+        with catalog.write() as session:
+            close_run(session, run.id, status, state.counts())
+    finally:
+        catalog.close()
+
+
+@contextmanager
+def _timed(state: Night, name: str, total: int | None = None) -> Iterator[None]:
+    state.observer.step(name, total)
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        state.seconds[name] = time.monotonic() - start
+
+
+def discover_images(state: Night) -> Discovery:
+    """Compare the listing with the catalog."""
+    collection, job = state.collection, state.job
+    wanted = Filter(tuple(collection.include), tuple(collection.exclude))
+    with _timed(state, "discover"):
+        state.discovery = discover(
+            state.catalog,
+            job.photographs(),
+            wanted,
+            collection.id,
+            job.run_id,
+            job.recipe.digest,
+            state.observer.advance,
+        )
+    return state.discovery
+
+
+def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) -> Tally:
+    """Run the pipeline over whatever is pending, and settle images that share their bytes with another."""
+    job = state.job
+    with state.catalog.read() as session:
+        pending = count_pending(session, job.collection_id)
+
+    def watch(photos: Sequence[PhotoFaces]) -> None:
+        state.tally.add(photos)
+        state.observer.advance(state.tally.images)
+        on_batch()
+
+    with _timed(state, "process", pending):
+        state.engine = process(state.catalog, job, watch)
+        crops = job.crops()
+        with state.catalog.write() as session:
+            settle(session, job.run_id, job.collection_id, job.recipe.digest)
+            replaced = prune(session, job.collection_id)
+        for key in replaced:
+            crops.delete(key)
+    return state.tally
+
+
+def group_faces(state: Night) -> Grouped:
+    """Assign new faces to people."""
+    with _timed(state, "group"):
+        state.grouped = group_new_faces(state.catalog, state.job)
+    return state.grouped
+
+
+def audit_catalog(state: Night) -> Audit:
+    """Prove that nothing was lost, and let queries use this embedding version if it is complete.
+
+    Raises:
+        AuditFailed: naming what is wrong.
+    """
+    job = state.job
+    with _timed(state, "audit"):
+        with state.catalog.read() as session:
+            state.audited = audit(session, job.collection_id, job.contract, len(job.recipe.stored_attributes))
+        if state.audited.problems:
+            raise AuditFailed(
+                f"run {job.run_id} of {state.collection.name!r} left the catalog incomplete: "
+                f"{'; '.join(state.audited.problems)}. Run it again; if this stays, report it with the log."
+            )
+        with state.catalog.write() as session:
+            serve_when_complete(session, job.contract.embedder_id)
+    return state.audited
+
+
+def report_run(state: Night) -> None:
+    """Log the run to MLflow: parameters, counts, failures, speed, seconds per stage, and a contact sheet."""
+    job, tally = state.job, state.tally
+    with (
+        _timed(state, "report"),
+        track(
+            state.settings.mlflow_uri,
+            state.settings.artifacts_folder,
+            "nightly",
+            f"{state.collection.name} {job.run_id}",
+            {"collection": state.collection.name, "run": str(job.run_id)},
+        ) as run,
+    ):
+        run.params(
+            {
+                "recipe": job.recipe.digest,
+                "engine": state.engine,
+                "device": job.device,
+                "attributes": ", ".join(sorted(job.recipe.attributes)),
+                **{v.spec.role.value + "/" + v.name: f"{v.version} {v.contract}" for v in job.recipe.versions},
+            }
+        )
+        seconds = max(state.seconds.get("process", 0.0), 1e-9)
+        run.metrics(
+            {
+                "images": tally.images,
+                "faces": tally.faces,
+                "restored": tally.restored,
+                "failures": sum(tally.failures.values()),
+                "images_per_second": tally.images / seconds,
+                "faces_per_second": tally.faces / seconds,
+                **{f"discovery/{name}": count for name, count in asdict(state.discovery).items()},
+                **{f"seconds/{name}": value for name, value in state.seconds.items()},
+                **{f"stage_seconds/{name}": value for name, value in tally.seconds.items()},
+            }
+        )
+        run.text(json.dumps(state.counts(), indent=2), "counts.json")
+        sheet = contact_sheet(tally)
+        if sheet is not None:
+            run.bytes(sheet, "contact_sheet.png")
+        with state.catalog.write() as session:
+            session.execute(update(Run).where(Run.id == job.run_id).values(tracking_run_id=run.run_id))

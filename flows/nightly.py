@@ -1,0 +1,55 @@
+"""The nightly flow: discover -> process -> group -> audit -> report, as Prefect sees it.
+
+The flow's truth is the catalog, never Prefect's memory: whenever it starts, it asks the catalog what is missing.
+"""
+
+from contextvars import ContextVar
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+
+from flows import night as steps
+from flows.night import Night, Observer, night
+from infra.settings import load_settings
+
+observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def discover(state: Night) -> None:
+    """Find what is new, changed or missing."""
+    steps.discover_images(state)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def process(state: Night) -> None:
+    """Detect, restore, embed and describe the faces of what is pending."""
+    steps.process_images(state)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def group(state: Night) -> None:
+    """Assign new faces to people."""
+    steps.group_faces(state)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def audit(state: Night) -> None:
+    """Prove that nothing was lost."""
+    steps.audit_catalog(state)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def report(state: Night) -> None:
+    """Log parameters, counts, speed and the contact sheet to MLflow."""
+    steps.report_run(state)
+
+
+@flow(name="nightly", flow_run_name="nightly {collection}", persist_result=False)
+def nightly(collection: str) -> dict[str, Any]:
+    """Process what is new or changed in a collection. Returns the run's counts, with its id and status."""
+    with night(load_settings(), collection, observer.get()) as state:
+        for step in (discover, process, group, audit, report):
+            step(state)
+    return {"run": state.job.run_id, "failed_images": state.failed_images, **state.counts()}

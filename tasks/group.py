@@ -1,0 +1,86 @@
+"""Group: new faces join the people already known or found new ones; what is only likely is proposed to a person."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from infra.catalog import people
+from infra.catalog.database import Catalog
+from infra.catalog.people import FaceVectors
+from infra.catalog.schema import ModelVersion as ModelVersionRow
+from tasks.calibration import Calibration
+from tasks.grouping import NOBODY, Exemplars, Faces, Grouping, Policy, group
+from tasks.job import Job
+
+BLOCK = 20_000  # faces grouped at once: bounds memory on a first night of millions
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """What a run's grouping did; `calibrated` is false where nothing could be done for want of thresholds."""
+
+    grouped: int = 0
+    founded: int = 0
+    alone: int = 0
+    merged: int = 0
+    proposed: int = 0
+    calibrated: bool = True
+
+
+def group_new_faces(catalog: Catalog, job: Job) -> Grouped:
+    """Place every face that has no place yet, under the run's embedding version. A repeated call finds nothing left to do."""
+    version_id, dimension = job.contract.embedder_id, job.recipe.embedder.spec.dimension or 0
+    with catalog.read() as session:
+        version = session.get_one(ModelVersionRow, version_id)
+        calibration = version.calibration
+    if calibration is None:
+        return Grouped(calibrated=False)
+    policy = Policy.of(Calibration.model_validate(calibration))
+    total = Grouped()
+    while True:
+        with catalog.write() as session:
+            new = people.ungrouped(session, version_id, dimension, BLOCK)
+            if not len(new):
+                people.remove_empty_identities(session)
+                return total
+            known = people.exemplars(session, version_id, dimension)
+            result = group(
+                _faces(new),
+                Exemplars(_faces(known), known.identities),
+                policy,
+                next_identity=people.next_identity_id(session),
+                settled=np.array(people.settled_identities(session, version_id), np.int64),
+            )
+            _write(session, job, new, known, result)
+        total = Grouped(
+            grouped=total.grouped + int((result.identities != NOBODY).sum()),
+            founded=total.founded + len(result.founded),
+            alone=total.alone + int((result.identities == NOBODY).sum()),
+            merged=total.merged + len(result.merges),
+            proposed=total.proposed + len(result.proposals),
+        )
+
+
+def _faces(vectors: FaceVectors) -> Faces:
+    return Faces(vectors.ids, vectors.embeddings, vectors.quality, vectors.contents)
+
+
+def _write(session: people.Session, job: Job, new: FaceVectors, known: FaceVectors, result: Grouping) -> None:
+    changed = np.unique(result.exemplars.identities)
+    people.write_grouping(
+        session,
+        job.run_id,
+        job.contract.embedder_id,
+        {
+            int(face): None if identity == NOBODY else int(identity)
+            for face, identity in zip(new.ids, result.identities, strict=True)
+        },
+        merges=[(merge.absorbed, merge.kept) for merge in result.merges],
+        former_exemplars=known.ids[np.isin(known.identities, changed)].tolist(),
+        exemplars=result.exemplars.faces.ids.tolist(),
+    )
+    people.write_proposals(
+        session,
+        job.run_id,
+        [(m.kept, m.absorbed, int(a), int(b), float(s)) for m in result.proposals for a, b, s in m.evidence[:1]],
+    )

@@ -1,0 +1,29 @@
+"""A job: everything an actor needs to know, small enough to send anywhere."""
+
+from dataclasses import dataclass
+
+from infra.catalog.faces import Contract
+from infra.settings import Settings
+from infra.storage import Store, open_store
+from tasks.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's work on one collection."""
+
+    settings: Settings
+    collection_id: int
+    collection_uri: str
+    run_id: int
+    recipe: Recipe
+    contract: Contract
+    device: str
+
+    def photographs(self) -> Store:
+        """The store that the collection's photographs lie in."""
+        return open_store(self.collection_uri, self.settings.storage_options)
+
+    def crops(self) -> Store:
+        """The store that crops are kept in."""
+        return open_store(self.settings.crops_uri, self.settings.storage_options)

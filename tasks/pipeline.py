@@ -1,0 +1,154 @@
+"""The pipeline: decode -> detect -> align -> assess -> restore -> embed -> describe -> record.
+
+The first four are fused in one actor, so that pixels of whole photos never travel; only crops do. The same stages run in
+two engines: as Ray Data actor pools, one loaded model per actor, or in this process when the job is too small to be worth
+the start of Ray. The driver records: the catalog has one writer.
+"""
+
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial, reduce
+from typing import Any
+
+import numpy as np
+
+from infra.catalog.database import Catalog
+from infra.catalog.images import count_pending, pending_pages
+from infra.ray_cluster import connected, gpus, set_threads
+from tasks.describe import Describe
+from tasks.embed import Embed
+from tasks.job import Job
+from tasks.photo_faces import PhotoFaces, pack, unpack
+from tasks.prepare import GROUP, Prepare
+from tasks.record import record
+from tasks.restore import Restore
+
+PAGE = 64  # images that one call of the fused actor works through
+Stage = Callable[[Sequence[PhotoFaces]], list[PhotoFaces]]
+Page = tuple[int, int]
+
+
+def face_stages(job: Job) -> list[tuple[str, Callable[[], Stage]]]:
+    """The stages that work on crops, in order, each as a way to build it where it runs."""
+    recipe = job.recipe
+    assert recipe.embedder.spec.preprocess is not None
+    embed_template = recipe.embedder.spec.preprocess.template
+    stages: list[tuple[str, Callable[[], Stage]]] = []
+    if recipe.restorer is not None:
+        stages.append(("restore", partial(Restore, recipe.restorer, embed_template, job.device)))
+    stages.append(("embed", partial(Embed, recipe.embedder, job.device)))
+    if recipe.describers:
+        stages.append(("describe", partial(Describe, recipe.describers, recipe.attributes, job.device)))
+    return stages
+
+
+def process(catalog: Catalog, job: Job, on_photos: Callable[[Sequence[PhotoFaces]], None] = lambda photos: None) -> str:
+    """Process and record every pending image of the job's collection; returns the engine used, or "none".
+
+    Nothing pending loads no model and reads no image.
+    """
+    with catalog.read() as session:
+        count = count_pending(session, job.collection_id)
+        pages = pending_pages(session, job.collection_id, PAGE)
+    if not pages:
+        return "none"
+    settings = job.settings
+    large = count >= settings.ray_from_images or settings.ray_address
+    with_ray = settings.engine == "ray" or (settings.engine == "auto" and bool(large))
+    stream = _with_ray(job, pages) if with_ray else _in_process(job, pages)
+    crops = job.crops()
+    with closing(stream):
+        for photos in stream:
+            record(catalog, crops, job, photos)
+            on_photos(photos)
+    return "ray" if with_ray else "inline"
+
+
+def _in_process(job: Job, pages: Iterable[Page]) -> Generator[list[PhotoFaces]]:
+    prepare = Prepare(job)
+    stages = [build() for _, build in face_stages(job)]
+    for page in pages:
+        for photos in prepare(page):
+            yield reduce(lambda batch, stage: stage(batch), stages, photos)
+
+
+def _with_ray(job: Job, pages: Sequence[Page]) -> Generator[list[PhotoFaces]]:
+    import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
+
+    settings = job.settings
+    with connected(settings.ray_address or None, settings.cpu_count):
+        stages = face_stages(job)
+        share = _Shares.of(round(ray.cluster_resources()["CPU"]), gpus(), [name for name, _ in stages])
+        dataset = ray.data.from_items([{"first": first, "last": last} for first, last in pages])
+        dataset = dataset.map_batches(
+            _PrepareActor, fn_constructor_args=(job,), batch_size=1, **share.options("prepare")
+        )
+        for name, build in stages:
+            dataset = dataset.map_batches(
+                _StageActor, fn_constructor_args=(build,), batch_size=GROUP, **share.options(name)
+            )
+        for batch in dataset.iter_batches(batch_size=GROUP, batch_format="numpy", prefetch_batches=1):
+            yield [unpack(data) for data in batch["photo"]]
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """How many actors each stage has, and which share of a processor and of a GPU each of them reserves."""
+
+    actors: dict[str, int]
+    cpus: float
+    gpus: float
+
+    @classmethod
+    def of(cls, cpus: int, gpus: int, stages: Sequence[str]) -> "_Shares":
+        """Without GPUs one actor per processor where the work is (detection, restoration), a quarter of it elsewhere.
+
+        Each computes with one thread: on a CPU, processes side by side beat threads inside one forward.
+        """
+        if gpus:
+            actors = dict.fromkeys(("prepare", *stages), gpus)
+            return cls(actors, 0.9 * cpus / sum(actors.values()), 1 / len(actors))
+        heavy, light = cpus, max(1, cpus // 4)
+        actors = {name: heavy if name in ("prepare", "restore") else light for name in ("prepare", *stages)}
+        return cls(actors, 0.9 * cpus / sum(actors.values()), 0)
+
+    def options(self, stage: str) -> dict[str, Any]:
+        from ray.data import ActorPoolStrategy  # noqa: PLC0415
+
+        return {
+            "compute": ActorPoolStrategy(size=self.actors[stage]),
+            "num_cpus": self.cpus,
+            "num_gpus": self.gpus,
+            "batch_format": "numpy",
+        }
+
+
+class _PrepareActor:
+    """The fused front of the pipeline as Ray Data runs it: pages in, packed photos out."""
+
+    def __init__(self, job: Job) -> None:
+        set_threads(1)
+        self.prepare = Prepare(job)
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+        for first, last in zip(batch["first"], batch["last"], strict=True):
+            for photos in self.prepare((int(first), int(last))):
+                yield _packed(photos)
+
+
+class _StageActor:
+    """A stage as Ray Data runs it: packed photos in and out."""
+
+    def __init__(self, build: Callable[[], Stage]) -> None:
+        set_threads(1)
+        self.stage = build()
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return _packed(self.stage([unpack(data) for data in batch["photo"]]))
+
+
+def _packed(photos: Sequence[PhotoFaces]) -> dict[str, np.ndarray]:
+    column = np.empty(len(photos), dtype=object)
+    column[:] = [pack(photo) for photo in photos]
+    return {"photo": column}

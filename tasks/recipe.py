@@ -1,0 +1,132 @@
+"""The recipe of a collection: which model versions do what to its photographs. Its digest tells done from to do."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+
+from sqlalchemy import select
+from sqlalchemy.orm import Session
+
+from infra.catalog.database import upsert
+from infra.catalog.faces import Contract
+from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.settings import Settings
+from models.quality import QUALITY_TEMPLATE
+from models.spec import Attribute, Kind, Role
+from models.template import Template
+from tasks.calibration import shipped_calibration
+from tasks.install import ModelVersion, champion
+
+PORTRAIT_TEMPLATE = QUALITY_TEMPLATE  # also wide enough for every other template, should a model be added
+STAGES_VERSION = 1  # raise it when a change outside the models (quality, gates, decoding) must reprocess everything
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The model versions at work, and the attributes that are wanted of them."""
+
+    detector: ModelVersion
+    embedder: ModelVersion
+    restorer: ModelVersion | None
+    describers: tuple[ModelVersion, ...]
+    attributes: frozenset[str]
+
+    @property
+    def versions(self) -> tuple[ModelVersion, ...]:
+        restorers = () if self.restorer is None else (self.restorer,)
+        return (self.detector, self.embedder, *restorers, *self.describers)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (16 hex digits) of every contract, the attributes and the version of the stages."""
+        content = {
+            "contracts": {version.spec.name: version.contract for version in self.versions},
+            "attributes": sorted(self.attributes),
+            "stages": STAGES_VERSION,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+    @cached_property
+    def stored_attributes(self) -> tuple[tuple[ModelVersion, Attribute], ...]:
+        """The estimates that are kept for every face: one row each in the catalog."""
+        return tuple(
+            (version, attribute)
+            for version in self.describers
+            for attribute in version.spec.attributes
+            if attribute.name in self.attributes and attribute.kind not in (Kind.MASK, Kind.POINTS)
+        )
+
+    @cached_property
+    def templates(self) -> tuple[Template, ...]:
+        """The views of a face that the stages need."""
+        wanted = [version.spec.preprocess for version in self.versions]
+        return tuple({p.template.name: p.template for p in wanted if p is not None}.values())
+
+
+def current_recipe(settings: Settings, sensitive_attributes: frozenset[str]) -> Recipe:
+    """The champions of today, with the sensitive attributes that the collection has switched on.
+
+    Raises:
+        NotInstalled: if one of the models that the settings name has no champion; says how to install it.
+        ValueError: if the settings give a model work that it does not do.
+    """
+
+    def of(name: str, role: Role) -> ModelVersion:
+        version = champion(name, settings.weights_folder, settings.mlflow_uri)
+        if version.spec.role is not role:
+            raise ValueError(
+                f"{name} cannot {role.value}: it is a model to {version.spec.role.value}. Change the setting."
+            )
+        return version
+
+    wanted: dict[ModelVersion, set[str]] = {}
+    for name in settings.describe_models:
+        version = of(name, Role.DESCRIBE)
+        names = {a.name for a in version.spec.attributes if not a.sensitive or a.name in sensitive_attributes}
+        if names:
+            wanted[version] = names
+    return Recipe(
+        detector=of(settings.detect_model, Role.DETECT),
+        embedder=of(settings.embed_model, Role.EMBED),
+        restorer=of(settings.restore_model, Role.RESTORE) if settings.restore_model else None,
+        describers=tuple(wanted),
+        attributes=frozenset().union(*wanted.values()),
+    )
+
+
+def enter(session: Session, recipe: Recipe) -> Contract:
+    """Write the recipe's model versions into the catalog and return their rows' ids."""
+    upsert(
+        session,
+        ModelVersionRow,
+        [
+            {
+                "name": version.spec.name,
+                "version": version.version,
+                "role": version.spec.role.value,
+                "contract": version.contract,
+                "contract_content": json.loads(version.contract_content),
+                "weights_sha256": version.digest,
+                "dimension": version.spec.dimension,
+                "licence": version.spec.licence,
+                "calibration": shipped_calibration(version.contract),
+                "serving": False,
+            }
+            for version in recipe.versions
+        ],
+        ["contract"],
+        [],
+    )
+    contracts = [version.contract for version in recipe.versions]
+    rows = session.execute(
+        select(ModelVersionRow.contract, ModelVersionRow.id).where(ModelVersionRow.contract.in_(contracts))
+    )
+    ids = dict(rows.tuples().all())
+    return Contract(
+        recipe=recipe.digest,
+        detector_id=ids[recipe.detector.contract],
+        embedder_id=ids[recipe.embedder.contract],
+        describer_ids=tuple(ids[version.contract] for version in recipe.describers),
+        restorer_id=None if recipe.restorer is None else ids[recipe.restorer.contract],
+    )

@@ -1,0 +1,346 @@
+"""A night's work from a folder or bucket to the catalog, with real photographs and real weights."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image as PillowImage
+from sqlalchemy import select
+
+from flows import night as steps
+from flows.night import Night, night
+from infra.catalog import collections, views
+from infra.catalog.database import Catalog
+from infra.catalog.schema import (
+    Attribute,
+    Content,
+    Embedding,
+    Face,
+    Failure,
+    Image,
+    Restoration,
+    Run,
+    RunStatus,
+)
+from infra.settings import Settings
+from infra.storage import S3, S3Options, open_store
+from infra.storage.base import LITTER
+from tests.hostile import Outcome, make_hostile_folder
+from tests.portraits import jpeg, landscape, mirrored, portrait, small_collection
+
+
+@pytest.fixture
+def settings(tmp_path: Path, weights_dir: Path, tracking_uri: str) -> Settings:
+    return Settings(home=tmp_path / "home", weights=weights_dir, tracking_uri=tracking_uri, engine="inline")
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    return small_collection(tmp_path / "photos")
+
+
+def add(settings: Settings, uri: str | Path, sensitive: list[str] | None = None) -> None:
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        collections.add(session, "archive", str(uri), [], list(LITTER), sensitive or [])
+    catalog.close()
+
+
+def run(settings: Settings, after_processing: Callable[[Night], None] = lambda state: None) -> Night:
+    with night(settings, "archive") as state:
+        steps.discover_images(state)
+        steps.process_images(state)
+        after_processing(state)
+        steps.group_faces(state)
+        steps.audit_catalog(state)
+    return state
+
+
+def contents(settings: Settings) -> dict[str, list[Any]]:
+    """All that a run leaves, without row ids and times: what must be equal however it came about."""
+    catalog = Catalog(settings.catalog_url)
+    with catalog.read() as session:
+        faces = (
+            select(Image.key, Face.ordinal, Face.x1, Face.y1, Face.score, Face.quality, Face.crop_key, Embedding.vector)
+            .join(Content, Content.id == Image.content_id)
+            .join(Face, Face.content_id == Content.id)
+            .join(Embedding, Embedding.face_id == Face.id)
+            .order_by(Image.key, Face.ordinal)
+        )
+        found: dict[str, list[Any]] = {
+            "images": session.execute(select(Image.key, Image.status, Image.size).order_by(Image.key)).tuples().all(),
+            "faces": [(*row[:-1], row[-1].tobytes()) for row in session.execute(faces)],
+            "attributes": sorted(session.execute(select(Attribute.name, Attribute.value, Attribute.label)).tuples()),
+            "restorations": sorted(session.execute(select(Restoration.crop_key, Restoration.fidelity)).tuples()),
+        }
+    catalog.close()
+    return found
+
+
+def objects(settings: Settings) -> set[str]:
+    store = open_store(settings.crops_uri, settings.storage_options)
+    return {entry.key for page in store.list() for entry in page}
+
+
+def test_every_face_gets_its_row_vector_estimates_and_crop(settings: Settings, photos: Path) -> None:
+    add(settings, photos)
+    state = run(settings)
+    assert (state.tally.images, state.tally.faces, state.tally.shared) == (5, 4, 1)
+    catalog = Catalog(settings.catalog_url)
+    with catalog.read() as session:
+        faces = views.faces(session, "archive", None, 0.0, 10)
+        assert views.runs(session, 1)[0].status == RunStatus.DONE
+    assert sorted(key for face in faces for key in face.keys) == [
+        "a.jpg", "b.jpg", "c/pair.jpg", "c/pair.jpg", "z_copy_of_a.jpg",
+    ]  # fmt: skip
+    assert {attribute.name for face in faces for attribute in face.attributes} == {"expression"}
+    assert {face.crop_key for face in faces} <= objects(settings)
+
+
+def test_boxes_are_in_pixels_of_the_upright_original(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "turned"
+    folder.mkdir()
+    large = PillowImage.fromarray(portrait(2000))  # larger than what is detected on
+    large.save(folder / "upright.jpg", quality=95)
+    exif = PillowImage.Exif()
+    exif[0x0112] = 6
+    large.transpose(PillowImage.Transpose.ROTATE_90).save(folder / "turned.jpg", quality=95, exif=exif)
+    add(settings, folder)
+    run(settings)
+    with Catalog(settings.catalog_url).read() as session:
+        turned, upright = sorted(views.faces(session, None, None, 0.0, 10), key=lambda face: face.keys)
+    assert turned.box == pytest.approx(upright.box, abs=8)  # of 2,000 pixels, after another JPEG encoding
+    x1, y1, x2, y2 = upright.box
+    assert x1 < 850 < x2  # her face is left of the middle of the upper half
+    assert y1 < 450 < y2
+
+
+def test_a_second_run_processes_nothing_loads_no_model_and_reads_no_image(
+    settings: Settings, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add(settings, photos)
+    run(settings)
+    before = contents(settings)
+
+    def forbidden(*_: object, **__: object) -> None:
+        raise AssertionError("an unchanged collection must not get here")
+
+    monkeypatch.setattr("infra.weights.load", forbidden)
+    monkeypatch.setattr("infra.storage.folder.Folder.read", forbidden)
+    state = run(settings)
+    assert (state.discovery.unchanged, state.tally.images, state.engine) == (5, 0, "none")
+    assert contents(settings) == before
+
+
+def test_changed_and_removed_photos_change_the_catalog_and_leave_no_orphans(settings: Settings, photos: Path) -> None:
+    add(settings, photos)
+    run(settings)
+    (photos / "b.jpg").write_bytes(jpeg(landscape(200)))
+    (photos / "c" / "pair.jpg").unlink()
+    state = run(settings)
+    assert (state.discovery.changed, state.discovery.missing, state.tally.images) == (1, 1, 1)
+    with Catalog(settings.catalog_url).read() as session:
+        assert dict(session.execute(select(Image.key, Image.status)).tuples().all()) == {
+            "a.jpg": "done", "b.jpg": "done", "c/pair.jpg": "missing", "d.jpg": "done", "z_copy_of_a.jpg": "done",
+        }  # fmt: skip
+        kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
+    assert objects(settings) == kept
+
+
+def test_sensitive_attributes_are_computed_only_where_switched_on(settings: Settings, photos: Path) -> None:
+    add(settings, photos, sensitive=["age"])
+    run(settings)
+    with Catalog(settings.catalog_url).read() as session:
+        assert set(session.scalars(select(Attribute.name))) == {"expression", "age"}
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        collections.by_name(session, "archive").sensitive_attributes = []
+    state = run(settings)
+    assert state.tally.images == 5  # another recipe: done again
+    with Catalog(settings.catalog_url).read() as session:
+        assert set(session.scalars(select(Attribute.name))) == {"expression"}
+
+
+def test_hostile_files_end_as_images_or_failures_and_nothing_is_lost(settings: Settings, tmp_path: Path) -> None:
+    expected = make_hostile_folder(tmp_path / "hostile")
+    assert sum(e.outcome in (Outcome.PROCESSED, Outcome.FAILED) for e in expected.values()) >= 40
+    (tmp_path / "hostile" / "zzz.jpg").write_bytes(jpeg(portrait()))
+    add(settings, tmp_path / "hostile")
+    state = run(settings)
+    with Catalog(settings.catalog_url).read() as session:
+        statuses = dict(session.execute(select(Image.key, Image.status)).tuples().all())
+        failed = {
+            key: (stage, reason)
+            for key, stage, reason in session.execute(select(Failure.key, Failure.stage, Failure.reason)).tuples()
+        }
+        assert views.runs(session, 1)[0].status == RunStatus.DONE_WITH_FAILURES
+    assert statuses.pop("zzz.jpg") == "done"
+    for key, expectation in expected.items():
+        match expectation.outcome:
+            case Outcome.PROCESSED:
+                assert statuses.pop(key) == "done", key
+            case Outcome.FAILED:
+                assert statuses.pop(key) == "failed", key
+                assert failed.pop(key)[1] == expectation.reason, key
+            case Outcome.UNLISTABLE:
+                assert failed.pop(key)[0] == "discover", key
+    assert (statuses, failed) == ({}, {})
+    assert state.tally.images == sum(e.outcome in (Outcome.PROCESSED, Outcome.FAILED) for e in expected.values()) + 1
+
+
+def test_a_photo_that_vanishes_between_listing_and_reading_is_a_failure(settings: Settings, photos: Path) -> None:
+    add(settings, photos)
+    with night(settings, "archive") as state:
+        steps.discover_images(state)
+        (photos / "b.jpg").unlink()
+        steps.process_images(state)
+        steps.audit_catalog(state)
+    with Catalog(settings.catalog_url).read() as session:
+        [failure] = views.failures(session, "archive", None, 10)
+    assert (failure.key, failure.stage, failure.reason) == ("b.jpg", "read", "object_missing")
+    state = run(settings)
+    assert state.discovery.missing == 1
+
+
+def test_one_face_that_breaks_a_model_fails_alone(
+    settings: Settings, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks import embed  # noqa: PLC0415
+
+    whole = embed.Embed._embed
+
+    def broken(self: Any, batch: Any) -> Any:
+        if any(photo.key == "b.jpg" for photo in batch):
+            raise RuntimeError("out of memory")
+        return whole(self, batch)
+
+    monkeypatch.setattr(embed.Embed, "_embed", broken)
+    add(settings, photos)
+    state = run(settings)
+    assert dict(state.tally.failures) == {"embed: error": 1}
+    monkeypatch.undo()
+    state = run(settings)  # a passing failure is taken up again
+    assert (state.tally.images, state.failed_images) == (1, 0)
+    with Catalog(settings.catalog_url).read() as session:
+        assert views.failures(session, "archive", None, 10) == []
+
+
+def test_audit_fails_the_run_loudly(settings: Settings, photos: Path) -> None:
+    def lose_one_embedding(state: Night) -> None:
+        with state.catalog.write() as session:
+            session.delete(session.scalars(select(Embedding).limit(1)).one())
+
+    add(settings, photos)
+    with pytest.raises(steps.AuditFailed, match="1 faces without an embedding"):
+        run(settings, after_processing=lose_one_embedding)
+    with Catalog(settings.catalog_url).read() as session:
+        latest = views.runs(session, 1)[0]
+    assert latest.status == RunStatus.FAILED
+    assert "without an embedding" in (latest.error or "")
+
+
+@pytest.mark.slow
+def test_both_engines_leave_the_same_rows_and_objects(settings: Settings, photos: Path, tmp_path: Path) -> None:
+    for i in range(20):
+        (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(200 + 4 * i)))
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    add(settings, photos)
+    run(settings)
+    with_ray = settings.model_copy(update={"home": tmp_path / "other home", "engine": "ray"})
+    add(with_ray, photos)
+    state = run(with_ray)
+    assert state.engine == "ray"
+    left, right = contents(settings), contents(with_ray)
+    assert left["images"] == right["images"]
+    assert [row[:2] for row in left["faces"]] == [row[:2] for row in right["faces"]]
+    assert [row[2:6] for row in left["faces"]] == pytest.approx([row[2:6] for row in right["faces"]], abs=1e-2)
+    assert objects(settings) == objects(with_ray)
+
+
+@pytest.mark.slow
+def test_s3_collection_is_processed_like_a_folder(
+    settings: Settings, photos: Path, tmp_path: Path, bucket: S3, s3_options: S3Options
+) -> None:
+    for path in photos.rglob("*.jpg"):
+        bucket.put(str(path.relative_to(photos)), path.read_bytes(), "image/jpeg")
+    add(settings, photos)
+    run(settings)
+    on_s3 = settings.model_copy(
+        update={
+            "home": tmp_path / "other home",
+            "objects_uri": f"s3://{bucket.bucket}/crops",
+            "s3_endpoint_url": s3_options.endpoint,
+            "s3_region": s3_options.region,
+            "s3_access_key": s3_options.access_key,
+            "s3_secret_key": settings.s3_secret_key.__class__(s3_options.secret_key),
+        }
+    )
+    add(on_s3, f"s3://{bucket.bucket}")
+    catalog = Catalog(on_s3.catalog_url)
+    with catalog.write() as session:
+        collections.by_name(session, "archive").exclude = ["crops/**"]
+    run(on_s3)
+    left, right = contents(settings), contents(on_s3)
+    assert left["faces"] == right["faces"]
+    assert objects(settings) == objects(on_s3)
+
+
+RUN = """
+import sys
+from pathlib import Path
+from infra.settings import load_settings
+from flows import night as steps
+from flows.night import night
+print("ready", flush=True)
+with night(load_settings(), "archive") as state:
+    steps.discover_images(state)
+    steps.process_images(state, lambda: print("batch", flush=True))
+    steps.audit_catalog(state)
+"""
+
+
+@pytest.fixture
+def environment(settings: Settings) -> dict[str, str]:
+    return {
+        **os.environ,
+        "VISAGE_HOME": str(settings.home),
+        "VISAGE_WEIGHTS": str(settings.weights),
+        "VISAGE_TRACKING_URI": settings.tracking_uri,
+        "VISAGE_ENGINE": "inline",
+    }
+
+
+@pytest.mark.slow
+def test_killed_run_resumes_without_duplicates(
+    settings: Settings, photos: Path, tmp_path: Path, environment: dict[str, str]
+) -> None:
+    for i in range(60):
+        (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(200 + 2 * i)))
+    undisturbed = settings.model_copy(update={"home": tmp_path / "undisturbed"})
+    add(undisturbed, photos)
+    run(undisturbed)
+    add(settings, photos)
+    for batches in (1, 2):
+        with subprocess.Popen(
+            [sys.executable, "-c", RUN], env=environment, stdout=subprocess.PIPE, text=True
+        ) as process:
+            assert process.stdout is not None
+            seen = 0
+            while seen < batches:
+                seen += process.stdout.readline().startswith("batch")
+            time.sleep(0.2)
+            process.send_signal(signal.SIGKILL)
+    state = run(settings)
+    assert 0 < state.tally.images < 65
+    with Catalog(settings.catalog_url).read() as session:
+        assert list(session.scalars(select(Run.status).order_by(Run.id))) == ["crashed", "crashed", "done"]
+    left, right = contents(undisturbed), contents(settings)
+    assert [row[:2] for row in left["faces"]] == [row[:2] for row in right["faces"]]
+    assert left["images"] == right["images"]
+    assert objects(settings) == objects(undisturbed)
