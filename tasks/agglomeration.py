@@ -137,25 +137,29 @@ class Groups:
             self.links[a].add(b)
             self.links[b].add(a)
 
-    def constrain(self, must_link: Ints, cannot_link: Ints) -> None:
-        """Join the units of pairs of face ids, and keep those of other pairs apart.
+    def constrain(self, must_link: Ints, cannot_link: Ints, seen_together: Ints) -> None:
+        """Join the units of some pairs of face ids, keep those of others apart, and pairs of units that share a photo.
 
         Raises:
-            ValueError: naming a pair that is asked to be both.
+            ValueError: naming faces that are asked to be one person and two.
         """
         unit = dict(zip(self.pool.ids.tolist(), self.unit.tolist(), strict=True))
         for a, b in must_link.tolist():
             if a in unit and b in unit and self.root(unit[a]) != self.root(unit[b]):
                 self.join(self.root(unit[a]), self.root(unit[b]))
         for a, b in cannot_link.tolist():
-            if a in unit and b in unit:
-                first, second = self.root(unit[a]), self.root(unit[b])
-                if first == second:
-                    raise ValueError(
-                        f"faces {a} and {b} must not be one person, but other pairs or their identity say so"
-                    )
-                self.apart[first].add(second)
-                self.apart[second].add(first)
+            if a in unit and b in unit and not self.separate(unit[a], unit[b]):
+                raise ValueError(f"faces {a} and {b} must not be one person, but other pairs or their identity say so")
+        for first, second in seen_together.tolist():
+            self.separate(first, second)  # unless a person said that they are one: a mirror, a collage
+
+    def separate(self, a: int, b: int) -> bool:
+        """Never join the groups of two units; False if they are one already."""
+        a, b = self.root(a), self.root(b)
+        if a != b:
+            self.apart[a].add(b)
+            self.apart[b].add(a)
+        return a != b
 
     def neighbours(self, root: int) -> Ints:
         """Roots of the groups that this one is linked to, those of faces that may only join left out."""

@@ -32,6 +32,7 @@ __all__ = [
     "Merge",
     "Neighbours",
     "Policy",
+    "SeenTogether",
     "bcubed",
     "exact_neighbours",
     "group",
@@ -39,6 +40,9 @@ __all__ = [
 
 Neighbours = Callable[[Vectors, int], tuple[Vectors, Ints]]
 """(queries (Q, D), k) -> similarities (Q, k) and rows (Q, k) of what was searched, in any order; row -1 where none is left."""
+
+SeenTogether = Callable[[Ints], Ints]
+"""Identities (I,) -> pairs of them (S, 2) that appear in one photo, in any of their faces."""
 
 NEAREST = 32  # new faces considered per new face; known people are considered through twice as many exemplars
 PRODUCTS = 1 << 24  # similarities held at once by the exact search: 64 MB
@@ -113,15 +117,17 @@ def group(
     *,
     next_identity: int,
     neighbours: Neighbours | None = None,
+    seen_together: SeenTogether | None = None,
     settled: Ints = NO_IDS,
     must_link: Ints = NO_PAIRS,
     cannot_link: Ints = NO_PAIRS,
 ) -> Grouping:
     """Place new faces among the people that `exemplars` stand for. The order of the input does not matter.
 
-    Two faces of one photo are never one person. `must_link` and `cannot_link` (C, 2) are pairs of face ids, new or exemplars,
-    an exemplar speaking for its identity: what people decided, and identities seen in one photo. They go before everything
-    else; a pair with a face that is not at hand is ignored. Two `settled` identities (those that a person named or confirmed)
+    Two faces of one photo are never one person. Exemplars tell only of their own photos, so `seen_together` is asked, once,
+    about the identities that the new faces concern. `must_link` and `cannot_link` (C, 2) are pairs of face ids, new or
+    exemplars, an exemplar speaking for its identity: what people decided. They go before everything else, photos included;
+    a pair with a face that is not at hand is ignored. Two `settled` identities (those that a person named or confirmed)
     are never merged, only proposed. New identities are numbered from `next_identity`, by their smallest face id.
     `neighbours` searches the exemplars; by default exactly, with numpy. Exemplars of people without any similar to a new face
     may be left out. A first run is best given in portions of some thousand faces, whole photos each: time grows with the
@@ -150,7 +156,10 @@ def group(
     unit_of_identity = np.searchsorted(touched, exemplars.identities[near_exemplars[:, 1]])
     groups.link(np.stack([near_exemplars[:, 0] + len(touched), unit_of_identity], axis=1))
     groups.link(near_new + len(touched))
-    groups.constrain(must_link, cannot_link)
+    together = NO_PAIRS if seen_together is None else seen_together(touched)
+    if not np.isin(together, touched).all():
+        raise ValueError("seen_together named identities that it was not asked about")
+    groups.constrain(must_link, cannot_link, np.searchsorted(touched, together))
     agglomerate(groups, policy.join)
     adopt(groups, policy.join)
     return _result(groups, next_identity)

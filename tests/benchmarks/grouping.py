@@ -83,14 +83,27 @@ class People:
     policy: Policy
     exemplars: Exemplars
     identities: Ints
+    photos: Ints
     founded: int = 0
     merges: int = 0
     proposals: int = 0
     seconds: list[float] = field(default_factory=list)
 
+    @classmethod
+    def none(cls, policy: Policy, faces: Faces) -> "People":
+        """The state before the first of `faces`, whose ids must be 0..N-1, has come."""
+        nobody = Exemplars(faces.take(faces.ids[:0]), faces.ids[:0])
+        return cls(policy, nobody, np.full(len(faces), NOBODY), faces.photos)
+
+    def seen_together(self, identities: Ints) -> Ints:
+        shown = np.flatnonzero(np.isin(self.identities, identities))
+        shown = shown[np.argsort(self.photos[shown], kind="stable")]
+        beside = self.photos[shown[1:]] == self.photos[shown[:-1]]  # a photo shows two faces at most here
+        return np.stack([self.identities[shown[1:]][beside], self.identities[shown[:-1]][beside]], axis=1)
+
     def night(self, faces: Faces) -> None:
         start = perf_counter()
-        result = group(faces, self.exemplars, self.policy, next_identity=self.founded)
+        result = group(faces, self.exemplars, self.policy, next_identity=self.founded, seen_together=self.seen_together)
         self.seconds.append(perf_counter() - start)
         self.founded += len(result.founded)
         self.merges += len(result.merges)
@@ -119,7 +132,7 @@ def quality(mirrored: bool) -> None:
     for what, part in (("all", ids), ("half of the people", np.flatnonzero(half))):
         for nights in NIGHTS:
             for order in ORDERS[: 1 if nights == 1 else None]:
-                people = People(policy, Exemplars(everyone.take(ids[:0]), ids[:0]), np.full(len(ids), NOBODY))
+                people = People.none(policy, everyone)
                 for rows in np.array_split(np.random.default_rng(order).permutation(part), nights):
                     people.night(everyone.take(rows))
                 result = bcubed(people.identities[part], truth[part])
@@ -147,7 +160,7 @@ def near_twins(everyone: Faces, truth: Ints, policy: Policy) -> None:
             pairs.append((a, b))
     twins = Faces(everyone.ids, everyone.embeddings, everyone.quality, photos)
     for what, faces in (("apart", everyone), ("in one photo", twins)):
-        people = People(policy, Exemplars(faces.take(truth[:0]), truth[:0]), np.full(len(truth), NOBODY))
+        people = People.none(policy, faces)
         order = np.random.default_rng(0).permutation(len(truth))[photos]  # whole photos come together
         for rows in np.array_split(np.argsort(order, kind="stable"), 5):
             people.night(faces.take(rows))

@@ -56,10 +56,15 @@ class Catalogue:
     policy: Policy = POLICY
     identities: dict[int, int] = field(default_factory=dict)
     exemplars: Exemplars = field(default_factory=nobody)
+    photos: dict[int, list[int]] = field(default_factory=dict)
     next_identity: int = 0
 
-    def night(self, new: Faces, **options: Ints) -> Grouping:
-        result = group(new, self.exemplars, self.policy, next_identity=self.next_identity, **options)  # type: ignore[arg-type]
+    def night(self, new: Faces) -> Grouping:
+        result = group(
+            new, self.exemplars, self.policy, next_identity=self.next_identity, seen_together=self.seen_together
+        )
+        for face, photo in zip(new.ids.tolist(), new.photos.tolist(), strict=True):
+            self.photos.setdefault(photo, []).append(face)
         self.next_identity += len(result.founded)
         kept = {merge.absorbed: merge.kept for merge in result.merges}
         self.identities = {face: kept.get(person, person) for face, person in self.identities.items()}
@@ -72,16 +77,16 @@ class Catalogue:
         )
         return result
 
-    def seen_together(self, faces: Faces, new: Faces) -> Ints:
-        """Pairs for people in one photo of `faces`, which the exemplars need not show, and for `new` faces beside them."""
-        speaker = dict(zip(self.exemplars.identities.tolist(), self.exemplars.faces.ids.tolist(), strict=True))
-        pairs = []
-        for photo in np.unique(faces.photos):
-            named = [self.identities.get(face, NOBODY) for face in faces.ids[faces.photos == photo].tolist()]
-            known = [speaker[person] for person in named if person != NOBODY]
-            everyone = known + new.ids[new.photos == photo].tolist()
-            pairs += [(a, b) for a in known for b in everyone if a != b]
-        return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+    def seen_together(self, identities: Ints) -> Ints:
+        """Pairs of identities with faces in one photo."""
+        pairs = {
+            (a, b)
+            for named in self.photos.values()
+            for a in map(self.identities.get, named)
+            for b in map(self.identities.get, named)
+            if a in identities and b in identities and a != b
+        }
+        return np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
 
     def of(self, new: Faces) -> Ints:
         return np.array([self.identities[face] for face in new.ids.tolist()])
@@ -144,15 +149,49 @@ def test_near_twins_in_one_photo_never_merge() -> None:
             assert first != second
 
 
-def test_twins_seen_together_in_a_photo_that_no_exemplar_shows_stay_apart_by_constraint() -> None:
+def test_twins_seen_together_in_a_photo_that_no_exemplar_shows_stay_apart() -> None:
     twins = unit(np.ones((2, D)) + np.eye(D)[:2] * 0.1)
-    known = Exemplars(faces(twins), np.array([0, 1]))
+    known = Exemplars(faces(np.concatenate([twins, np.eye(D)[5:6]])), np.array([3, 7, 5]))
     new = faces(twins[:1], first=10)
-    assert group(new, known, POLICY, next_identity=2).merges  # without a word they are one
-    result = group(new, known, POLICY, next_identity=2, cannot_link=np.array([[0, 1]]))
+    assert group(new, known, POLICY, next_identity=8).merges  # without a word they are one
+    asked: list[list[int]] = []
+
+    def seen_together(identities: Ints) -> Ints:
+        asked.append(identities.tolist())
+        return np.array([[7, 3]])
+
+    result = group(new, known, POLICY, next_identity=8, seen_together=seen_together)
+    assert asked == [[3, 7]]  # once, and not about the stranger
     assert not result.merges
     assert not result.proposals
-    assert result.identities[0] in (0, 1)
+    assert result.identities[0] in (3, 7)
+
+
+def test_answer_about_other_identities_is_refused() -> None:
+    known = Exemplars(faces(np.eye(D)[:2]), np.array([3, 7]))
+    with pytest.raises(ValueError, match="not asked about"):
+        group(faces(np.eye(D)[:1], 10), known, POLICY, next_identity=8, seen_together=lambda _: np.array([[3, 7]]))
+
+
+def test_a_person_who_says_that_two_in_one_photo_are_one_is_believed() -> None:
+    known = Exemplars(faces(np.eye(D)[:2]), np.array([3, 7]))
+    result = group(
+        faces(np.eye(D)[:1], first=10),
+        known,
+        POLICY,
+        next_identity=8,
+        seen_together=lambda identities: np.array([[3, 7]]),
+        must_link=np.array([[0, 1]]),
+    )
+    assert [(merge.kept, merge.absorbed) for merge in result.merges] == [(3, 7)]
+
+
+def test_rejected_merge_is_neither_made_nor_proposed_again() -> None:
+    twins = unit(np.ones((2, D)) + np.eye(D)[:2] * 0.1)
+    known = Exemplars(faces(twins), np.array([0, 1]))
+    result = group(faces(twins[:1], first=10), known, POLICY, next_identity=2, cannot_link=np.array([[0, 1]]))
+    assert not result.merges
+    assert not result.proposals
 
 
 def test_new_face_joins_the_person_it_resembles_and_keeps_that_id() -> None:
@@ -381,9 +420,10 @@ def test_promises_hold_on_any_crowd(seed: int, nights: int, spread: float) -> No
     random = np.random.default_rng(seed)
     crowd = Faces(everyone.ids, everyone.embeddings, random.random(30, dtype=np.float32), random.integers(0, 12, 30))
     catalogue, seen = Catalogue(), np.zeros(30, dtype=bool)
-    for part in np.array_split(random.permutation(30), nights):
-        new = crowd.take(part)
-        result = catalogue.night(new, cannot_link=catalogue.seen_together(crowd.take(np.flatnonzero(seen)), new))
+    whole_photos = np.argsort(random.permutation(12)[crowd.photos], kind="stable")
+    ends = np.flatnonzero(np.diff(crowd.photos[whole_photos])) + 1
+    for part in np.split(whole_photos, np.sort(random.choice(ends, min(nights, len(ends)), replace=False))):
+        result = catalogue.night(crowd.take(part))
         seen[part] = True
         assert set(result.identities[crowd.quality[part] >= POLICY.founding]).isdisjoint({NOBODY})
         identities = catalogue.of(crowd.take(np.flatnonzero(seen)))
