@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -197,12 +198,20 @@ def _serve(lock: int, listener: int) -> None:
     connections = socket.socket(fileno=listener)
     server = Server(os.getpid(), connections.getsockname()[1], version("prefect"))
     os.pwrite(lock, json.dumps(asdict(server)).encode(), 0)
+    threading.Thread(target=_end_without_home, args=(lock,), daemon=True).start()
 
     import uvicorn  # noqa: PLC0415 - heavy, and only for this process
     from prefect.server.api.server import create_app  # noqa: PLC0415
 
     config = uvicorn.Config(create_app(final=True), log_level="warning", timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[connections])
+
+
+def _end_without_home(lock: int) -> None:
+    """End this server once its folder has been deleted: nobody can find it any more."""
+    while os.fstat(lock).st_nlink > 0:
+        time.sleep(2)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _folder(home: Path) -> Path:

@@ -152,6 +152,14 @@ def test_a_server_of_another_version_is_replaced(home: Path) -> None:
     assert servers_of(home) == [pid_of(home)] != [old]
 
 
+def test_a_server_ends_when_its_folder_is_deleted(home: Path) -> None:
+    prefect_server.begin(home).url()
+    server = psutil.Process(pid_of(home))
+    (home / "prefect" / "server.json").unlink()
+    psutil.wait_procs([server], timeout=20)
+    assert servers_of(home) == []
+
+
 def test_stop_ends_a_server_that_hangs(home: Path) -> None:
     prefect_server.begin(home).url()
     os.kill(pid_of(home), signal.SIGSTOP)
