@@ -67,11 +67,8 @@ def _seen(length: int, pad: int, size: int) -> range:
     """Pixels of a level's axis from which some cell of P-Net sees the photo itself and not the border alone.
 
     The axis of `length` + 2 `pad` photo pixels is resized to `size`. Cells that see only the border all have the
-    probability of plain grey (1e-4), and are never computed. A part that ends early has an even length, where P-Net's
-    pooling gives the same cells as in the whole.
+    probability of plain grey (1e-4), and are never computed; but for one at the end, where the length is odd.
     """
     first = pad * size // (length + 2 * pad)
     last = -(-(pad + length) * size // (length + 2 * pad)) - 1
-    start = max(first - (FIELD - 1), 0) // STRIDE * STRIDE
-    stop = last + FIELD
-    return range(start, min(stop + (stop - start) % STRIDE, size))
+    return range(max(first - (FIELD - 1), 0) // STRIDE * STRIDE, min(last + FIELD, size))

@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from models.detection import mtcnn
 from models.detection.area import PaddedPhotos
-from models.detection.mtcnn import MTCNN, MTCNN_SPEC, PRODUCTION, PUBLISHED, CascadeSettings, Detections
+from models.detection.mtcnn import MTCNN, MTCNN_SPEC, PRODUCTION, PUBLISHED, CascadeSettings, Detections, PNet
 from models.detection.nms import intersection_over_smaller, intersection_over_union, suppress
+from models.detection.pyramid import STRIDE, plan
 from models.spec import CheckpointMismatch
 from tests.reference import seeded, shared
 
@@ -247,6 +248,44 @@ def test_weights_of_another_model_are_refused(tmp_path: Path):
         MTCNN_SPEC.bundled.read({"facenet_pytorch/data/pnet.pt": tmp_path / "pnet.pt"})
     with pytest.raises(CheckpointMismatch, match="MTCNN"):
         mtcnn.build({"pnet.conv1.weight": torch.zeros(1)})
+
+
+@given(
+    height=st.integers(20, 150),
+    width=st.integers(20, 150),
+    pad=st.integers(0, 60),
+    pixels=st.sampled_from([1, 3000, 1 << 18]),
+    seed=st.integers(0, 99),
+)
+def test_tiles_see_every_cell_once_but_those_of_the_plain_border(height, width, pad, pixels, seed):
+    torch.manual_seed(seed)
+    pnet = PNet().eval()
+    photo = torch.randint(0, 256, (height, width, 3), dtype=torch.uint8)
+    padded = PaddedPhotos([photo], [pad], mtcnn.GREY, torch.device("cpu"))
+    scans: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def cells(level: Tensor) -> Tensor:
+        return pnet(((level - 127.5) * 0.0078125).permute(2, 0, 1)[None])[0][0]
+
+    with torch.inference_mode():
+        for tile in plan(padded, 20, 0.709, pixels):
+            if tile.level not in scans:
+                whole = cells(padded.resized(0, tile.size, range(tile.size[0]), range(tile.size[1])))
+                scans[tile.level] = whole, torch.zeros_like(whole)
+            whole, seen = scans[tile.level]
+            found = cells(padded.resized(0, tile.size, tile.rows, tile.columns))
+            place = tuple(
+                slice(part.start // STRIDE, part.start // STRIDE + count)
+                for part, count in zip((tile.rows, tile.columns), found.shape, strict=True)
+            )
+            torch.testing.assert_close(found, whole[place], rtol=0, atol=1e-5)
+            seen[place] += 1
+        border = cells(torch.full((40, 40, 3), float(mtcnn.GREY)))[0, 0]
+    assert scans
+    for whole, seen in scans.values():
+        assert seen.max() == 1
+        torch.testing.assert_close(whole[seen == 0], border.expand(int((seen == 0).sum())), rtol=0, atol=1e-5)
+        assert pad or seen.all()
 
 
 # Area resizing

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models.alignment import align
-from models.quality import FACE_3D, QUALITY_TEMPLATE, WEIGHTS, Quality, assess_quality
+from models.quality import FACE_3D, POSE_SPREAD, QUALITY_TEMPLATE, WEIGHTS, Quality, assess_quality
 from tests.reference import shared
 
 PHOTOS = [
@@ -196,6 +196,8 @@ def test_signs_of_pose_are_the_documented_ones():
 
 
 def test_frontalness_falls_with_every_degree():
+    turned = assess_quality(grey(), projected(POSE_SPREAD, 0, 0, 80)[None], torch.ones(1))
+    assert float(turned.frontalness) == pytest.approx(math.exp(-0.5), abs=0.01)
     angles = torch.arange(0, 75, 5).tolist()
     for turned in (
         torch.stack([projected(angle, 0, 0, 80) for angle in angles]),
