@@ -61,7 +61,7 @@ class VisionTransformer(nn.Module):
         """Return the patch tokens of normalised pictures (N, 3, H, W) after every block, as maps (N, C, H/16, W/16)."""
         x = self.conv1(x)
         grid = x.shape[2:]
-        first = self.class_embedding.expand(len(x), 1, -1)
+        first = self.class_embedding.expand(x.shape[0], 1, -1)
         x = self.ln_pre(torch.cat([first, x.flatten(2).transpose(1, 2)], dim=1) + self.position(*grid))
         maps = []
         for block in self.resblocks:

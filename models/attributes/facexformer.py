@@ -186,7 +186,7 @@ class FaceXFormer(nn.Module):
         image = self.encode(x)
         position = self.position(*image.shape[2:]).flatten(1).T
         tokens, pixels = self.transformer(
-            self.tokens.expand(len(x), -1, -1), image.flatten(2).transpose(1, 2), position
+            self.tokens.expand(x.shape[0], -1, -1), image.flatten(2).transpose(1, 2), position
         )
         raw = {}
         for token, (name, attributes) in enumerate(HEADS.items()):

@@ -67,7 +67,7 @@ class QueryDecoder(nn.Module):
 
     def forward(self, task: str, keys: Tensor, values: Tensor) -> Tensor:
         """Return what a task's queries (N, Q, C) have read from the memory."""
-        x = self.query_feat[task].expand(len(values), -1, -1)
+        x = self.query_feat[task].expand(values.shape[0], -1, -1)
         for layer in self.layers:
             x = layer(x, self.query_embed[task], keys, values)
         return x
