@@ -46,9 +46,11 @@ def unwrap(checkpoint: Mapping[str, Any], *nests: str) -> dict[str, Tensor]:
         CheckpointMismatch: if what lies there are not tensors by name.
     """
     inner = next((checkpoint[nest] for nest in nests if isinstance(checkpoint.get(nest), Mapping)), checkpoint)
-    strangers = sorted(str(key) for key, value in inner.items() if not isinstance(value, Tensor))
+    strangers = sorted(
+        str(key) for key, value in inner.items() if not (isinstance(key, str) and isinstance(value, Tensor))
+    )
     if strangers or not inner:
-        found = f"entries that are no tensors: {_first(strangers)}" if strangers else "nothing"
+        found = f"entries that are no tensors by name: {_first(strangers)}" if strangers else "nothing"
         raise CheckpointMismatch(f"The file holds no state dict, but {found}. Is it a checkpoint of this model?")
     prefix = "module." if all(key.startswith("module.") for key in inner) else ""
     return {key.removeprefix(prefix): value for key, value in inner.items()}

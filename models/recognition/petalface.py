@@ -293,15 +293,17 @@ def official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
 
 
 def official_blended(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read what `with_quality` gave.
+    """Read a released file with two adapters together with CNNIQA's, or what `with_quality` made of them.
 
-    Raises CheckpointMismatch for a released file as it is, which lacks the quality network.
+    Raises CheckpointMismatch for the released file alone, which lacks the quality network.
     """
+    if "params" in checkpoint:
+        return with_quality({key: value for key, value in checkpoint.items() if key != "params"}, checkpoint)
     state_dict = official(checkpoint)
     if any("trainable_lora_down2" in key for key in state_dict) and "threshold" not in state_dict:
         raise CheckpointMismatch(
-            "The file has two adapters but neither quality.* nor threshold, which blend them. Join it with CNNIQA's weights "
-            "(pyiqa's CNNIQA_koniq10k-e6f14c91.pth) by models.recognition.petalface.with_quality and register the result."
+            "The file has two adapters but not the quality network that blends them. Register it with CNNIQA's weights: "
+            "--weights model.pt --weights CNNIQA_koniq10k-e6f14c91.pth (of pyiqa)."
         )
     return state_dict
 
@@ -349,7 +351,7 @@ PETALFACE = ModelSpec(
     title="PETALface: Swin with two LoRA adapters blended by image quality",
     licence=f"{_LICENCE}; quality network CNNIQA: non-commercial",
     source=f"{_SOURCE} (an adapted model.pt with trainable_lora_down2) and CNNIQA_koniq10k-e6f14c91.pth of "
-    "https://github.com/chaofengc/IQA-PyTorch, joined by models.recognition.petalface.with_quality",
+    "https://github.com/chaofengc/IQA-PyTorch, registered together",
     paper="arXiv:2412.07771",
     build=build,
     official=official_blended,

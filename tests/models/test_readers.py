@@ -1,9 +1,13 @@
 """Files are read completely or refused with the reason: no byte too few, none too many."""
 
+import argparse
 import contextlib
 import math
 import os
+import pickle
 import struct
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -288,23 +292,96 @@ def test_code_in_a_checkpoint_is_refused_and_never_runs(tmp_path: Path) -> None:
     assert not (tmp_path / "trace").exists()
 
 
-@pytest.mark.parametrize("name", ["a.pth", "a.safetensors", "a.npy"])
-@pytest.mark.parametrize("cut", [0, 10, -20])
-def test_damaged_checkpoint_is_refused(tmp_path: Path, name: str, cut: int) -> None:
-    torch.save({"weight": torch.ones(200)}, tmp_path / "a.pth")
-    safetensors.torch.save_file({"weight": torch.ones(200)}, tmp_path / "a.safetensors")
-    np.save(tmp_path / "a.npy", np.ones(200))
+def test_printed_conversion_of_a_refused_checkpoint_makes_one_that_is_read(tmp_path: Path) -> None:
+    arguments = argparse.Namespace(lr=0.1)
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "args": arguments}, tmp_path / "args.pth")
+    torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
+    torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
+    torch.save({"weight": torch.ones(2)}, tmp_path / "four.pth", pickle_protocol=4)
+    for name, why, keys in [
+        ("args.pth", r"holds more than tensors and plain values \(argparse\.Namespace\)", {"state_dict"}),
+        (
+            "whole.pth",
+            r"holds more than tensors and plain values \(torch\.nn\.modules\.linear\.Linear\)",
+            {"weight", "bias"},
+        ),
+        ("script.pt", "is a TorchScript program", {"weight", "bias"}),
+        ("four.pth", "was pickled with protocol 4", {"weight"}),
+    ]:
+        with pytest.raises(CheckpointMismatch, match=why) as refused:
+            read_checkpoint([tmp_path / name])
+        code = str(refused.value).split('python -c "')[1].removesuffix('"')
+        subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True)
+        assert read_checkpoint([tmp_path / "tensors.pth"]).keys() == keys, name
+
+
+def test_archive_of_arrays_is_read_by_the_names_in_it_whatever_the_file_is_called(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", **{"conv.weight": np.ones((2, 2), "f4"), "steps": np.int64(7)})
+    (tmp_path / "a.npz").rename(tmp_path / "download")
+    found = read_checkpoint([tmp_path / "download"])
+    assert found["conv.weight"].tolist() == [[1, 1], [1, 1]]
+    assert found["steps"] == 7
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "is empty"),
+        (b"\n<!DOCTYPE html><title>Google Drive - Virus scan warning</title>", "is a web page, not weights"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "it begins with b'version https://git-lfs"),
+        (pickle.dumps({"weight": [1.0]}), "is a pickle: it would have to be executed"),
+        (bytes(1000), "is no checkpoint of torch, safetensors or numpy"),
+    ],
+    ids=["empty", "html", "git-lfs", "pickle", "zeros"],
+)
+def test_what_is_no_checkpoint_is_refused_as_what_it_is(tmp_path: Path, content: bytes, why: str) -> None:
+    (tmp_path / "model.pth").write_bytes(content)
+    with pytest.raises(CheckpointMismatch, match=why):
+        read_checkpoint([tmp_path / "model.pth"])
+
+
+def save_everywhere(folder: Path) -> None:
+    torch.save({"weight": torch.ones(200)}, folder / "a.pth")
+    torch.save({"weight": torch.ones(200)}, folder / "old.pth", _use_new_zipfile_serialization=False)
+    safetensors.torch.save_file({"weight": torch.ones(200)}, folder / "a.safetensors")
+    np.save(folder / "a.npy", np.ones(200))
+    np.savez_compressed(folder / "a.npz", weight=np.arange(200))
+
+
+@pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors", "a.npy", "a.npz"])
+@pytest.mark.parametrize("cut", [0, 40, -20])
+def test_truncated_checkpoint_is_refused(tmp_path: Path, name: str, cut: int) -> None:
+    save_everywhere(tmp_path)
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:cut])
     with pytest.raises(CheckpointMismatch, match=r"Fetch it again"):
         read_checkpoint([tmp_path / name])
 
 
+@pytest.mark.property
+@pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors", "a.npy", "a.npz"])
+@given(changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=5))
+def test_damaged_checkpoint_is_read_or_refused_but_breaks_nothing(
+    tmp_path_factory: pytest.TempPathFactory, name: str, changes: list[tuple[int, int]]
+) -> None:
+    folder = tmp_path_factory.mktemp("damaged")
+    save_everywhere(folder)
+    content = bytearray((folder / name).read_bytes())
+    for place, value in changes:
+        content[place % len(content)] = value
+    (folder / name).write_bytes(content)
+    with contextlib.suppress(CheckpointMismatch):
+        read_checkpoint([folder / name])
+
+
 def test_checkpoint_without_entries_or_with_one_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     torch.save([torch.ones(2)], tmp_path / "list.pth")
+    torch.save({0: torch.ones(2)}, tmp_path / "numbered.pth")
     torch.save({"weight": torch.ones(2)}, tmp_path / "a.pth")
     with pytest.raises(CheckpointMismatch, match=r"list\.pth holds a list, not entries by name"):
         read_checkpoint([tmp_path / "list.pth"])
+    with pytest.raises(CheckpointMismatch, match=r"numbered\.pth holds a dict, not entries by name"):
+        read_checkpoint([tmp_path / "numbered.pth"])
     with pytest.raises(CheckpointMismatch, match=r"a\.pth: weight came from another file already"):
         read_checkpoint([tmp_path / "a.pth", tmp_path / "a.pth"])
     with pytest.raises(CheckpointMismatch, match="holds nothing that could be weights"):

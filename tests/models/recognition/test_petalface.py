@@ -32,7 +32,7 @@ QUERY = "layers.0.blocks.0.attn.qkv"
 @pytest.fixture(scope="module")
 def blended() -> PETALface:
     quality = {"params": checkpoint("petalface/state_dict_cnniqa.tsv")}
-    return PETALFACE.build(PETALFACE.official(with_quality(checkpoint(TABLE), quality)))
+    return PETALFACE.build(PETALFACE.official(checkpoint(TABLE) | quality))  # both files, as they are read together
 
 
 @pytest.mark.parametrize(
@@ -109,8 +109,16 @@ def test_fresh_adapters_change_nothing():
 
 def test_two_adapters_without_the_quality_network_are_refused_with_what_to_do():
     adapted = {f"{QUERY}.trainable_lora_down2.weight": torch.zeros(8, 384)}
-    with pytest.raises(CheckpointMismatch, match=r"neither quality\.\* nor threshold.*with_quality"):
+    with pytest.raises(CheckpointMismatch, match=r"not the quality network.*--weights CNNIQA"):
         PETALFACE.official(adapted)
+
+
+def test_joined_weights_are_read_as_they_were_joined_with_their_threshold():
+    backbone = {f"{QUERY}.trainable_lora_down2.weight": torch.ones(8, 384)}
+    joined = with_quality(backbone, {"params": {"fc3.bias": torch.ones(1)}}, threshold=0.25)
+    assert PETALFACE.official(joined) == joined
+    assert joined["threshold"] == 0.25
+    assert joined["quality.fc3.bias"] == 1
 
 
 @pytest.mark.parametrize("spec", [PETALFACE_SINGLE, PETALFACE], ids=["single", "blended"])
