@@ -90,6 +90,7 @@ def _configure_data() -> None:
 
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = BLOCK_BYTES
+    context.max_errored_blocks = -1  # a block whose worker died is missing, and missed by the caller; the others go on
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     for name in ("ray.data", "ray.data._internal.progress"):

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.spec import Preprocess
+from models.spec import ModelSpec
 from tasks.guard import guarded
 from tasks.install import ModelVersion, load_network
 from tasks.photo_faces import (
@@ -30,7 +30,7 @@ class Embed:
 
     def __init__(self, version: ModelVersion, device: str) -> None:
         assert version.spec.preprocess is not None
-        self.preprocess: Preprocess = version.spec.preprocess
+        self.spec, self.template = version.spec, version.spec.preprocess.template
         self.network = load_network(version).to(device)
         self.device = device
 
@@ -38,10 +38,10 @@ class Embed:
         return guarded("embed", photos, self._embed)
 
     def _embed(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
-        original, restored = crop(self.preprocess.template), restored_crop(self.preprocess.template)
+        original, restored = crop(self.template), restored_crop(self.template)
         crops = [photo.arrays[original] for photo in photos]
         crops += [photo.arrays[restored] for photo in photos if restored in photo.arrays]
-        vectors = iter(_split(embed(self.network, self.preprocess, np.concatenate(crops), self.device), crops))
+        vectors = iter(_split(embed(self.network, self.spec, np.concatenate(crops), self.device), crops))
         embeddings = [next(vectors) for _ in photos]
         results = []
         for photo, embedding in zip(photos, embeddings, strict=True):
@@ -53,19 +53,21 @@ class Embed:
         return results
 
 
-def embed(network: nn.Module, preprocess: Preprocess, crops: np.ndarray, device: str) -> np.ndarray:
-    """Embed crops (N, S, S, 3) uint8 as (N, D) float32 of unit length.
+def embed(network: nn.Module, spec: ModelSpec, crops: np.ndarray, device: str) -> np.ndarray:
+    """Embed crops (N, S, S, 3) uint8 of the spec's template as (N, D) float32 of unit length.
 
     Raises:
         FloatingPointError: if the network gives a vector that is not finite, or of length zero.
     """
+    assert spec.preprocess is not None
     parts = []
     with torch.inference_mode():
         for start in range(0, len(crops), BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(crops[start : start + BATCH])).to(device)
-            parts.append(network(preprocess(batch)).float().cpu())
+            faces = spec.preprocess(torch.from_numpy(np.ascontiguousarray(crops[start : start + BATCH])).to(device))
+            vectors = network(faces).float()
+            parts.append((vectors + network(faces.flip(3)).float() if spec.mirror else vectors).cpu())
         if not parts:
-            return np.zeros((0, 0), np.float32)
+            return np.zeros((0, spec.dimension or 0), np.float32)
         vectors = torch.cat(parts)
         lengths = vectors.norm(dim=1, keepdim=True)
     if not bool(torch.isfinite(vectors).all()) or bool((lengths < 1e-6).any()):

@@ -60,7 +60,7 @@ def evaluate_verification(
         faces = [_central(item, limits, embedder) for item in found if item.photo.face_count]
         if faces:
             crops = np.stack([face.arrays[crop(preprocess.template)][0] for face in faces])
-            vectors = embed(network, preprocess, crops, "cpu")
+            vectors = embed(network, embedder.spec, crops, "cpu")
             embeddings.update({face.key: vector for face, vector in zip(faces, vectors, strict=True)})
         done += len(group)
         on_progress(done, len(names))

@@ -1,6 +1,7 @@
 """Group: new faces join the people already known or found new ones; what is only likely is proposed to a person."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from tasks.calibration import Calibration
 from tasks.grouping import NOBODY, Exemplars, Faces, Grouping, Policy, group
 from tasks.job import Job
 
-BLOCK = 20_000  # faces grouped at once: bounds memory on a first night of millions
+BLOCK = 4_000  # faces grouped at once: time grows with the square of how many of them are one person
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def group_new_faces(catalog: Catalog, job: Job) -> Grouped:
                 Exemplars(_faces(known), known.identities),
                 policy,
                 next_identity=people.next_identity_id(session),
+                seen_together=partial(_together, session),
                 settled=np.array(people.settled_identities(session, version_id), np.int64),
             )
             _write(session, job, new, known, result)
@@ -61,12 +63,17 @@ def group_new_faces(catalog: Catalog, job: Job) -> Grouped:
         )
 
 
+def _together(session: people.Session, identities: np.ndarray) -> np.ndarray:
+    return people.seen_together(session, identities.tolist())
+
+
 def _faces(vectors: FaceVectors) -> Faces:
     return Faces(vectors.ids, vectors.embeddings, vectors.quality, vectors.contents)
 
 
 def _write(session: people.Session, job: Job, new: FaceVectors, known: FaceVectors, result: Grouping) -> None:
-    changed = np.unique(result.exemplars.identities)
+    absorbed = [merge.absorbed for merge in result.merges]
+    changed = np.union1d(result.exemplars.identities, np.array(absorbed, np.int64))
     people.write_grouping(
         session,
         job.run_id,

@@ -5,7 +5,7 @@ two engines: as Ray Data actor pools, one loaded model per actor, or in this pro
 the start of Ray. The driver records: the catalog has one writer.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from infra.catalog.database import Catalog
-from infra.catalog.images import count_pending, pending_pages
+from infra.catalog.images import Work, count_pending, pending, pending_pages
 from infra.ray_cluster import connected, gpus, set_threads
 from tasks.describe import Describe
 from tasks.embed import Embed
@@ -50,13 +50,12 @@ def process(catalog: Catalog, job: Job, on_photos: Callable[[Sequence[PhotoFaces
     """
     with catalog.read() as session:
         count = count_pending(session, job.collection_id)
-        pages = pending_pages(session, job.collection_id, PAGE)
-    if not pages:
+    if not count:
         return "none"
     settings = job.settings
-    large = count >= settings.ray_from_images or settings.ray_address
-    with_ray = settings.engine == "ray" or (settings.engine == "auto" and bool(large))
-    stream = _with_ray(job, pages) if with_ray else _in_process(job, pages)
+    large = count >= settings.ray_from_images or bool(settings.ray_address)
+    with_ray = settings.engine == "ray" or (settings.engine == "auto" and large)
+    stream = _with_ray(catalog, job) if with_ray else _in_process(catalog, job)
     crops = job.crops()
     with closing(stream):
         for photos in stream:
@@ -65,31 +64,62 @@ def process(catalog: Catalog, job: Job, on_photos: Callable[[Sequence[PhotoFaces
     return "ray" if with_ray else "inline"
 
 
-def _in_process(job: Job, pages: Iterable[Page]) -> Generator[list[PhotoFaces]]:
+def _pages(catalog: Catalog, job: Job, size: int) -> list[Page]:
+    with catalog.read() as session:
+        return pending_pages(session, job.collection_id, job.run_id, size)
+
+
+def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     prepare = Prepare(job)
     stages = [build() for _, build in face_stages(job)]
-    for page in pages:
+    for page in _pages(catalog, job, PAGE):
         for photos in prepare(page):
             yield reduce(lambda batch, stage: stage(batch), stages, photos)
 
 
-def _with_ray(job: Job, pages: Sequence[Page]) -> Generator[list[PhotoFaces]]:
-    import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
-
+def _with_ray(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     settings = job.settings
     with connected(settings.ray_address or None, settings.cpu_count):
-        stages = face_stages(job)
-        share = _Shares.of(round(ray.cluster_resources()["CPU"]), gpus(), [name for name, _ in stages])
-        dataset = ray.data.from_items([{"first": first, "last": last} for first, last in pages])
+        yield from _execute(job, _pages(catalog, job, PAGE))
+        # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image,
+        # so that only the one that kills its worker is lost.
+        yield from _execute(job, _pages(catalog, job, 1))
+    with catalog.read() as session:
+        lost = [
+            work
+            for page in _pages(catalog, job, PAGE)
+            for work in pending(session, job.collection_id, job.run_id, page)
+        ]
+    if lost:
+        yield [_killed_its_worker(work) for work in lost]
+
+
+def _killed_its_worker(work: Work) -> PhotoFaces:
+    message = (
+        f"{work.key}: the process that worked on it died, three times, and alone at the end (out of memory, or a crash in a "
+        "decoder). It is not tried again until it is replaced; if it is a good picture, please report it."
+    )
+    return PhotoFaces(work.image_id, work.key, work.size).failed("process", "worker_died", message, retryable=False)
+
+
+def _execute(job: Job, pages: Sequence[Page]) -> Iterator[list[PhotoFaces]]:
+    """One Ray Data execution: pages of image ids in, photos out, in whatever order they are done."""
+    if not pages:
+        return
+    import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
+
+    stages = face_stages(job)
+    share = _Shares.of(round(ray.cluster_resources()["CPU"]), gpus(), [name for name, _ in stages])
+    # A block, which is what is repeated when a worker dies, is one page.
+    rows = [{"first": first, "last": last} for first, last in pages]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(pages))
+    dataset = dataset.map_batches(_PrepareActor, fn_constructor_args=(job,), batch_size=1, **share.options("prepare"))
+    for name, build in stages:
         dataset = dataset.map_batches(
-            _PrepareActor, fn_constructor_args=(job,), batch_size=1, **share.options("prepare")
+            _StageActor, fn_constructor_args=(build,), batch_size=GROUP, **share.options(name)
         )
-        for name, build in stages:
-            dataset = dataset.map_batches(
-                _StageActor, fn_constructor_args=(build,), batch_size=GROUP, **share.options(name)
-            )
-        for batch in dataset.iter_batches(batch_size=GROUP, batch_format="numpy", prefetch_batches=1):
-            yield [unpack(data) for data in batch["photo"]]
+    for batch in dataset.iter_batches(batch_size=GROUP, batch_format="numpy", prefetch_batches=1):
+        yield [unpack(data) for data in batch["photo"]]
 
 
 @dataclass(frozen=True)
@@ -121,6 +151,7 @@ class _Shares:
             "num_cpus": self.cpus,
             "num_gpus": self.gpus,
             "batch_format": "numpy",
+            "max_task_retries": 1,  # by default for ever, even for an image that kills whoever touches it
         }
 
 

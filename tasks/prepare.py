@@ -37,7 +37,7 @@ class Prepare:
 
     def __call__(self, page: tuple[int, int]) -> Iterator[list[PhotoFaces]]:
         with self.catalog.read() as session:
-            work = pending(session, self.job.collection_id, *page)
+            work = pending(session, self.job.collection_id, self.job.run_id, page)
         groups = [work[start : start + GROUP] for start in range(0, len(work), GROUP)]
         reading = self._begin_reading(groups[0]) if groups else []
         for following in [*groups[1:], []]:

@@ -59,7 +59,7 @@ def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces
     shared = [(photo.image_id, photo.content_id) for photo in photos if photo.shared and photo.content_id is not None]
     with catalog.write() as session:
         record_photos(session, job.run_id, job.contract, records)
-        link_duplicates(session, shared)
+        link_duplicates(session, job.run_id, shared)
         record_failures(session, job.run_id, job.collection_id, failures)
         fail_contents(session, failed_contents)
 

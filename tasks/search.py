@@ -66,7 +66,7 @@ def search_photo(session: Session, settings: Settings, photo: Path, limit: int) 
     probe = _probe(settings, photo, detector, embedder)
     assert embedder.spec.preprocess is not None
     network = load_network(embedder)
-    vectors = embed(network, embedder.spec.preprocess, probe.arrays[crop(embedder.spec.preprocess.template)], "cpu")
+    vectors = embed(network, embedder.spec, probe.arrays[crop(embedder.spec.preprocess.template)], "cpu")
     found = nearest(session, version_row, vectors, limit)
     return [
         Answer(tuple(float(v) for v in box), float(score), matches, f"{version_row.name}@{version_row.version}")

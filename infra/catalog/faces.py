@@ -177,7 +177,7 @@ def _record_faces(session: Session, contract: Contract, photo: PhotoRecord) -> N
     session.add_all([*attributes, *restorations])
 
 
-def link_duplicates(session: Session, images: Sequence[tuple[int, int]]) -> None:
+def link_duplicates(session: Session, run_id: int, images: Sequence[tuple[int, int]]) -> None:
     """Note for (image id, content id) pairs that another image's processing covers them; `settle` closes them."""
     for image_id, content_id in images:
-        session.execute(update(Image).where(Image.id == image_id).values(content_id=content_id))
+        session.execute(update(Image).where(Image.id == image_id).values(content_id=content_id, run_id=run_id))

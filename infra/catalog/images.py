@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from sqlalchemy import and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
@@ -109,11 +109,20 @@ def count_pending(session: Session, collection_id: int) -> int:
     return session.scalar(statement) or 0
 
 
-def pending_pages(session: Session, collection_id: int, size: int) -> list[tuple[int, int]]:
-    """Cut the pending images into ranges (first id, last id) of `size` images each."""
+def _to_do(collection_id: int, run_id: int) -> ColumnElement[bool]:
+    """What is pending and not already in this run's hands (a copy of another image's bytes waits for that one)."""
+    return and_(
+        Image.collection_id == collection_id,
+        Image.status == ImageStatus.PENDING.value,
+        or_(Image.run_id.is_(None), Image.run_id != run_id),
+    )
+
+
+def pending_pages(session: Session, collection_id: int, run_id: int, size: int) -> list[tuple[int, int]]:
+    """Cut the images that a run still has to do into ranges (first id, last id) of `size` images each."""
     numbered = (
         select(Image.id, func.row_number().over(order_by=Image.id).label("position"))
-        .where(Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value)
+        .where(_to_do(collection_id, run_id))
         .subquery()
     )
     page = (numbered.c.position - 1) // size
@@ -121,15 +130,11 @@ def pending_pages(session: Session, collection_id: int, size: int) -> list[tuple
     return [(first, last) for first, last in session.execute(statement)]
 
 
-def pending(session: Session, collection_id: int, first: int, last: int) -> list[Work]:
-    """The pending images of one range."""
+def pending(session: Session, collection_id: int, run_id: int, page: tuple[int, int]) -> list[Work]:
+    """The images of one range that a run still has to do."""
     statement = (
         select(Image.id, Image.key, Image.etag, Image.size)
-        .where(
-            Image.collection_id == collection_id,
-            Image.status == ImageStatus.PENDING.value,
-            Image.id.between(first, last),
-        )
+        .where(_to_do(collection_id, run_id), Image.id.between(*page))
         .order_by(Image.id)
     )
     return [Work(*row) for row in session.execute(statement)]

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 from sqlalchemy import delete, exists, func, not_, select, update
@@ -53,15 +54,36 @@ def _joined(model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchem
 
 
 def ungrouped(session: Session, model_version_id: int, dimension: int, limit: int) -> FaceVectors:
-    """The first faces that no run has grouped yet."""
-    statement = _joined(model_version_id).where(FaceIdentity.face_id.is_(None)).limit(limit)
-    return _vectors(session.execute(statement).tuples().all(), dimension)
+    """The first faces that no run has grouped yet: about `limit` of them, always whole photos."""
+    statement = _joined(model_version_id).where(FaceIdentity.face_id.is_(None)).order_by(None)
+    first = session.scalars(
+        statement.with_only_columns(Face.content_id).order_by(Face.content_id).offset(limit).limit(1)
+    ).first()
+    if first is not None:
+        statement = statement.where(Face.content_id <= first)
+    return _vectors(session.execute(statement.order_by(Face.id)).tuples().all(), dimension)
 
 
 def exemplars(session: Session, model_version_id: int, dimension: int) -> FaceVectors:
     """The faces that stand for the identities known so far."""
     rows = session.execute(_joined(model_version_id).where(FaceIdentity.exemplar)).tuples().all()
     return _vectors(rows, dimension)
+
+
+def seen_together(session: Session, identities: Sequence[int]) -> np.ndarray:
+    """Pairs (P, 2) of these identities that some photo shows side by side: they cannot be one person."""
+    by_photo: dict[int, set[int]] = {}
+    for start in range(0, len(identities), CHUNK):
+        statement = (
+            select(Face.content_id, FaceIdentity.identity_id)
+            .join(FaceIdentity, FaceIdentity.face_id == Face.id)
+            .where(FaceIdentity.identity_id.in_(identities[start : start + CHUNK]))
+        )
+        for content, identity in session.execute(statement).tuples():
+            if identity is not None:
+                by_photo.setdefault(content, set()).add(identity)
+    pairs = {pair for together in by_photo.values() for pair in combinations(sorted(together), 2)}
+    return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
 
 def visible_vectors(session: Session, model_version_id: int, dimension: int) -> Iterator[FaceVectors]:

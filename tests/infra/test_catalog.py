@@ -98,8 +98,8 @@ def count(catalog: Catalog, entity: type[Base]) -> int:
 
 def process_all(catalog: Catalog, collection_id: int, run_id: int, contract: Contract, faces: int = 2) -> None:
     with catalog.write() as session:
-        for first, last in images.pending_pages(session, collection_id, 10):
-            for work in images.pending(session, collection_id, first, last):
+        for page in images.pending_pages(session, collection_id, run_id, 10):
+            for work in images.pending(session, collection_id, run_id, page):
                 claims = images.claim(
                     session, collection_id, run_id, contract.recipe, [(work.image_id, f"sha {work.key}")]
                 )
@@ -239,10 +239,10 @@ def test_pages_cover_every_pending_image_once(catalog: Catalog) -> None:
     with catalog.write() as session:
         session.execute(text("UPDATE image SET status = 'done' WHERE id % 3 = 0"))
     with catalog.read() as session:
-        pages = images.pending_pages(session, collection_id, 8)
-        found = [work.key for page in pages for work in images.pending(session, collection_id, *page)]
+        pages = images.pending_pages(session, collection_id, 1, 8)
+        found = [work.key for page in pages for work in images.pending(session, collection_id, 1, page)]
         assert found == list(session.scalars(select(Image.key).where(Image.status == "pending").order_by(Image.id)))
-        assert max(len(images.pending(session, collection_id, *page)) for page in pages) == 8
+        assert max(len(images.pending(session, collection_id, 1, page)) for page in pages) == 8
 
 
 def test_a_run_whose_process_is_gone_is_closed_as_crashed(catalog: Catalog) -> None:
