@@ -20,7 +20,7 @@ from torch import Tensor
 
 WEIGHTS, MANIFEST = "weights.safetensors", "manifest.json"
 PARTIAL = ".partial-"  # begins the names of folders in the making
-AGAIN = "Run 'visage models install' to restore it."
+AGAIN = "Run 'visage models install' to restore it, or 'visage models register' if it is a checkpoint of your own."
 
 # Bump when a reader names or computes tensors differently: installed weights are then converted anew.
 FORMAT = 1

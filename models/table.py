@@ -37,6 +37,10 @@ SPECS: tuple[ModelSpec, ...] = (
 )
 
 
+class UnknownModel(KeyError):
+    """No model of the table is called so."""
+
+
 def _by_name(specs: Iterable[ModelSpec]) -> Mapping[str, ModelSpec]:
     table: dict[str, ModelSpec] = {}
     for spec in specs:
@@ -53,9 +57,9 @@ def spec(name: str) -> ModelSpec:
     """Look a model up by name.
 
     Raises:
-        KeyError: with the known names.
+        UnknownModel: with the known names.
     """
     try:
         return MODELS[name]
     except KeyError:
-        raise KeyError(f"no model is called {name!r}; known: {', '.join(sorted(MODELS))}") from None
+        raise UnknownModel(f"no model is called {name!r}; known: {', '.join(sorted(MODELS))}") from None

