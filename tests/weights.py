@@ -9,6 +9,7 @@ import pytest
 from filelock import FileLock
 from torch import nn
 
+from infra.registry import Registry
 from infra.wheels import WheelError
 from tasks.install import champion, install, load_network
 
@@ -39,6 +40,14 @@ def tracking_uri(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> s
     copy = tmp_path_factory.mktemp("registry") / "mlflow.db"
     shutil.copyfile(installed / "mlflow.db", copy)
     return f"sqlite:///{copy}"
+
+
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a registry with nothing in it, to be copied: MLflow takes seconds to make one."""
+    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    Registry(f"sqlite:///{path}")
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -58,7 +58,7 @@ def main() -> None:
     except Exception as error:
         if not _speaks_for_itself(error):
             traceback.print_exc()
-        errors.print(f"[bold red]error:[/] {_message(error)}", highlight=False)
+        errors.print(f"[bold red]error:[/] {_message(error)}", highlight=False, soft_wrap=True)
         sys.exit(EXIT_ERROR)
 
 

@@ -4,11 +4,18 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TransferSpeedColumn
 
 from flows.cli.output import Json, console, errors, print_json, print_table
 from infra.settings import load_settings
 
-app = typer.Typer(name="models", help="Install, list and show models.", no_args_is_help=True)
+app = typer.Typer(name="models", help="Install, register, list, show and promote models.", no_args_is_help=True)
+SETTINGS = {
+    "detect": "VISAGE_DETECT_MODEL",
+    "restore": "VISAGE_RESTORE_MODEL",
+    "embed": "VISAGE_EMBED_MODEL",
+    "describe": "VISAGE_DESCRIBE_MODELS",
+}
 
 
 @app.command()
@@ -58,6 +65,89 @@ def install(
     )
 
 
+@app.command()
+def register(
+    name: Annotated[str, typer.Argument(help="Name of the model, as 'visage models list' has it.")],
+    weights: Annotated[
+        list[str],
+        typer.Option(
+            metavar="FILE_OR_URL",
+            help="Checkpoint: a file (torch, safetensors, npz), a folder of .npy, an http, https or file address. "
+            "Once for each file of a checkpoint in several.",
+        ),
+    ],
+    sha256: Annotated[
+        list[str] | None, typer.Option(metavar="HEX", help="What the file must have; once for each, in their order.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Register a released checkpoint as a version of a model. Nothing of the file is executed."""
+    from tasks.register import add_checkpoint  # noqa: PLC0415 - imports torch
+
+    settings = load_settings()
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    fetches = any("://" in source for source in weights)
+    with Progress(*columns, console=errors, disable=not fetches) as progress:
+        bars: dict[str, TaskID] = {}
+
+        def on_download(url: str, done: int, total: int | None) -> None:
+            if url not in bars:
+                bars[url] = progress.add_task(url, total=total)
+            progress.update(bars[url], completed=done)
+
+        added = add_checkpoint(
+            name, weights, settings.weights_folder, settings.mlflow_uri, sha256 or (), on_download=on_download
+        )
+    reference = f"{name}@{added.model.version}"
+    if as_json:
+        print_json(
+            {
+                "name": name,
+                "version": added.model.version,
+                "digest": added.model.digest,
+                "contract": added.model.contract,
+                "converted": added.converted,
+                "champion": added.champion,
+                "origin": added.origin,
+            }
+        )
+        return
+    for file, digest in added.origin.items():
+        console.print(f"SHA-256 of {file}: {digest}", highlight=False, markup=False)
+    known = "" if added.converted else ", which was known already"
+    if added.champion:
+        setting = SETTINGS[added.model.spec.role.value]
+        console.print(f"Registered as {reference}{known}, the champion: used where {setting} names {name}.")
+    else:
+        console.print(
+            f"Registered as {reference}{known}. Not the champion: 'visage models promote {reference}' makes it so."
+        )
+
+
+@app.command()
+def promote(
+    version: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version that is to be used from now on.")],
+    as_json: Json = False,
+) -> None:
+    """Make a version the champion of its model. Collections are processed with it from their next run on."""
+    from tasks.install import promote as make_champion  # noqa: PLC0415 - imports torch
+
+    if "@" not in version:
+        raise typer.BadParameter(f"{version!r} names no version: write NAME@VERSION", param_hint="NAME@VERSION")
+    settings = load_settings()
+    champion, before = make_champion(version, settings.weights_folder, settings.mlflow_uri)
+    if as_json:
+        print_json({"name": champion.name, "version": champion.version, "before": before})
+        return
+    reference = f"{champion.name}@{champion.version}"
+    if before == champion.version:
+        console.print(f"{reference} was the champion already.")
+    else:
+        console.print(
+            f"{reference} is the champion now, {'for the first time' if before is None else f'instead of {before}'}."
+        )
+
+
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """List every model that this release knows, and which version of it is in use here."""
@@ -87,10 +177,12 @@ def list_(as_json: Json = False) -> None:
 
 @app.command()
 def show(name: Annotated[str, typer.Argument(help="Name of the model.")], as_json: Json = False) -> None:
-    """Show a model: what it does, its source, paper, licence, preprocessing and outputs."""
+    """Show a model: what it does, its source, paper, licence, preprocessing, outputs, and its versions here."""
+    from infra.registry import Registry  # noqa: PLC0415 - imports MLflow
     from models.table import spec as look_up  # noqa: PLC0415 - imports torch
 
-    spec = look_up(name)
+    spec, settings = look_up(name), load_settings()
+    versions = Registry(settings.mlflow_uri).versions(name)
     row = {
         "name": spec.name,
         "role": spec.role.value,
@@ -105,10 +197,20 @@ def show(name: Annotated[str, typer.Argument(help="Name of the model.")], as_jso
             {"name": a.name, "kind": a.kind, "classes": a.classes, "sensitive": a.sensitive} for a in spec.attributes
         ],
         "notes": spec.notes,
+        "versions": [
+            {"version": v.version, "aliases": v.aliases, "digest": v.digest, "origin": v.tags.get("origin", "")}
+            for v in versions
+        ],
     }
     if as_json:
         print_json(row)
         return
     for key, value in row.items():
-        if value not in (None, "", []):
+        if key != "versions" and value not in (None, "", []):
             console.print(f"[bold]{key}[/]: {str(value).replace('[', chr(92) + '[')}")
+    if versions:
+        print_table(
+            "Versions",
+            ["version", "alias", "digest", "made of"],
+            [[v.version, ", ".join(v.aliases) or None, v.digest[:12], v.tags.get("origin")] for v in versions],
+        )

@@ -1,11 +1,10 @@
-"""What the tests of installing and registering share: a tiny table, an empty registry, a folder for weights."""
+"""What the tests of installing and registering share: a tiny table, a registry and a folder for weights of their own."""
 
 import shutil
 from pathlib import Path
 
 import pytest
 
-from infra.registry import Registry
 from models import table
 from tests.tasks.tiny_models import TinyTable, tiny_table
 
@@ -21,13 +20,6 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TinyTable:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     return tmp_path / "weights"
-
-
-@pytest.fixture(scope="session")
-def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    Registry(f"sqlite:///{path}")
-    return path
 
 
 @pytest.fixture
