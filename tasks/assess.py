@@ -20,9 +20,10 @@ from tasks.photo_faces import (
 
 # A face is restored if its eyes are closer than this in the photo, so that the kept crop would be mostly interpolation,
 MAX_RESTORED_EYE_DISTANCE = 24.0  # px
-# or if it is blurred; but never if too little is left to restore from.
+# or if it is blurred,
 MAX_RESTORED_SHARPNESS = 0.35  # of 0..1; blurring a sharp portrait by a sigma of 2 pixels of its 256 takes it to 0.28
-MIN_RESTORED_EYE_DISTANCE = 6.0  # px
+# but not if too little is left to restore from: under this, noses and eyes were invented in the wrong place or shape.
+MIN_RESTORED_QUALITY = 0.5  # seen on the demo's old scans and on old photographs: 0.47 grotesque, 0.51 and up plausible
 
 
 def assess(photo: PhotoFaces, restorer: ModelVersion | None) -> PhotoFaces:
@@ -43,6 +44,6 @@ def assess(photo: PhotoFaces, restorer: ModelVersion | None) -> PhotoFaces:
 
 def needs_restoration(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Which faces (n,) bool the quality gate sends to the restorer."""
-    eyes = arrays[quality_part("inter_eye_distance")]
+    small = arrays[quality_part("inter_eye_distance")] < MAX_RESTORED_EYE_DISTANCE
     blurred = arrays[quality_part("sharpness")] < MAX_RESTORED_SHARPNESS
-    return ((eyes < MAX_RESTORED_EYE_DISTANCE) | blurred) & (eyes >= MIN_RESTORED_EYE_DISTANCE)
+    return (small | blurred) & (arrays[QUALITY] >= MIN_RESTORED_QUALITY)

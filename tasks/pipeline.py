@@ -24,7 +24,7 @@ from tasks.prepare import GROUP, Prepare
 from tasks.record import record
 from tasks.restore import Restore
 
-PAGE = 64  # images that one call of the fused actor works through
+PAGE = 64  # images that one call of the fused actor works through, at most
 Stage = Callable[[Sequence[PhotoFaces]], list[PhotoFaces]]
 Page = tuple[int, int]
 

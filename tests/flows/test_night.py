@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image as PillowImage
 from sqlalchemy import select
@@ -259,7 +260,8 @@ def test_both_engines_leave_the_same_rows_and_objects(settings: Settings, photos
     left, right = contents(settings), contents(with_ray)
     assert left["images"] == right["images"]
     assert [row[:2] for row in left["faces"]] == [row[:2] for row in right["faces"]]
-    assert [row[2:6] for row in left["faces"]] == pytest.approx([row[2:6] for row in right["faces"]], abs=1e-2)
+    numbers = [np.array([row[2:6] for row in rows["faces"]]) for rows in (left, right)]
+    np.testing.assert_allclose(*numbers, atol=1e-2)  # boxes in pixels, score, quality; one thread or two, other batches
     assert objects(settings) == objects(with_ray)
 
 
