@@ -5,6 +5,7 @@ two engines: as Ray Data actor pools, one loaded model per actor, or in this pro
 the start of Ray. The driver records: the catalog has one writer.
 """
 
+import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -79,8 +80,12 @@ def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
 
 def _with_ray(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     settings = job.settings
+    with catalog.read() as session:
+        even = count_pending(session, job.collection_id) // (
+            4 * settings.cpu_count
+        )  # so that no actor ends long after all
     with connected(settings.ray_address or None, settings.cpu_count):
-        yield from _execute(job, _pages(catalog, job, PAGE))
+        yield from _execute(job, _pages(catalog, job, min(PAGE, max(even, 1))))
         # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image,
         # so that only the one that kills its worker is lost.
         yield from _execute(job, _pages(catalog, job, 1))
@@ -109,7 +114,9 @@ def _execute(job: Job, pages: Sequence[Page]) -> Iterator[list[PhotoFaces]]:
     import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
 
     stages = face_stages(job)
-    share = _Shares.of(round(ray.cluster_resources()["CPU"]), gpus(), [name for name, _ in stages])
+    share = _Shares.of(round(ray.cluster_resources()["CPU"]), gpus(), [name for name, _ in stages], most=len(pages))
+    # A page that kills its worker must not be retried for ever, and Ray has no newer name for saying so yet.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     # A block, which is what is repeated when a worker dies, is one page.
     rows = [{"first": first, "last": last} for first, last in pages]
     dataset = ray.data.from_items(rows, override_num_blocks=len(pages))
@@ -131,17 +138,15 @@ class _Shares:
     gpus: float
 
     @classmethod
-    def of(cls, cpus: int, gpus: int, stages: Sequence[str]) -> "_Shares":
-        """Without GPUs one actor per processor where the work is (detection, restoration), a quarter of it elsewhere.
+    def of(cls, cpus: int, gpus: int, stages: Sequence[str], most: int) -> "_Shares":
+        """Without GPUs one actor per processor where the work is (detection, restoration), a quarter of it elsewhere; with
+        GPUs one of each stage per GPU, sharing it. `most`: of no stage more than that.
 
         Each computes with one thread: on a CPU, processes side by side beat threads inside one forward.
         """
-        if gpus:
-            actors = dict.fromkeys(("prepare", *stages), gpus)
-            return cls(actors, 0.9 * cpus / sum(actors.values()), 1 / len(actors))
-        heavy, light = cpus, max(1, cpus // 4)
-        actors = {name: heavy if name in ("prepare", "restore") else light for name in ("prepare", *stages)}
-        return cls(actors, 0.9 * cpus / sum(actors.values()), 0)
+        heavy, light = (gpus, gpus) if gpus else (cpus, max(1, cpus // 4))
+        actors = {name: min(heavy if name in ("prepare", "restore") else light, most) for name in ("prepare", *stages)}
+        return cls(actors, 0.9 * cpus / sum(actors.values()), 1 / len(actors) if gpus else 0)
 
     def options(self, stage: str) -> dict[str, Any]:
         from ray.data import ActorPoolStrategy  # noqa: PLC0415

@@ -249,7 +249,7 @@ def test_audit_fails_the_run_loudly(settings: Settings, photos: Path) -> None:
 @pytest.mark.slow
 def test_both_engines_leave_the_same_rows_and_objects(settings: Settings, photos: Path, tmp_path: Path) -> None:
     for i in range(20):
-        (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(200 + 4 * i)))
+        (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(300 + 4 * i)))
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
     add(settings, photos)
     run(settings)
@@ -323,7 +323,7 @@ def test_killed_run_resumes_without_duplicates(
     settings: Settings, photos: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
     for i in range(60):
-        (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(200 + 2 * i)))
+        (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(300 + 2 * i)))
     undisturbed = settings.model_copy(update={"home": tmp_path / "undisturbed"})
     add(undisturbed, photos)
     run(undisturbed)
