@@ -1,0 +1,91 @@
+"""The bare sum: what a job's models alone cost on its photographs, inputs prepared beforehand, at their best batch size."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from infra.catalog.database import Catalog
+from infra.catalog.images import pending_pages
+from models.detection.mtcnn import MTCNN
+from tasks.decode import decode
+from tasks.install import ModelVersion, load_network
+from tasks.job import Job
+from tasks.photo_faces import PhotoFaces, crop, restored_crop
+from tasks.pipeline import PAGE, face_stages
+from tasks.prepare import Prepare
+
+
+@dataclass
+class Forward:
+    """A model with all its inputs, and the batch sizes that may be best."""
+
+    name: str
+    inputs: Sequence[Any] | Tensor
+    run: Callable[[Any], object]
+    sizes: tuple[int, ...]
+    batch: int = 0
+
+    def seconds(self, inputs: Sequence[Any] | Tensor, size: int) -> float:
+        """Time one pass over `inputs` in batches of `size`."""
+        batches = [inputs[start : start + size] for start in range(0, len(inputs), size)]
+        start = time.perf_counter()
+        with torch.inference_mode():
+            for batch in batches:
+                self.run(batch)
+        return time.perf_counter() - start
+
+    def choose(self) -> None:
+        """Find the best batch size on some of the inputs, the better of two passes each."""
+        some = self.inputs[: 2 * max(self.sizes)]
+        taken = {size: min(self.seconds(some, size) for _ in range(2)) for size in self.sizes}
+        self.batch = min(taken, key=taken.__getitem__)
+
+
+def forwards(job: Job, files: Sequence[bytes], photos: Sequence[PhotoFaces]) -> list[Forward]:
+    """All models of a job with what they are to compute: `photos` have been through the stages with all their crops."""
+    recipe = job.recipe
+    detector = cast(MTCNN, load_network(recipe.detector))
+    pictures = [decode(data, long_side=job.settings.detect_long_side).pixels for data in files]
+    found = [Forward("detect", [torch.from_numpy(pixels) for pixels in pictures], detector.detect, (1, 4, 16))]
+    if recipe.restorer is not None:
+        found.append(_on_crops("restore", recipe.restorer, photos, (1, 2, 4)))
+    found.append(_on_crops("embed", recipe.embedder, photos, (8, 32, 64), restored=True))
+    found += [_on_crops(version.spec.name, version, photos, (16, 64)) for version in recipe.describers]
+    found = [forward for forward in found if len(forward.inputs)]
+    for forward in found:
+        forward.choose()
+    return found
+
+
+def processed(catalog: Catalog, job: Job) -> list[PhotoFaces]:
+    """Take all pending images of a job through its stages, and keep everything instead of recording it."""
+    with catalog.read() as session:
+        pages = pending_pages(session, job.collection_id, job.run_id, PAGE)
+    prepare, stages = Prepare(job), [build() for _, build in face_stages(job)]
+    groups = (photos for page in pages for photos in prepare(page))
+    return [photo for photos in groups for photo in reduce(lambda batch, stage: stage(batch), stages, photos)]
+
+
+def _on_crops(
+    name: str, version: ModelVersion, photos: Sequence[PhotoFaces], sizes: tuple[int, ...], restored: bool = False
+) -> Forward:
+    """A model that works on crops; `restored` adds those that the restorer has made for it."""
+    network, spec = load_network(version), version.spec
+    assert spec.preprocess is not None
+    columns = [crop(spec.preprocess.template), *([restored_crop(spec.preprocess.template)] if restored else [])]
+    crops = [photo.arrays[column] for column in columns for photo in photos if column in photo.arrays]
+    size = spec.preprocess.template.size
+    pixels = np.concatenate([np.zeros((0, size, size, 3), np.uint8), *crops])
+
+    def run(faces: Tensor) -> None:
+        network(faces)
+        if spec.mirror:
+            network(faces.flip(3))
+
+    return Forward(name, spec.preprocess(torch.from_numpy(pixels)), run, sizes)
