@@ -1,6 +1,7 @@
-"""Evaluations that are kept: measured, logged to MLflow, and stored with the model version."""
+"""Evaluations that are kept: measured, logged to MLflow, and what they calibrate stored with the model version."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sqlalchemy import update
@@ -8,52 +9,122 @@ from sqlalchemy import update
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
-from infra.tracking import track
-from tasks.evaluation import Verification, evaluate_verification
-from tasks.recipe import current_recipe, enter
-from tasks.verification import plot_roc, read_pairs
+from infra.tracking import Run, track
+from models.spec import Role
+from tasks.calibration import Calibration
+from tasks.comparison import Comparison, columns, compare, plot_accuracy_over_ms, plot_rocs
+from tasks.evaluation import Progress, Verification, calibrate, evaluate_verification
+from tasks.install import ModelVersion
+from tasks.recipe import enter_versions, version_for
+from tasks.verification import Pairs, VerificationReport, plot_roc, read_pairs
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation and the MLflow run that keeps it. `not_calibrated` says why, if the model could not be calibrated."""
+
+    verification: Verification
+    tracking_run: str
+    not_calibrated: str
 
 
 def measure_verification(
-    settings: Settings, images: Path, pairs_file: Path, on_progress: Callable[[int, int], None]
-) -> tuple[Verification, str, str]:
-    """Evaluate verification with today's champions; returns the result, the model's name and the MLflow run's id."""
+    settings: Settings, model: str | None, images: Path, pairs_file: Path, on_progress: Progress
+) -> Measured:
+    """Evaluate a version (NAME, NAME@VERSION or NAME@ALIAS; None: what the settings name) and calibrate it.
+
+    Raises:
+        UnknownModel, NotInstalled, WrongRole: if there is no such recognition model here.
+        UnusablePairs, ImagesMissing: if it cannot be measured on these pairs.
+    """
     pairs = read_pairs(pairs_file)
-    recipe = current_recipe(settings, frozenset())
-    result = evaluate_verification(settings, recipe.detector, recipe.embedder, images, pairs, on_progress)
-    model = f"{recipe.embedder.name}@{recipe.embedder.version}"
+    embedder = version_for(Role.EMBED, model or settings.embed_model, settings)
+    detector = version_for(Role.DETECT, settings.detect_model, settings)
+    [verification] = evaluate_verification(settings, detector, [embedder], images, pairs, on_progress)
+    calibration, problem = _calibration(verification, pairs, images)
     with track(
-        settings.mlflow_uri, settings.artifacts_folder, "verification", f"{model} on {images.name}", {"model": model}
+        settings.mlflow_uri,
+        settings.artifacts_folder,
+        "verification",
+        f"{embedder.reference} on {images.name}",
+        {"model": embedder.reference},
     ) as run:
-        run.params(
-            {
-                "contract": recipe.embedder.contract,
-                "detector": f"{recipe.detector.name}@{recipe.detector.version}",
-                "images": str(images),
-                "pairs": str(pairs_file),
-            }
-        )
-        report = result.report
-        run.metrics(
-            {
-                "accuracy": report.accuracy,
-                "accuracy_standard_error": report.accuracy_standard_error,
-                "eer": report.eer,
-                "auc": report.auc,
-                "images_without_face": len(result.without_face),
-                **{f"tar_at_far_{p.far_target:g}": p.tar for p in report.operating_points},
-            }
-        )
-        run.figure(plot_roc(report), "roc.png")
-        run.text(report.model_dump_json(indent=2), "report.json")
-        run.text(result.calibration.model_dump_json(indent=2), "calibration.json")
+        run.params({"contract": embedder.contract, **_circumstances(detector, images, pairs_file)})
+        run.metrics({**_metrics(verification.report), "images_without_face": len(verification.without_face)})
+        run.figure(plot_roc(verification.report), "roc.png")
+        run.text(verification.report.model_dump_json(indent=2), "report.json")
+        if calibration is not None:
+            run.text(calibration.model_dump_json(indent=2), "calibration.json")
+    if calibration is not None:
+        _keep(settings, embedder, calibration)
+    return Measured(verification, run.run_id, problem)
+
+
+def measure_comparison(
+    settings: Settings,
+    models: Sequence[str],
+    images: Path,
+    pairs_file: Path,
+    budget_ms: int | None,
+    on_progress: Progress,
+) -> tuple[Comparison, str]:
+    """Compare versions (NAME, NAME@VERSION or NAME@ALIAS) on the same faces; returns also the MLflow run that keeps it.
+
+    Raises:
+        UnknownModel, NotInstalled, WrongRole: if one is no recognition model that is here.
+        UnusablePairs, ImagesMissing: if they cannot be measured on these pairs.
+    """
+    pairs = read_pairs(pairs_file)
+    embedders = list(dict.fromkeys(version_for(Role.EMBED, model, settings) for model in models))
+    detector = version_for(Role.DETECT, settings.detect_model, settings)
+    comparison = compare(settings, detector, embedders, images, pairs, budget_ms, on_progress)
+    names = ", ".join(row.model for row in comparison.rows)
+    with track(
+        settings.mlflow_uri, settings.artifacts_folder, "comparison", f"{names} on {images.name}", {"models": names}
+    ) as run:
+        run.params({**_circumstances(detector, images, pairs_file), "times": comparison.how})
+        _log_rows(run, comparison)
+        run.figure(plot_rocs(comparison), "roc.png")
+        run.figure(plot_accuracy_over_ms(comparison), "accuracy_over_ms.png")
+    return comparison, run.run_id
+
+
+def _log_rows(run: Run, comparison: Comparison) -> None:
+    run.table(columns(comparison), "comparison.json")
+    for row in comparison.rows:
+        numbers = {name: value for name, value in asdict(row).items() if isinstance(value, int | float)}
+        model = row.model.replace("@", " ")  # which MLflow takes in no metric's name
+        run.metrics({f"{name}/{model}": value for name, value in numbers.items()})
+
+
+def _circumstances(detector: ModelVersion, images: Path, pairs_file: Path) -> dict[str, str]:
+    return {"detector": detector.reference, "images": str(images), "pairs": str(pairs_file)}
+
+
+def _metrics(report: VerificationReport) -> dict[str, float]:
+    return {
+        "accuracy": report.accuracy,
+        "accuracy_standard_error": report.accuracy_standard_error,
+        "eer": report.eer,
+        "auc": report.auc,
+        **{f"tar_at_far_{p.far_target:g}": p.tar for p in report.operating_points},
+    }
+
+
+def _calibration(verification: Verification, pairs: Pairs, images: Path) -> tuple[Calibration | None, str]:
+    try:
+        return calibrate(verification, pairs, images), ""
+    except ValueError as error:
+        return None, str(error)
+
+
+def _keep(settings: Settings, embedder: ModelVersion, calibration: Calibration) -> None:
     catalog = Catalog(settings.catalog_url)
     with catalog.write() as session:
-        contract = enter(session, recipe)
+        ids = enter_versions(session, [embedder])
         session.execute(
             update(ModelVersionRow)
-            .where(ModelVersionRow.id == contract.embedder_id)
-            .values(calibration=result.calibration.model_dump(mode="json"))
+            .where(ModelVersionRow.id == ids[embedder.contract])
+            .values(calibration=calibration.model_dump(mode="json"))
         )
     catalog.close()
-    return result, model, run.run_id

@@ -42,6 +42,10 @@ class ModelVersion:
     weights: Path
     spec: ModelSpec
 
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
     @cached_property
     def contract(self) -> str:
         return contract(self.spec, self.digest)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from models.quality import QUALITY_TEMPLATE
 from models.spec import Attribute, Kind, Role
 from models.template import Template
 from tasks.calibration import shipped_calibration
-from tasks.install import ModelVersion, champion
+from tasks.install import ModelVersion, find_version
 
 PORTRAIT_TEMPLATE = QUALITY_TEMPLATE  # also wide enough for every other template, should a model be added
 STAGES_VERSION = 1  # raise it when a change outside the models (quality, gates, decoding) must reprocess everything
@@ -64,21 +65,35 @@ class Recipe:
         return tuple({p.template.name: p.template for p in wanted if p is not None}.values())
 
 
+class WrongRole(ValueError):
+    """A model is given work that it does not do."""
+
+
+def version_for(role: Role, reference: str, settings: Settings) -> ModelVersion:
+    """Return the version that NAME, NAME@VERSION or NAME@ALIAS refers to, which must have this role.
+
+    Raises:
+        UnknownModel, NotInstalled: if there is none; says how to install it.
+        WrongRole: if it does other work.
+    """
+    version = find_version(reference, settings.weights_folder, settings.mlflow_uri)
+    if version.spec.role is not role:
+        raise WrongRole(
+            f"{reference} cannot {role.value}: it is a model to {version.spec.role.value}. Name another one."
+        )
+    return version
+
+
 def current_recipe(settings: Settings, sensitive_attributes: frozenset[str]) -> Recipe:
     """The champions of today, with the sensitive attributes that the collection has switched on.
 
     Raises:
         NotInstalled: if one of the models that the settings name has no champion; says how to install it.
-        ValueError: if the settings give a model work that it does not do.
+        WrongRole: if the settings give a model work that it does not do.
     """
 
     def of(name: str, role: Role) -> ModelVersion:
-        version = champion(name, settings.weights_folder, settings.mlflow_uri)
-        if version.spec.role is not role:
-            raise ValueError(
-                f"{name} cannot {role.value}: it is a model to {version.spec.role.value}. Change the setting."
-            )
-        return version
+        return version_for(role, name, settings)
 
     wanted: dict[ModelVersion, set[str]] = {}
     for name in settings.describe_models:
@@ -97,6 +112,18 @@ def current_recipe(settings: Settings, sensitive_attributes: frozenset[str]) -> 
 
 def enter(session: Session, recipe: Recipe) -> Contract:
     """Write the recipe's model versions into the catalog and return their rows' ids."""
+    ids = enter_versions(session, recipe.versions)
+    return Contract(
+        recipe=recipe.digest,
+        detector_id=ids[recipe.detector.contract],
+        embedder_id=ids[recipe.embedder.contract],
+        describer_ids=tuple(ids[version.contract] for version in recipe.describers),
+        restorer_id=None if recipe.restorer is None else ids[recipe.restorer.contract],
+    )
+
+
+def enter_versions(session: Session, versions: Sequence[ModelVersion]) -> dict[str, int]:
+    """Write model versions into the catalog and return their rows' ids by contract. What is there stays as it is."""
     upsert(
         session,
         ModelVersionRow,
@@ -113,20 +140,13 @@ def enter(session: Session, recipe: Recipe) -> Contract:
                 "calibration": shipped_calibration(version.contract),
                 "serving": False,
             }
-            for version in recipe.versions
+            for version in versions
         ],
         ["contract"],
         [],
     )
-    contracts = [version.contract for version in recipe.versions]
+    contracts = [version.contract for version in versions]
     rows = session.execute(
         select(ModelVersionRow.contract, ModelVersionRow.id).where(ModelVersionRow.contract.in_(contracts))
     )
-    ids = dict(rows.tuples().all())
-    return Contract(
-        recipe=recipe.digest,
-        detector_id=ids[recipe.detector.contract],
-        embedder_id=ids[recipe.embedder.contract],
-        describer_ids=tuple(ids[version.contract] for version in recipe.describers),
-        restorer_id=None if recipe.restorer is None else ids[recipe.restorer.contract],
-    )
+    return dict(rows.tuples().all())

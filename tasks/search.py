@@ -13,10 +13,10 @@ from infra.catalog.views import FaceView, faces_by_id
 from infra.settings import Settings
 from tasks.align import align_faces
 from tasks.calibration import Calibration
-from tasks.decode import DecodeLimits, decode
+from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
-from tasks.install import ModelVersion, NotInstalled, champion, load_network
+from tasks.install import ModelVersion, NotInstalled, champion, find_version, load_network
 from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
 
 
@@ -45,23 +45,28 @@ class NothingToSearch(LookupError):
     """The catalog holds no complete embedding version yet, or the photo shows no face."""
 
 
+class UnreadablePhoto(ValueError):
+    """The file to search with is no picture, or a damaged one."""
+
+
 def search_photo(session: Session, settings: Settings, photo: Path, limit: int) -> list[Answer]:
     """Find for every face in a photo the most similar ones of the catalog. The photo is not kept.
 
     Raises:
         NothingToSearch: if there is no face in the photo, or nothing in the catalog.
-        DecodeFailure: if the file is no readable picture.
+        UnreadablePhoto: if the file is no picture that can be read.
         NotInstalled: if the models that made the catalog are not on this machine.
     """
     version_row = serving(session)
     if version_row is None:
         raise NothingToSearch("the catalog holds no embeddings yet; 'visage run COLLECTION' makes them")
     detector = champion(settings.detect_model, settings.weights_folder, settings.mlflow_uri)
-    embedder = champion(version_row.name, settings.weights_folder, settings.mlflow_uri)
+    reference = f"{version_row.name}@{version_row.version}"
+    embedder = find_version(reference, settings.weights_folder, settings.mlflow_uri)
     if embedder.contract != version_row.contract:
         raise NotInstalled(
-            f"the catalog was made with {version_row.name}@{version_row.version}, which is not installed as champion here; "
-            "run 'visage models install', or 'visage run' to bring the catalog to today's champion"
+            f"the catalog was made with another {reference} than is installed here (other weights or preprocessing); "
+            "run 'visage run' to bring the catalog to what is here"
         )
     probe = _probe(settings, photo, detector, embedder)
     assert embedder.spec.preprocess is not None
@@ -69,15 +74,23 @@ def search_photo(session: Session, settings: Settings, photo: Path, limit: int) 
     vectors = embed(network, embedder.spec, probe.arrays[crop(embedder.spec.preprocess.template)], "cpu")
     found = nearest(session, version_row, vectors, limit)
     return [
-        Answer(tuple(float(v) for v in box), float(score), matches, f"{version_row.name}@{version_row.version}")
+        Answer(tuple(float(v) for v in box), float(score), matches, reference)
         for box, score, matches in zip(probe.arrays[BOXES], probe.arrays[SCORES], found, strict=True)
     ]
 
 
 def _probe(settings: Settings, photo: Path, detector: ModelVersion, embedder: ModelVersion) -> PhotoFaces:
-    data = photo.read_bytes()
     limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=settings.max_megapixels)
-    picture = decode(data, limits, long_side=settings.detect_long_side)
+    with photo.open("rb") as file:
+        data = file.read(settings.max_bytes + 1)
+    if len(data) > settings.max_bytes:
+        raise UnreadablePhoto(
+            f"{photo}: larger than {settings.max_bytes:,} bytes, which VISAGE_MAX_BYTES allows at most"
+        )
+    try:
+        picture = decode(data, limits, long_side=settings.detect_long_side)
+    except DecodeFailure as failure:
+        raise UnreadablePhoto(f"{photo}: {failure}") from failure
     [decoded] = Detect(detector, "cpu")([Decoded(PhotoFaces(0, photo.name, len(data)), picture, data)])
     if not decoded.photo.face_count:
         raise NothingToSearch(

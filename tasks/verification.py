@@ -22,6 +22,10 @@ BOOTSTRAP_DRAWS = 10_000
 BOOTSTRAP_SEED = 1907  # of the technical report's number; a report made twice is the same report
 
 
+class UnusablePairs(ValueError):
+    """Pairs, or their similarities, that no verification can be measured on. The message says what is wrong, and where."""
+
+
 @dataclass(frozen=True)
 class Pairs:
     """Pairs of images by name: `fold` (P,) int64, `same` (P,) bool."""
@@ -88,7 +92,7 @@ def read_pairs(path: Path) -> Pairs:
     """Read a CSV with the columns fold, a, b, same: an integer, two image names, 1 (one person) or 0 (two).
 
     Raises:
-        ValueError: naming file and line of what is not so, or saying that there are no pairs.
+        UnusablePairs: naming file and line of what is not so, or saying that there are no pairs.
     """
     rows: list[tuple[int, str, str, bool]] = []
     try:
@@ -96,16 +100,18 @@ def read_pairs(path: Path) -> Pairs:
             reader = csv.DictReader(file)
             absent = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
             if absent:
-                raise ValueError(f"{path}, line 1: no column {', '.join(absent)}; needed are {', '.join(COLUMNS)}")
+                raise UnusablePairs(f"{path}, line 1: no column {', '.join(absent)}; needed are {', '.join(COLUMNS)}")
             for row in reader:
                 try:
                     rows.append(_pair(row))
-                except ValueError as error:
-                    raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+                except UnusablePairs as error:
+                    raise UnusablePairs(f"{path}, line {reader.line_num}: {error}") from None
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); is it a CSV file?") from None
+        raise UnusablePairs(
+            f"{path}: not UTF-8 text ({error.reason} at byte {error.start}); is it a CSV file?"
+        ) from None
     if not rows:
-        raise ValueError(f"{path}: no pairs, only a header")
+        raise UnusablePairs(f"{path}: no pairs, only a header")
     fold, a, b, same = zip(*rows, strict=True)
     return Pairs(np.array(fold, dtype=np.int64), a, b, np.array(same, dtype=bool))
 
@@ -113,13 +119,13 @@ def read_pairs(path: Path) -> Pairs:
 def _pair(row: Mapping[str, str | None]) -> tuple[int, str, str, bool]:
     fold, a, b, same = ((row[column] or "").strip() for column in COLUMNS)
     if not fold.removeprefix("-").isdecimal():
-        raise ValueError(f"fold is {fold!r}, not an integer")
+        raise UnusablePairs(f"fold is {fold!r}, not an integer")
     if not a or not b:
-        raise ValueError("an image name is empty")
+        raise UnusablePairs("an image name is empty")
     if a == b:
-        raise ValueError(f"{a!r} is paired with itself")
+        raise UnusablePairs(f"{a!r} is paired with itself")
     if same not in ("0", "1"):
-        raise ValueError(f"same is {same!r}; it must be 1 (one person) or 0 (two people)")
+        raise UnusablePairs(f"same is {same!r}; it must be 1 (one person) or 0 (two people)")
     return int(fold), a, b, same == "1"
 
 
@@ -142,7 +148,7 @@ def evaluate(
     (sample deviation over the square root of the number of folds). TAR, EER and AUC are taken over all pairs together.
 
     Raises:
-        ValueError: fewer than two folds, arrays that do not match, a class missing (overall or outside a fold), infinite
+        UnusablePairs: fewer than two folds, arrays that do not match, a class missing (overall or outside a fold), infinite
             similarities, or NaN that was not declared.
     """
     scores, labels, groups = _checked(similarities, same, folds, nan_is_missing_face)
@@ -218,23 +224,27 @@ def _checked(
     scores = np.asarray(similarities, dtype=np.float64)
     labels, groups = np.asarray(same), np.asarray(folds)
     if scores.ndim != 1 or labels.shape != scores.shape or groups.shape != scores.shape:
-        raise ValueError(f"similarities {scores.shape}, same {labels.shape} and folds {groups.shape} must match: (P,)")
+        raise UnusablePairs(
+            f"similarities {scores.shape}, same {labels.shape} and folds {groups.shape} must match: (P,)"
+        )
     if not np.isin(labels, (0, 1)).all():
-        raise ValueError("same must be boolean")
+        raise UnusablePairs("same must be boolean")
     labels = labels.astype(bool)
     known = ~np.isnan(scores)
     if not known.all() and not nan_is_missing_face:
-        raise ValueError(f"{(~known).sum()} similarities are NaN; say nan_is_missing_face if no face was found there")
+        raise UnusablePairs(
+            f"{(~known).sum()} similarities are NaN; say nan_is_missing_face if no face was found there"
+        )
     if np.isinf(scores).any():
-        raise ValueError(f"{np.isinf(scores).sum()} similarities are infinite")
+        raise UnusablePairs(f"{np.isinf(scores).sum()} similarities are infinite")
     distinct = np.unique(groups)
     if len(distinct) < 2:
-        raise ValueError(f"{len(distinct)} fold: a threshold must come from other folds, so at least 2 are needed")
+        raise UnusablePairs(f"{len(distinct)} fold: a threshold must come from other folds, so at least 2 are needed")
     for fold in distinct:
         rest = labels[known & (groups != fold)]
         if rest.all() or not rest.any():
             what = "no pair" if not rest.size else f"only pairs of {'one person' if rest.all() else 'two people'}"
-            raise ValueError(f"outside fold {fold} there is {what} with a similarity, so no threshold can be chosen")
+            raise UnusablePairs(f"outside fold {fold} there is {what} with a similarity, so no threshold can be chosen")
     return scores, labels, groups
 
 

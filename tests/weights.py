@@ -6,12 +6,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 from torch import nn
 
 from infra.registry import Registry
+from infra.settings import PREFIX, Settings, load_settings
 from infra.wheels import WheelError
+from models.recognition.lightcnn import lightcnn_9
 from tasks.install import champion, install, load_network
+from tasks.register import add_checkpoint
 
 CACHE = Path(os.environ.get("VISAGE_TEST_CACHE", "~/.cache/visage-tests")).expanduser()
 
@@ -48,6 +52,32 @@ def empty_registry(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("registry") / "mlflow.db"
     Registry(f"sqlite:///{path}")
     return path
+
+
+@pytest.fixture(scope="session")
+def two_embedders(installed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder like `installed` with a second recognition model in it: LightCNN-9 with weights of chance, 256-D."""
+    folder = tmp_path_factory.mktemp("two-embedders")
+    (folder / "weights").mkdir()
+    for model in (installed / "weights").iterdir():
+        if model.is_dir():
+            (folder / "weights" / model.name).symlink_to(model)
+    shutil.copyfile(installed / "mlflow.db", folder / "mlflow.db")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save({"state_dict": lightcnn_9().state_dict()}, folder / "lightcnn-9.pth")
+    add_checkpoint("lightcnn-9", [folder / "lightcnn-9.pth"], folder / "weights", f"sqlite:///{folder / 'mlflow.db'}")
+    return folder
+
+
+@pytest.fixture
+def machine(two_embedders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Return the settings of a machine with `two_embedders` and nothing else, which are the environment's as well."""
+    (tmp_path / "home").mkdir()
+    shutil.copyfile(two_embedders / "mlflow.db", tmp_path / "home" / "mlflow.db")
+    for name, value in {"HOME": tmp_path / "home", "WEIGHTS": two_embedders / "weights", "ENGINE": "inline"}.items():
+        monkeypatch.setenv(f"{PREFIX}{name}", str(value))
+    return load_settings()
 
 
 @pytest.fixture(scope="session")

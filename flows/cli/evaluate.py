@@ -1,5 +1,8 @@
-"""`visage evaluate`: how good the models in use are, measured."""
+"""`visage evaluate`: how good the models are, measured."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -10,34 +13,45 @@ from flows.cli.output import Json, console, errors, print_json, print_table
 from infra.settings import load_settings
 
 app = typer.Typer(name="evaluate", help="Measure models on labelled data.", no_args_is_help=True)
+Images = Annotated[Path, typer.Option(exists=True, help="Folder or tar file of pictures.")]
+PairsFile = Annotated[Path, typer.Option("--pairs", exists=True, dir_okay=False, help="CSV with fold,a,b,same.")]
+REFERENCE = "NAME (its champion), NAME@VERSION or NAME@ALIAS"
 
 
-@app.callback()
-def _frame() -> None:
-    """Measure models on labelled data."""
+class Budget(StrEnum):
+    """The tracks of WebFace260M's FRUITS protocol, in ms."""
+
+    MS_100 = "100"
+    MS_500 = "500"
+    MS_1000 = "1000"
 
 
 @app.command()
 def verification(
-    images: Annotated[Path, typer.Option(exists=True, help="Folder or tar file of pictures.")],
-    pairs: Annotated[Path, typer.Option(exists=True, dir_okay=False, help="CSV with the columns fold,a,b,same.")],
+    images: Images,
+    pairs: PairsFile,
+    model: Annotated[str | None, typer.Option(help=f"{REFERENCE}; default: what the settings name.")] = None,
     as_json: Json = False,
 ) -> None:
     """Verify pairs by LFW's protocol; store the calibrated thresholds with the model version."""
     from flows.measure import measure_verification  # noqa: PLC0415 - imports torch
 
-    settings = load_settings()
-    with Progress(console=errors) as progress:
-        task = progress.add_task("embedding", total=None)
-        result, model, tracking_run = measure_verification(
-            settings, images, pairs, lambda done, total: progress.update(task, completed=done, total=total)
-        )
-    if as_json:
-        print_json({"model": model, "tracking_run": tracking_run, **result.report.model_dump()})
-        return
+    with _progress() as on_progress:
+        measured = measure_verification(load_settings(), model, images, pairs, on_progress)
+    result, reference = measured.verification, measured.verification.model.reference
     report = result.report
+    if as_json:
+        print_json(
+            {
+                "model": reference,
+                "tracking_run": measured.tracking_run,
+                "not_calibrated": measured.not_calibrated,
+                **report.model_dump(),
+            }
+        )
+        return
     print_table(
-        f"Verification by {model} on {report.pairs} pairs of {images.name}",
+        f"Verification by {reference} on {report.pairs} pairs of {images.name}",
         ["measure", "value"],
         [
             ["accuracy", f"{report.accuracy:.4f} ± {report.accuracy_standard_error:.4f}"],
@@ -50,6 +64,60 @@ def verification(
             ["pictures without a face", str(len(result.without_face))],
         ],
     )
-    console.print(
-        f"Written to MLflow as run {tracking_run}; thresholds and probabilities of {model} are calibrated now."
-    )
+    console.print(f"Written to MLflow as run {measured.tracking_run}.")
+    if measured.not_calibrated:
+        console.print(f"{reference} is not calibrated: {measured.not_calibrated}", markup=False)
+    else:
+        console.print(f"Thresholds and probabilities of {reference} are calibrated now.")
+
+
+@app.command()
+def compare(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help=f"Recognition models: {REFERENCE}.")],
+    images: Images,
+    pairs: PairsFile,
+    budget_ms: Annotated[
+        Budget | None,
+        typer.Option(help="FRUITS: time detection, alignment and embedding of one face on one core; who fits?"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Set recognition models side by side: accuracy, TAR at FAR, time, size, licence."""
+    from flows.measure import measure_comparison  # noqa: PLC0415 - imports torch
+
+    budget = None if budget_ms is None else int(budget_ms)
+    with _progress() as on_progress:
+        comparison, run = measure_comparison(load_settings(), models, images, pairs, budget, on_progress)
+    if as_json:
+        print_json({"tracking_run": run, "budget_ms": budget, "how": comparison.how, "models": comparison.rows})
+        return
+    names = ["model", "accuracy", "TAR at FAR 1%", "TAR at FAR 0.1%", "ms alone", "ms in batch", "MB", "dim", "licence"]
+    rows = [
+        [
+            row.model,
+            f"{row.accuracy:.4f} ± {row.accuracy_standard_error:.4f}",
+            row.tar_at_far_1e_2,
+            row.tar_at_far_1e_3,
+            f"{row.ms_alone:.1f}",
+            f"{row.ms_in_batch:.1f}",
+            f"{row.megabytes:.1f}",
+            row.dimension,
+            row.licence,
+        ]
+        for row in comparison.rows
+    ]
+    if budget is not None:
+        names[6:6] = ["ms in all", f"fits {budget} ms"]
+        for cells, row in zip(rows, comparison.rows, strict=True):
+            cells[6:6] = [f"{row.pipeline_ms:.1f}", row.fits]
+    print_table(f"{comparison.verifications[0].report.pairs} pairs of {images.name}", names, rows)
+    console.print(f"Times: {comparison.how}.", markup=False)
+    console.print(f"Written to MLflow as run {run}, with the ROC curves and accuracy over time.")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; yields what moves it."""
+    with Progress(console=errors) as progress:
+        task = progress.add_task("embedding", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
