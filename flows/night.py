@@ -115,7 +115,7 @@ def night(settings: Settings, collection_name: str, observer: Observer | None = 
             yield state
         except BaseException as error:
             with catalog.write() as session:
-                message = f"{type(error).__name__}: {error}"
+                message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
                 close_run(session, run.id, RunStatus.FAILED, state.counts(), message)
             raise
         status = RunStatus.DONE_WITH_FAILURES if state.failed_images else RunStatus.DONE

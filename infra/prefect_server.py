@@ -149,7 +149,11 @@ def stop(home: Path, patience: float = 10.0) -> bool:
 
 def environment(url: str, home: Path) -> dict[str, str]:
     """Return the variables that bring Prefect's client to the server at `url`. To be set before Prefect is imported."""
-    settings = {"PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false"}
+    settings = {
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        # The server keeps everything from INFO on. The terminal is ours: an error reaches it once, as its exception.
+        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    }
     folder = _folder(home)
     server = status(home)
     if server is None or server.url != url:
@@ -162,8 +166,6 @@ def environment(url: str, home: Path) -> dict[str, str]:
         "PREFECT_HOME": str(folder),
         # JSON, since a variable of its own cannot say null. Stopping the heartbeat costs a second at the end of a flow.
         "PREFECT_FLOWS": '{"heartbeat_frequency": null}',
-        # The server keeps everything from INFO on; the terminal is ours, and a busy machine warns at the end of each flow.
-        "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "ERROR",
         "NO_PROXY": proxies,
         "no_proxy": proxies,
     }

@@ -4,12 +4,16 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict, SettingsError
 
 from infra.storage import S3Options
 
 PREFIX = "VISAGE_"
+
+
+class InvalidSettings(ValueError):
+    """The environment holds settings that are unknown or do not fit; the message names the variables."""
 
 
 class Settings(BaseSettings):
@@ -41,6 +45,11 @@ class Settings(BaseSettings):
     max_bytes: int = Field(200 * 2**20, ge=1, description="Largest object that is read.")
     max_megapixels: float = Field(200.0, gt=0, description="Largest picture that is decoded.")
     detect_long_side: int = Field(1280, ge=64, description="Photos are detected at about this size (pixels).")
+
+    @model_validator(mode="after")
+    def _s3_can_be_reached(self) -> "Settings":
+        _ = self.storage_options
+        return self
 
     @property
     def home_folder(self) -> Path:
@@ -84,14 +93,25 @@ def load_settings() -> Settings:
     """Read the environment.
 
     Raises:
-        ValueError: for a variable that begins with VISAGE_ and is none of ours, or a value that does not fit.
+        InvalidSettings: for a variable that begins with VISAGE_ and is none of ours, or a value that does not fit.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
     unknown = sorted(
         name for name in os.environ if name.startswith(PREFIX) and name not in known and "TEST" not in name
     )
     if unknown:
-        raise ValueError(
+        raise InvalidSettings(
             f"unknown settings in the environment: {', '.join(unknown)}; known: {', '.join(sorted(known))}"
         )
-    return Settings()
+    try:
+        return Settings()
+    except ValidationError as error:
+        unfit = "; ".join(_unfit(e["loc"], e["input"], e["msg"]) for e in error.errors())
+        raise InvalidSettings(f"settings in the environment do not fit: {unfit}") from error
+    except SettingsError as error:
+        raise InvalidSettings(f'{error}: a list is written as JSON, like ["a", "b"]') from error
+
+
+def _unfit(location: tuple[str | int, ...], value: object, message: str) -> str:
+    """What is wrong with one variable, or, without a location, with several together: then none of their values is shown."""
+    return f"{PREFIX}{str(location[0]).upper()}={value!r}: {message}" if location else message

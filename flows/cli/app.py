@@ -1,10 +1,9 @@
 """The command line's frame: commands, exit codes, errors.
 
-Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed. Commands import what is heavy only when they
-run, so that help and errors come at once.
+Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed, 130 interrupted. Commands import what is heavy
+only when they run, so that help and errors come at once.
 """
 
-import os
 import signal
 import sys
 import traceback
@@ -14,12 +13,12 @@ from types import FrameType
 import typer
 
 from flows.cli import catalog, collections, evaluate, models, nights, upkeep
-from flows.cli.output import errors
+from flows.cli.output import errors, print_error
 from infra.telemetry import silence
 
 OURS = {"flows", "tasks", "models", "infra"}
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130
+EXIT_INTERRUPTED = 130  # what Typer makes of KeyboardInterrupt
 
 app = typer.Typer(
     name="visage",
@@ -50,15 +49,14 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _terminate)
     try:
         app(standalone_mode=True)
-    except KeyboardInterrupt:
-        errors.print("interrupted; what was recorded stays, the next run goes on from there")
-        sys.exit(EXIT_INTERRUPTED)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except SystemExit as end:
+        if end.code == EXIT_INTERRUPTED:
+            errors.print("interrupted; what was recorded stays, the next run goes on from there")
+        raise
     except Exception as error:
         if not _speaks_for_itself(error):
             traceback.print_exc()
-        errors.print(f"[bold red]error:[/] {_message(error)}", highlight=False, soft_wrap=True)
+        print_error(_message(error))
         sys.exit(EXIT_ERROR)
 
 
@@ -68,8 +66,7 @@ def _speaks_for_itself(error: Exception) -> bool:
 
 
 def _message(error: Exception) -> str:
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return str(text).replace("[", "\\[")
+    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
 
 
 def _terminate(signum: int, frame: FrameType | None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.output import Json, console, print_json, print_table
-from infra.catalog import views
+from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 
@@ -60,6 +60,8 @@ def faces(
 ) -> None:
     """List faces with their quality, estimates and person."""
     with Catalog(load_settings().catalog_url).read() as session:
+        if collection is not None:
+            collections.by_name(session, collection)
         rows = views.faces(session, collection, identity, min_quality, limit)
     if as_json:
         print_json(rows)

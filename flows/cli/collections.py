@@ -1,16 +1,16 @@
 """`visage collections`: which photographs there are, and what may be done with them."""
 
-import os
+import shlex
 from typing import Annotated
 
 import typer
 
-from flows.cli.output import Json, console, print_json, print_table
+from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog import collections as stored
 from infra.catalog.database import Catalog
 from infra.catalog.views import image_counts
 from infra.settings import load_settings
-from infra.storage import open_store
+from infra.storage import Filter, open_store
 from infra.storage.base import LITTER
 
 app = typer.Typer(name="collections", help="Add and list collections of photographs.", no_args_is_help=True)
@@ -34,24 +34,29 @@ def add(
     from models.table import MODELS  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
+    if not name.strip() or not name.isprintable():
+        raise typer.BadParameter(f"{name!r} is no name", param_hint="NAME")
     known = {a.name for spec in MODELS.values() for a in spec.attributes if a.sensitive}
     unknown = sorted(set(sensitive or []) - known)
     if unknown:
         raise typer.BadParameter(
             f"{', '.join(unknown)}: no such sensitive attribute; known: {', '.join(sorted(known))}"
         )
-    uri = uri if "://" in uri else os.path.abspath(os.path.expanduser(uri))
-    store = open_store(uri, settings.storage_options)
+    try:
+        Filter(tuple(include or []), tuple(exclude or LITTER))
+        store = open_store(uri, settings.storage_options)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
     first = next(iter(store.list()), [])
     catalog = Catalog(settings.catalog_url)
     with catalog.write() as session:
-        collection = stored.add(session, name, uri, include or [], exclude or list(LITTER), sensitive or [])
+        collection = stored.add(session, name, store.uri, include or [], exclude or list(LITTER), sensitive or [])
         row = {"name": collection.name, "uri": collection.uri, "empty": not first}
     if as_json:
         print_json(row)
         return
-    console.print(f"Added {name}: {uri}" + ("" if first else " (no object there yet)"))
-    console.print(f"'visage run {name}' processes it.")
+    console.print(literal(f"Added {name}: {store.uri}" + ("" if first else " (no object there yet)")))
+    console.print(literal(f"Process it with: visage run {shlex.quote(name)}"))
 
 
 @app.command("list")

@@ -4,10 +4,10 @@ import os
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from flows.cli.output import Json, console, errors, print_json, print_table
-from infra.catalog import views
+from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 
@@ -22,16 +22,21 @@ class Bars:
     def __init__(self, progress: Progress) -> None:
         self.progress = progress
         self.task: TaskID | None = None
+        self.total: int | None = None
 
     def step(self, name: str, total: int | None) -> None:
-        if self.task is not None:
-            done = self.progress.tasks[self.task]
-            self.progress.update(self.task, total=done.total or done.completed or 1, completed=done.completed or 1)
-        self.task = self.progress.add_task(name, total=total)
+        self.finish()
+        self.task, self.total = self.progress.add_task(name, total=total, count=""), total
 
     def advance(self, done: int) -> None:
         if self.task is not None:
-            self.progress.update(self.task, completed=done)
+            count = f"{done}" if self.total is None else f"{done}/{self.total}"
+            self.progress.update(self.task, completed=done, count=count)
+
+    def finish(self) -> None:
+        """The step is over: its bar is full, whether or not there was anything to count."""
+        if self.task is not None:
+            self.progress.update(self.task, total=1, completed=1)
 
 
 def run(
@@ -49,21 +54,35 @@ def run(
 
 
 def run_nightly(collection: str) -> dict[str, Any]:
-    """Run the nightly flow in this process, with a local Prefect server of ours unless PREFECT_API_URL names another."""
+    """Run the nightly flow in this process, with a local Prefect server of ours unless PREFECT_API_URL names another.
+
+    Raises:
+        UnknownCollection: before any server is started.
+    """
     from infra import prefect_server  # noqa: PLC0415 - only this command needs it
 
     settings = load_settings()
+    with Catalog(settings.catalog_url).read() as session:
+        collections.by_name(session, collection)
     server = prefect_server.begin(settings.home_folder)  # starts while the rest is imported
     from flows import night  # noqa: F401, PLC0415 - torch and the models
 
     os.environ.update(prefect_server.environment(server.url(), settings.home_folder))
     from flows.nightly import nightly, observer  # noqa: PLC0415 - Prefect reads its settings when imported
 
-    columns = (TextColumn("{task.description:10}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=errors) as progress:
-        token = observer.set(Bars(progress))
+        bars = Bars(progress)
+        token = observer.set(bars)
         try:
-            return nightly(collection)
+            counts: dict[str, Any] = nightly(collection)
+            bars.finish()
+            return counts
         finally:
             observer.reset(token)
 
@@ -128,6 +147,8 @@ def failures(
 ) -> None:
     """List what could not be processed, and why."""
     with Catalog(load_settings().catalog_url).read() as session:
+        if collection is not None:
+            collections.by_name(session, collection)
         rows = views.failures(session, collection, run_id, limit, resolved)
     if as_json:
         print_json(rows)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
@@ -12,6 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
@@ -21,36 +23,46 @@ errors = Console(stderr=True)
 
 
 def plain(value: Any) -> Any:
-    """Turn rows into what JSON can say."""
+    """Turn rows into what JSON can say; it has no word for numbers that are not finite."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {str(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(v) for v in value]
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, datetime | date):
-        return value.isoformat()
+    if isinstance(value, Enum | datetime | date):
+        return value.value if isinstance(value, Enum) else value.isoformat()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
     return str(value) if isinstance(value, Path) else value
 
 
 def print_json(value: Any) -> None:
     """Print a value as JSON to stdout."""
-    json.dump(plain(value), sys.stdout, ensure_ascii=False, indent=2)
+    json.dump(plain(value), sys.stdout, ensure_ascii=False, allow_nan=False, indent=2)
     sys.stdout.write("\n")
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """Print rows as a table to stdout; numbers to the right."""
     rows = list(rows)
-    table = Table(title=title, title_justify="left", header_style="bold", show_edge=False)
+    table = Table(title=literal(title), title_justify="left", header_style="bold", show_edge=False)
     for i, name in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in rows)
         table.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(_cell(value) for value in row))
+        table.add_row(*(literal(_cell(value)) for value in row))
     console.print(table)
+
+
+def print_error(message: str) -> None:
+    """Print an error to stderr, unfolded: whoever searches a log for a path finds it."""
+    errors.print(Text.assemble(("error: ", "bold red"), literal(message, keep="\n")), soft_wrap=True)
+
+
+def literal(text: str, keep: str = "") -> Text:
+    """Text as it is: what looks like markup stays, and what would steer the terminal (file names may) becomes visible."""
+    return Text("".join(c if c.isprintable() or c in keep else ascii(c)[1:-1] for c in text))
 
 
 def _cell(value: Any) -> str:
@@ -61,5 +73,5 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.3f}"
     if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%S}"
-    return str(value).replace("[", "\\[")
+        return f"{value.astimezone():%Y-%m-%d %H:%M:%S}"
+    return str(value)

@@ -3,12 +3,13 @@
 import importlib.metadata
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import typer
 
-from flows.cli.output import Json, console, print_json
+from flows.cli.output import Json, console, literal, print_json
 from infra.settings import Settings, load_settings
 
 MIN_FREE_BYTES = 2 * 2**30
@@ -28,16 +29,25 @@ class Finding:
 def doctor(as_json: Json = False) -> None:
     """Say what is missing on this machine and how to mend it. Exit code 1 if something is."""
     settings = load_settings()
-    checks: list[Callable[[Settings], Finding]] = [_python, _packages, _memory, _disk, _weights, _catalog, _device]
+    checks: list[Callable[[Settings], Finding]] = [
+        _python,
+        _packages,
+        _memory,
+        _disk,
+        _home,
+        _models,
+        _catalog,
+        _device,
+    ]
     findings = [_looked_at(check, settings) for check in checks]
     if as_json:
         print_json(findings)
     else:
         for finding in findings:
-            mark = "[green]ok[/]  " if finding.well else "[red]bad[/] "
-            console.print(f"{mark} {finding.what}: {finding.found}", highlight=False)
+            mark = "[green]ok[/] " if finding.well else "[red]bad[/]"
+            console.print(mark, literal(f"{finding.what}: {finding.found}"))
             if not finding.well:
-                console.print(f"     -> {finding.mend}", highlight=False)
+                console.print(literal(f"     -> {finding.mend}"))
     if not all(finding.well for finding in findings):
         raise typer.Exit(1)
 
@@ -46,7 +56,9 @@ def _looked_at(check: Callable[[Settings], Finding], settings: Settings) -> Find
     try:
         return check(settings)
     except Exception as error:
-        return Finding(check.__name__.strip("_"), False, f"{type(error).__name__}: {error}", "see the message")
+        return Finding(
+            check.__name__.strip("_"), False, f"{type(error).__name__}: {error}", "mend what this error names"
+        )
 
 
 def _python(_: Settings) -> Finding:
@@ -83,11 +95,25 @@ def _disk(settings: Settings) -> Finding:
     return Finding("free disk", free >= MIN_FREE_BYTES, f"{free / 2**30:.1f} GB at {settings.home_folder}", mend)
 
 
-def _weights(settings: Settings) -> Finding:
-    from tasks.install import champions  # noqa: PLC0415 - imports torch
+def _home(settings: Settings) -> Finding:
+    try:
+        settings.home_folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.home_folder):
+            pass
+    except OSError as error:
+        return Finding("home folder", False, str(error), "make it writable, or set VISAGE_HOME to a folder that is")
+    return Finding("home folder", True, str(settings.home_folder))
 
-    names = [f"{v.name}@{v.version}" for v in champions(settings.weights_folder, settings.mlflow_uri)]
-    return Finding("models", bool(names), ", ".join(names) or "none installed", "run 'visage models install'")
+
+def _models(settings: Settings) -> Finding:
+    from tasks.install import NotInstalled  # noqa: PLC0415 - imports torch
+    from tasks.recipe import current_recipe  # noqa: PLC0415
+
+    try:
+        versions = current_recipe(settings, frozenset()).versions
+    except NotInstalled as error:
+        return Finding("models", False, str(error), "run 'visage models install'")
+    return Finding("models", True, ", ".join(f"{version.name}@{version.version}" for version in versions))
 
 
 def _catalog(settings: Settings) -> Finding:
@@ -106,9 +132,12 @@ def _device(_: Settings) -> Finding:
     return Finding("device", True, gpu or f"CPU, {torch.get_num_threads()} threads (no GPU: slower, same results)")
 
 
-def down() -> None:
+def down(as_json: Json = False) -> None:
     """Stop the local Prefect server that 'visage run' leaves running for the next time."""
     from infra import prefect_server  # noqa: PLC0415
 
     stopped = prefect_server.stop(load_settings().home_folder)
+    if as_json:
+        print_json({"stopped": stopped})
+        return
     console.print("stopped the local Prefect server" if stopped else "no local Prefect server is running")
