@@ -16,8 +16,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: $(VENV)/.ready
 	$(BIN)/python -m flows.demo $(if $(PHOTOS),--photos '$(PHOTOS)')
 
+# Two workers of one thread each: on two cores, threads of two processes would only wait for each other.
 test: check
-	$(BIN)/pytest -n 2 --dist worksteal -m ''
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m ''
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
