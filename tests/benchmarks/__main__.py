@@ -33,7 +33,7 @@ def main() -> None:
     if unknown := [name for name in names if name not in NAMES]:
         parser.error(f"no benchmark is called {', '.join(unknown)}; there are {', '.join(NAMES)}")
     measure_the_defaults()
-    results: dict[str, Any] = {"machine": machine.describe(), "photographs": photo_sets.origin()}
+    results: dict[str, Any] = {"machine": machine.describe(), "origin": photo_sets.origin()}
     rows: list[Row] = []
     say(machine.sentence(results["machine"]))
     RESULTS.parent.mkdir(exist_ok=True)
@@ -43,7 +43,7 @@ def main() -> None:
         results[name] = benchmark.measure()
         rows += benchmark.rows(results[name])
         RESULTS.write_text(json.dumps(results, indent=2))  # after each, so that an interruption loses one
-    print(f"{machine.sentence(results['machine'])}. {results['photographs']}.\n\n{markdown(rows)}")
+    print(f"{machine.sentence(results['machine'])}. {results['origin']}.\n\n{markdown(rows)}")
 
 
 def measure_the_defaults() -> None:
