@@ -1,0 +1,427 @@
+"""`visage`: exit codes, what goes to stdout and stderr, and messages that say what to do."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from sqlalchemy import func, select
+
+from flows.cli.app import app
+from infra.catalog import views
+from infra.catalog.database import Catalog
+from infra.catalog.schema import Image, Run
+from infra.settings import PREFIX, Settings
+from tests.archive import BROKEN
+from tests.command import Ended, visage
+from tests.portraits import jpeg, landscape, mirrored, portrait, small_collection
+
+VISAGE = Path(sys.executable).parent / "visage"
+HEAVY = ("torch", "ray", "mlflow", "prefect")
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home in which nothing has happened yet."""
+    for name in list(os.environ):
+        if name.startswith(PREFIX):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("VISAGE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VISAGE_WEIGHTS", str(tmp_path / "weights"))
+    return tmp_path
+
+
+def refused(ended: Ended, code: int, *words: str) -> None:
+    """The command ended with `code`, said `words` on stderr and nothing on stdout, and showed no trace."""
+    assert ended.code == code, ended.err
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    for word in words:
+        assert word in ended.err
+
+
+def commands(group: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, *path, name)
+        else:
+            yield (*path, name), command
+
+
+def test_help_comes_without_the_heavy_libraries() -> None:
+    code = f"import sys, flows.cli.app; print([name for name in {HEAVY} if name in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_help_names_every_command() -> None:
+    ended = visage("--help")
+    assert ended.code == 0
+    for (name, *_), _ in commands(typer.main.get_command(app)):
+        assert f"\n  {name} " in ended.out
+
+
+def test_every_command_can_answer_in_json() -> None:
+    without = [
+        " ".join(path)
+        for path, command in commands(typer.main.get_command(app))
+        if not any("--json" in parameter.opts for parameter in command.params)
+    ]
+    assert without == []
+
+
+@pytest.mark.parametrize(
+    "question",
+    [
+        "runs",
+        "failures",
+        "faces",
+        "identities",
+        "collections list",
+        "models list",
+        "models show mtcnn",
+        "doctor",
+        "down",
+    ],
+)
+def test_json_is_all_that_stdout_gets(archive: Settings, question: str) -> None:
+    ended = visage(*question.split(), "--json")
+    assert ended.code in (0, 1)  # doctor may not like this machine
+    assert json.loads(ended.out, parse_constant=lambda name: pytest.fail(f"{name} is no JSON")) is not None
+    assert ended.err == ""
+
+
+def test_a_mistyped_command_is_wrong_usage(empty: Path) -> None:
+    refused(visage("serach", "a.jpg"), 2, "serach")
+    refused(visage("faces", "--limit", "0"), 2, "--limit")
+    refused(visage("faces", "--min-quality", "2"), 2, "--min-quality")
+
+
+def test_unknown_setting_is_refused_by_every_command(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VISAGE_HOEM", "/elsewhere")
+    for command in ("runs", "doctor", "down", "run archive"):
+        refused(visage(*command.split()), 1, "VISAGE_HOEM", "VISAGE_HOME")
+
+
+def test_a_home_that_cannot_be_made_is_named(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty / "file").touch()
+    monkeypatch.setenv("VISAGE_HOME", str(empty / "file" / "home"))
+    refused(visage("runs"), 1, str(empty / "file" / "home"))
+
+
+def test_an_error_that_is_a_bug_shows_its_trace(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(views, "runs", broken)
+    ended = visage("runs")
+    assert ended.code == 1
+    assert "Traceback" in ended.err
+    assert ended.err.endswith("error: list index out of range\n")
+
+
+def test_a_reader_that_goes_away_gets_no_trace(archive: Settings) -> None:
+    ended = subprocess.run(f"{VISAGE} faces --json | true", shell=True, capture_output=True, text=True, check=True)
+    assert ended.stderr == ""
+
+
+# --- collections
+
+
+def test_a_collection_is_added_by_its_absolute_path(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty / "photos").mkdir()
+    monkeypatch.chdir(empty)
+    ended = visage("collections", "add", "archive", "photos/../photos", "--sensitive", "age", "--json")
+    assert ended.code == 0
+    assert ended.json == {"name": "archive", "uri": str(empty / "photos"), "empty": True}
+    (listed,) = visage("collections", "list", "--json").json
+    assert listed == {
+        "name": "archive", "uri": str(empty / "photos"), "sensitive": "age",
+        "pending": 0, "done": 0, "failed": 0, "missing": 0,
+    }  # fmt: skip
+
+
+def test_a_name_can_be_taken_once(empty: Path) -> None:
+    assert visage("collections", "add", "archive", empty).code == 0
+    refused(visage("collections", "add", "archive", empty), 1, "'archive'")
+    assert len(visage("collections", "list", "--json").json) == 1
+
+
+def test_a_folder_that_is_not_there_is_named_and_not_added(empty: Path) -> None:
+    refused(visage("collections", "add", "archive", empty / "nowhere"), 1, str(empty / "nowhere"))
+    refused(visage("collections", "add", "archive", __file__), 1, __file__)
+    assert visage("collections", "list", "--json").json == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (("archive", ".", "--sensitive", "shoe_size"), "shoe_size"),
+        (("archive", "ftp://server/photos"), "ftp://"),
+        (("archive", "s3://"), "bucket"),
+        (("archive", ""), "folder"),
+        (("archive", ".", "--include", "[z-a]*.jpg"), "[z-a]"),
+        (("archive", ".", "--exclude", "[z-a]*.jpg"), "[z-a]"),
+        (("", "."), "name"),
+        (("two\nlines", "."), "name"),
+    ],
+)
+def test_what_makes_no_collection_is_wrong_usage(empty: Path, arguments: tuple[str, ...], word: str) -> None:
+    refused(visage("collections", "add", *arguments), 2, word)
+    assert visage("collections", "list", "--json").json == []
+
+
+def test_names_are_printed_as_they_are(empty: Path) -> None:
+    ended = visage("collections", "add", "[red]the 'old' ones", empty)
+    assert "[red]the 'old' ones" in ended.out
+    assert """visage run '[red]the '"'"'old'"'"' ones'""" in ended.out  # to be pasted into a shell
+    assert "[red]the 'old' ones" in visage("collections", "list").out
+
+
+def test_an_unknown_collection_is_an_error_wherever_it_is_named(archive: Settings) -> None:
+    for command in ("run", "faces --collection", "failures --collection"):
+        refused(visage(*command.split(), "albums"), 1, "'albums'", "archive", "visage collections add albums")
+
+
+# --- questions
+
+
+def test_runs_tell_what_happened(archive: Settings) -> None:
+    (run,) = visage("runs", "--json").json
+    assert (run["status"], run["collection"], run["error"]) == ("done_with_failures", "archive", None)
+    assert (run["counts"]["new"], run["counts"]["processed"], run["counts"]["faces"]) == (7, 7, 4)
+    assert run["counts"]["failed"] == {"decode: truncated": 2}
+    assert "done_with_failures" in visage("runs").out
+
+
+def test_failures_name_key_stage_reason_and_what_to_do(archive: Settings) -> None:
+    failures = visage("failures", "--json").json
+    assert {failure["key"] for failure in failures} == set(BROKEN)
+    for failure in failures:
+        assert (failure["stage"], failure["collection"], failure["retryable"]) == ("decode", "archive", False)
+        assert failure["key"] in failure["message"]
+    assert visage("failures", "--run", "99", "--json").json == []
+
+
+def test_a_key_neither_styles_the_table_nor_steers_the_terminal(archive: Settings) -> None:
+    out = visage("failures", "--collection", "archive").out
+    assert r"[bold]\x1b[31mred\n:smile:.jpg" in out
+    assert "\x1b" not in out
+
+
+def test_faces_are_listed_with_all_that_is_known(archive: Settings) -> None:
+    faces = visage("faces", "--json").json
+    assert [face["keys"] for face in faces] == [["a.jpg", "z_copy_of_a.jpg"], ["b.jpg"], ["c/pair.jpg"], ["c/pair.jpg"]]
+    assert [face["restoration"] is not None for face in faces] == [False, True, False, False]
+    for face in faces:
+        assert [attribute["name"] for attribute in face["attributes"]] == ["expression"]
+        assert 0 <= face["quality"] <= 1
+    best = max(face["quality"] for face in faces)
+    assert len(visage("faces", "--min-quality", best, "--json").json) >= 1
+    assert len(visage("faces", "--limit", 2, "--json").json) == 2
+    assert "(synthetic)" in visage("faces").out
+
+
+def test_identities_hold_who_is_alike_but_never_two_of_one_photo(archive: Settings) -> None:
+    people = visage("identities", "--json").json
+    assert len(people) >= 1
+    for person in people:
+        members = visage("faces", "--identity", person["identity_id"], "--json").json
+        assert len(members) == person["faces"] == person["photos"] >= 2
+        assert [member["identity_id"] for member in members] == [person["identity_id"]] * len(members)
+    assert visage("identities", "--min-faces", 4, "--json").json == []
+    assert "c/pair.jpg" in visage("identities").out
+
+
+def test_search_finds_whom_a_photo_shows(archive: Settings, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg(mirrored(300)))
+    (answer,) = visage("search", photo, "--limit", 3, "--json").json
+    similarities = [match["similarity"] for match in answer["matches"]]
+    assert len(similarities) == 3
+    assert similarities == sorted(similarities, reverse=True)
+    assert all(match["probability"] > 0.5 for match in answer["matches"])
+    table = visage("search", photo).out
+    assert "Face 1 of 1" in table
+    assert "c/pair.jpg" in table
+
+
+def test_search_answers_for_every_face_of_a_photo(archive: Settings) -> None:
+    photos = archive.home.parent / "photos"
+    answers = visage("search", photos / "c" / "pair.jpg", "--limit", 1, "--json").json
+    assert len(answers) == 2
+    assert [answer["matches"][0]["similarity"] for answer in answers] == pytest.approx([1, 1], abs=1e-3)
+
+
+def test_search_says_what_is_wrong_with_a_photo(
+    archive: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = tmp_path / "[photo].jpg"
+    refused(visage("search", photo), 2, "does not exist")
+    photo.write_bytes(jpeg(landscape()))
+    refused(visage("search", photo), 1, f"error: {photo}: no face was found")
+    photo.write_bytes(b"plainly no picture")
+    refused(visage("search", photo), 1, f"error: {photo}: ")
+    monkeypatch.setenv("VISAGE_MAX_BYTES", "1000")
+    photo.write_bytes(jpeg(portrait()))
+    refused(visage("search", photo), 1, f"error: {photo}: larger than 1,000 bytes", "VISAGE_MAX_BYTES")
+
+
+def test_search_before_the_first_run_says_how_to_run(empty: Path, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg(portrait()))
+    refused(visage("search", photo), 1, "'visage run COLLECTION'")
+
+
+# --- upkeep
+
+
+def findings(ended: Ended) -> dict[str, tuple[bool, str, str]]:
+    return {row["what"]: (row["well"], row["found"], row["mend"]) for row in ended.json}
+
+
+def test_doctor_is_content_with_a_machine_that_can_run(archive: Settings) -> None:
+    found = findings(visage("doctor", "--json"))
+    assert all(well for what, (well, *_) in found.items() if not what.startswith("free ")), found
+    assert found["home folder"][1] == str(archive.home)
+    for model in ("mtcnn@1", "dlib-resnet@1", "real-esrgan-x4plus@1", "mini-xception@1"):
+        assert model in found["models"][1]
+
+
+def test_doctor_says_which_model_is_missing_and_how_to_get_it(empty: Path, empty_registry: Path) -> None:
+    (empty / "home").mkdir()
+    shutil.copyfile(empty_registry, empty / "home" / "mlflow.db")
+    ended = visage("doctor")
+    assert ended.code == 1
+    assert "bad models: " in ended.out
+    assert "-> run 'visage models install'" in ended.out
+    assert findings(visage("doctor", "--json"))["home folder"][0]
+
+
+def test_doctor_misses_a_single_model_that_the_settings_name(
+    archive: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISAGE_EMBED_MODEL", "lightcnn-9")
+    ended = visage("doctor", "--json")
+    well, said, _ = findings(ended)["models"]
+    assert (ended.code, well) == (1, False)
+    assert "lightcnn-9" in said
+
+
+def test_doctor_looks_on_where_the_home_cannot_be_written(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (empty / "file").touch()
+    monkeypatch.setenv("VISAGE_HOME", str(empty / "file" / "home"))
+    ended = visage("doctor", "--json")
+    found = findings(ended)
+    assert ended.code == 1
+    assert ended.err == ""
+    assert not found["home folder"][0]
+    assert "VISAGE_HOME" in found["home folder"][2]
+    assert found["Python"][0]
+    assert found["device"][0]
+
+
+def test_down_without_a_server_is_no_error(empty: Path) -> None:
+    ended = visage("down")
+    assert (ended.code, ended.out) == (0, "no local Prefect server is running\n")
+
+
+# --- runs, as real as they get
+
+
+@pytest.fixture
+def machine_of_its_own(
+    empty: Path, weights_dir: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
+    """A folder for photographs, and a home with models whose Prefect server is stopped at the end."""
+    (empty / "home").mkdir()
+    shutil.copyfile(tracking_uri.removeprefix("sqlite:///"), empty / "home" / "mlflow.db")
+    for name, value in {"WEIGHTS": str(weights_dir), "ENGINE": "inline"}.items():
+        monkeypatch.setenv(PREFIX + name, value)
+    monkeypatch.delenv("PREFECT_API_URL", raising=False)
+    yield empty
+    visage("down")
+
+
+def real(*arguments: object) -> Ended:
+    done = subprocess.run([VISAGE, *map(str, arguments)], capture_output=True, text=True, check=False)
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+@pytest.mark.slow
+def test_run_processes_what_is_new_and_tells_failures_by_its_exit_code(machine_of_its_own: Path) -> None:
+    photos = small_collection(machine_of_its_own / "photos")
+    assert real("collections", "add", "archive", photos).code == 0
+    first = real("run", "archive", "--json")
+    assert first.code == 0, first.err
+    assert (first.json["processed"], first.json["faces"], first.json["engine"]) == (5, 4, "inline")
+    assert "5/5" in first.err  # the progress went to stderr
+    (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    second = real("run", "archive", "--json")
+    assert second.code == 3
+    assert (second.json["processed"], second.json["failed_images"]) == (1, 1)
+    third = real("run", "archive")
+    assert third.code == 3  # it still stands as failed
+    assert "0 new, 0 changed, 0 missing, 6 unchanged; processed 0 images" in third.out
+    assert "1 images stand as failed: 'visage failures --collection archive' says why" in third.out
+    assert [run["status"] for run in visage("runs", "--json").json] == [
+        "done_with_failures",
+        "done_with_failures",
+        "done",
+    ]
+    assert visage("down", "--json").json == {"stopped": True}
+    assert visage("down", "--json").json == {"stopped": False}
+
+
+@pytest.mark.slow
+def test_run_without_models_says_once_how_to_get_them(
+    machine_of_its_own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (machine_of_its_own / "home" / "mlflow.db").unlink()
+    assert visage("collections", "add", "archive", machine_of_its_own).code == 0
+    ended = real("run", "archive")
+    refused(ended, 1, "is not installed. Run 'visage models install'.")
+    assert ended.err.count("is not installed") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_is_closed_as_such_and_the_next_one_finishes(
+    machine_of_its_own: Path, number: signal.Signals
+) -> None:
+    photos = machine_of_its_own / "photos"
+    photos.mkdir()
+    for i in range(40):
+        (photos / f"{i:02}.jpg").write_bytes(jpeg(portrait(400 + i)))  # large enough not to be restored, which is slow
+    assert visage("collections", "add", "archive", photos).code == 0
+    catalog = Catalog(f"sqlite:///{machine_of_its_own / 'home' / 'catalog.db'}")
+    with subprocess.Popen(
+        [VISAGE, "run", "archive"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        done = 0
+        while not done and process.poll() is None:
+            time.sleep(0.05)
+            with catalog.read() as session:
+                done = session.scalar(select(func.count()).where(Image.status == "done")) or 0
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert out == ""
+    assert "Traceback" not in err
+    assert err.endswith("interrupted; what was recorded stays, the next run goes on from there\n")
+    with catalog.read() as session:
+        run = session.scalars(select(Run)).one()
+        assert (run.status, run.error) == ("failed", "interrupted")
+        assert run.finished_at is not None
+    catalog.close()
+    ended = real("run", "archive", "--json")
+    assert ended.code == 0, ended.err
+    assert 0 < ended.json["processed"] < 40
+    assert visage("collections", "list", "--json").json[0]["done"] == 40
