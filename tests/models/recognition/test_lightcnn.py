@@ -57,7 +57,7 @@ def test_checkpoint_of_another_variant_is_refused_by_key(variant, file, named):
 
 
 def test_file_without_weights_is_refused():
-    with pytest.raises(CheckpointMismatch, match="no tensors: epoch, optimizer"):
+    with pytest.raises(CheckpointMismatch, match="no tensors by name: epoch, optimizer"):
         LIGHTCNN_9.official({"epoch": 3, "optimizer": {}})
 
 
