@@ -5,6 +5,7 @@ face_recognition, the astronaut of scikit-image. 'Old scans' are made from them,
 """
 
 import argparse
+import json
 import os
 import shutil
 import subprocess
@@ -27,7 +28,9 @@ def main() -> None:
     parser.add_argument("--photos", type=Path, help="a folder of your own photographs instead")
     arguments = parser.parse_args()
     home = (BUILD / "home").absolute()
-    os.environ["VISAGE_HOME"] = str(home)  # the demo has a catalog of its own
+    for name in ("VISAGE_DATABASE_URL", "VISAGE_TRACKING_URI", "VISAGE_OBJECTS_URI"):
+        os.environ.pop(name, None)
+    os.environ["VISAGE_HOME"] = str(home)  # the demo has a catalog of its own, whatever the user's settings say
     if home.exists():
         visage("down")
         shutil.rmtree(home)
@@ -39,7 +42,7 @@ def main() -> None:
         visage("run", "demo", accept=(0, 3))
         say("Who is who")
         visage("identities")
-        probe = next(iter(sorted(photographs.glob("**/obama2.jpg"))), None)
+        probe = photo_to_search_with(photographs)
         if probe is not None:
             say(f"Who looks like the face in {probe.name}?")
             visage("search", str(probe), "--limit", "8")
@@ -52,7 +55,7 @@ def main() -> None:
 
         page = write_page("demo", BUILD / "page")
         say(f"Before and after: {page.absolute().as_uri()}")
-        print(f"Ask more with VISAGE_HOME={home} {Path(sys.executable).parent / 'visage'} --help")
+        print(f"Ask more with VISAGE_HOME={home} {visage_command()} --help")
     finally:
         visage("down")
 
@@ -61,12 +64,26 @@ def say(text: str) -> None:
     print(f"\n=== {text}", flush=True)
 
 
+def visage_command() -> str:
+    return str(Path(sys.executable).parent / "visage")
+
+
 def visage(*arguments: str, accept: tuple[int, ...] = (0,)) -> None:
     """Run the command as a person would; stop the demo if it fails."""
     print(f"$ visage {' '.join(arguments)}", flush=True)
-    code = subprocess.run([str(Path(sys.executable).parent / "visage"), *arguments], check=False).returncode
+    code = subprocess.run([visage_command(), *arguments], check=False).returncode
     if code not in accept:
         sys.exit(code)
+
+
+def photo_to_search_with(photographs: Path) -> Path | None:
+    """One of whoever is seen most often, or else any with a face; None if nobody was found."""
+    for question in ("identities", "faces"):
+        command = [visage_command(), question, "--limit", "1", "--json"]
+        rows = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
+        if rows and (photo := photographs / rows[0]["keys"][0]).is_file():
+            return photo
+    return None
 
 
 def make_photographs(folder: Path) -> Path:

@@ -2,6 +2,9 @@
 
 import base64
 import io
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,39 +14,38 @@ from PIL import Image, ImageDraw
 from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.settings import Settings, load_settings
-from infra.storage import Store, open_store
-from tasks.decode import decode
+from infra.storage import Store, StoreError, open_store
+from tasks.decode import DecodeFailure, decode
 
 TEMPLATES = Path(__file__).parent / "templates"
 WALL_HEIGHT = 240  # px
 MAX_FACES = 200  # a page for looking, not for a million faces
+MAX_CROP_BYTES = 20 * 2**20
 
 
 def write_page(collection_name: str, folder: Path) -> Path:
-    """Write `index.html` for a collection, with all pictures inside, and return its path."""
+    """Write `index.html` for a collection, with all pictures inside, and return its path.
+
+    Raises:
+        UnknownCollection: if there is none of that name.
+    """
     settings = load_settings()
-    catalog = Catalog(settings.catalog_url)
-    with catalog.read() as session:
+    with closing(Catalog(settings.catalog_url)) as catalog, catalog.read() as session:
         collection = collections.by_name(session, collection_name)
-        faces = views.faces(session, collection_name, None, 0.0, MAX_FACES)
-        people = views.identities(session, 2, 50)
+        found = views.faces(session, collection_name, None, 0.0, MAX_FACES + 1)
         failures = views.failures(session, collection_name, None, 100)
-        latest = views.runs(session, 10)
-    catalog.close()
+        latest = [run for run in views.runs(session, 100) if run.collection == collection_name][:10]
     crops = open_store(settings.crops_uri, settings.storage_options)
-    photographs = open_store(collection.uri, settings.storage_options)
+    faces = [_face(crops, view) for view in found[:MAX_FACES]]
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     html = environment.get_template("page.html").render(
         collection=collection_name,
-        photos=_wall(photographs, faces, settings),
-        faces=[_face(crops, face) for face in faces],
-        people=[
-            (person, [_picture(crops, f.crop_key) for f in faces if f.identity_id == person.identity_id])
-            for person in people
-        ],
+        photos=_wall(open_store(collection.uri, settings.storage_options), found[:MAX_FACES], settings),
+        faces=faces,
+        people=_people(faces),
         failures=failures,
         runs=latest,
-        truncated=len(faces) == MAX_FACES,
+        truncated=len(found) > MAX_FACES,
     )
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
@@ -51,38 +53,60 @@ def write_page(collection_name: str, folder: Path) -> Path:
     return page
 
 
-def _face(crops: Store, face: views.FaceView) -> dict[str, Any]:
-    restoration = face.restoration
+def _face(crops: Store, view: views.FaceView) -> dict[str, Any]:
+    restoration = view.restoration
     return {
-        "view": face,
-        "before": _picture(crops, face.crop_key),
+        "view": view,
+        "before": _picture(crops, view.crop_key),
         "after": None if restoration is None else _picture(crops, restoration.crop_key),
     }
 
 
 def _picture(store: Store, key: str) -> str:
-    """The object as a data URL."""
     kind = "png" if key.endswith(".png") else "jpeg"
-    data = store.read(key, 20 * 2**20).data
+    return _data_url(store.read(key, MAX_CROP_BYTES).data, kind)
+
+
+def _data_url(data: bytes, kind: str) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _wall(photographs: Store, faces: list[views.FaceView], settings: Settings) -> list[dict[str, Any]]:
-    """Every photo with a face, small, with the faces outlined."""
-    by_key: dict[str, list[views.FaceView]] = {}
+def _people(faces: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """The faces of everyone who has several on this page, whoever has most first."""
+    together: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for face in faces:
-        by_key.setdefault(face.keys[0], []).append(face)
-    wall = []
-    for key, found in sorted(by_key.items()):
-        photo = decode(photographs.read(key, settings.max_bytes).data, long_side=1280)
+        if face["view"].identity_id is not None:
+            together[face["view"].identity_id].append(face)
+    return sorted((of_one for of_one in together.values() if len(of_one) > 1), key=len, reverse=True)
+
+
+def _wall(photographs: Store, faces: Sequence[views.FaceView], settings: Settings) -> list[dict[str, Any]]:
+    """Every photo with a face, small, with the faces outlined; without a picture where the photo cannot be read now."""
+    together: dict[tuple[str, ...], list[views.FaceView]] = defaultdict(list)
+    for face in faces:
+        together[face.keys].append(face)
+    return [
+        {"key": keys[0], "also": keys[1:], "faces": found, "picture": _outlined(photographs, keys, found, settings)}
+        for keys, found in sorted(together.items())
+        if keys
+    ]
+
+
+def _outlined(
+    photographs: Store, keys: Sequence[str], faces: Sequence[views.FaceView], settings: Settings
+) -> str | None:
+    for key in keys:  # the same bytes, as long as they are there
+        try:
+            photo = decode(photographs.read(key, settings.max_bytes).data, long_side=1280)
+        except (StoreError, DecodeFailure):
+            continue
         picture = Image.fromarray(photo.pixels)
         draw = ImageDraw.Draw(picture)
-        for face in found:
-            box = [(v + 0.5) / photo.scale for v in face.box]
+        for face in faces:
+            box = [(v + 0.5) / photo.scale - 0.5 for v in face.box]
             draw.rectangle(box, outline=(255, 190, 0), width=max(picture.height // 120, 2))
         picture.thumbnail((10_000, WALL_HEIGHT))
         file = io.BytesIO()
         picture.save(file, "jpeg", quality=85)
-        source = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-        wall.append({"key": key, "also": found[0].keys[1:], "picture": source, "faces": found})
-    return wall
+        return _data_url(file.getvalue(), "jpeg")
+    return None
