@@ -5,8 +5,10 @@ two engines: as Ray Data actor pools, one loaded model per actor, or in this pro
 the start of Ray. The driver records: the catalog has one writer.
 """
 
+import gc
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial, reduce
@@ -55,14 +57,36 @@ def process(catalog: Catalog, job: Job, on_photos: Callable[[Sequence[PhotoFaces
         return "none"
     settings = job.settings
     large = count >= settings.ray_from_images or bool(settings.ray_address)
-    with_ray = settings.engine == "ray" or (settings.engine == "auto" and large)
-    stream = _with_ray(catalog, job) if with_ray else _in_process(catalog, job)
+    keep = partial(_record_all, catalog, job, on_photos)
+    gc.collect()
+    gc.freeze()  # half a million objects of imported modules, which the collector would walk through again and again
+    if settings.engine == "inline" or (settings.engine == "auto" and not large):
+        keep(_in_process(catalog, job))
+        return "inline"
+    with connected(settings.ray_address or None, settings.cpu_count):
+        even = count // (4 * settings.cpu_count)  # pages so small that no actor ends long after all others
+        keep(_execute(job, _pages(catalog, job, min(PAGE, max(even, 1)))))
+        # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image,
+        # so that only the one that kills its worker is lost.
+        keep(_execute(job, _pages(catalog, job, 1)))
+    keep(_lost(catalog, job))
+    return "ray"
+
+
+def _record_all(
+    catalog: Catalog, job: Job, on_photos: Callable[[Sequence[PhotoFaces]], None], stream: Generator[list[PhotoFaces]]
+) -> None:
+    """Record a stream of photos, each batch while the next is computed; when this returns, all are in the catalog."""
     crops = job.crops()
-    with closing(stream):
+    with ThreadPoolExecutor(1, thread_name_prefix="record") as writer, closing(stream):
+        recording: Future[None] | None = None
         for photos in stream:
-            record(catalog, crops, job, photos)
+            if recording is not None:
+                recording.result()
+            recording = writer.submit(record, catalog, crops, job, photos)
             on_photos(photos)
-    return "ray" if with_ray else "inline"
+        if recording is not None:
+            recording.result()
 
 
 def _pages(catalog: Catalog, job: Job, size: int) -> list[Page]:
@@ -78,25 +102,10 @@ def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
             yield reduce(lambda batch, stage: stage(batch), stages, photos)
 
 
-def _with_ray(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
-    settings = job.settings
-    with catalog.read() as session:
-        even = count_pending(session, job.collection_id) // (
-            4 * settings.cpu_count
-        )  # so that no actor ends long after all
-    with connected(settings.ray_address or None, settings.cpu_count):
-        yield from _execute(job, _pages(catalog, job, min(PAGE, max(even, 1))))
-        # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image,
-        # so that only the one that kills its worker is lost.
-        yield from _execute(job, _pages(catalog, job, 1))
-    with catalog.read() as session:
-        lost = [
-            work
-            for page in _pages(catalog, job, PAGE)
-            for work in pending(session, job.collection_id, job.run_id, page)
-        ]
-    if lost:
-        yield [_killed_its_worker(work) for work in lost]
+def _lost(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
+    for page in _pages(catalog, job, PAGE):
+        with catalog.read() as session:
+            yield [_killed_its_worker(work) for work in pending(session, job.collection_id, job.run_id, page)]
 
 
 def _killed_its_worker(work: Work) -> PhotoFaces:
@@ -107,7 +116,7 @@ def _killed_its_worker(work: Work) -> PhotoFaces:
     return PhotoFaces(work.image_id, work.key, work.size).failed("process", "worker_died", message, retryable=False)
 
 
-def _execute(job: Job, pages: Sequence[Page]) -> Iterator[list[PhotoFaces]]:
+def _execute(job: Job, pages: Sequence[Page]) -> Generator[list[PhotoFaces]]:
     """One Ray Data execution: pages of image ids in, photos out, in whatever order they are done."""
     if not pages:
         return

@@ -6,6 +6,7 @@ crash between the two leaves nothing that the next run does not use.
 
 import io
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import simplejpeg
@@ -44,12 +45,14 @@ from tasks.photo_faces import (
 from tasks.restore import judge
 
 JPEG_QUALITY = 95
+WRITERS = 8
 
 
 def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces]) -> None:
     """Write what the stages found in a batch of photos. Doing it twice changes nothing."""
     done = [photo for photo in photos if photo.failure is None and not photo.shared]
-    records = [_photo_record(photo, job, crops) for photo in done]
+    with ThreadPoolExecutor(WRITERS) as writers:  # encoding, and waiting for disk or network, leave Python's lock
+        records = list(writers.map(lambda photo: _photo_record(photo, job, crops), done))
     failures = [photo.failure for photo in photos if photo.failure is not None]
     failed_contents = {
         photo.content_id: photo.failure

@@ -53,5 +53,5 @@ def contact_sheet(tally: Tally) -> bytes | None:
         y, x = divmod(i, COLUMNS)
         sheet[y * TILE : (y + 1) * TILE, x * TILE : (x + 1) * TILE] = tile
     file = io.BytesIO()
-    PillowImage.fromarray(sheet).save(file, "png")
+    PillowImage.fromarray(sheet).save(file, "png", compress_level=1)
     return file.getvalue()

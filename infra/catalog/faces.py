@@ -1,11 +1,11 @@
 """Faces in the catalog: a photo's faces, with everything derived from them, land in one transaction."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
@@ -88,37 +88,24 @@ class Contract:
 
 def record_photos(session: Session, run_id: int, contract: Contract, photos: Sequence[PhotoRecord]) -> None:
     """Write processed photos: their faces, embeddings, attributes and restorations. Doing it twice changes nothing."""
-    for photo in photos:
-        _record_faces(session, contract, photo)
-        session.execute(
-            update(Content)
-            .where(Content.id == photo.content_id)
-            .values(
-                status=ContentStatus.DONE.value,
-                recipe=contract.recipe,
-                format=photo.format,
-                width=photo.width,
-                height=photo.height,
-                taken_at=photo.taken_at,
-                notes=photo.notes,
-            )
-        )
-    for photo in photos:
-        session.execute(
-            update(Image)
-            .where(Image.id == photo.image_id)
-            .values(
-                status=ImageStatus.DONE.value,
-                recipe=contract.recipe,
-                content_id=photo.content_id,
-                retryable=False,
-                run_id=run_id,
-            )
-        )
+    if not photos:
+        return
+    _write_faces(session, contract, photos)
+    ids = _face_ids(session, contract, photos)
+    faces = {ids[photo.content_id, ordinal]: face for photo in photos for ordinal, face in enumerate(photo.faces)}
+    _write_derived(session, contract, faces)
+    done: dict[str, Any] = {"status": ContentStatus.DONE.value, "recipe": contract.recipe}
+    described = ("format", "width", "height", "taken_at", "notes")
+    session.execute(
+        update(Content),
+        [{"id": p.content_id, **done, **{name: getattr(p, name) for name in described}} for p in photos],
+    )
+    done = {"status": ImageStatus.DONE.value, "recipe": contract.recipe, "retryable": False, "run_id": run_id}
+    session.execute(update(Image), [{"id": p.image_id, "content_id": p.content_id, **done} for p in photos])
     resolve_failures(session, [photo.image_id for photo in photos])
 
 
-def _record_faces(session: Session, contract: Contract, photo: PhotoRecord) -> None:
+def _write_faces(session: Session, contract: Contract, photos: Sequence[PhotoRecord]) -> None:
     rows: list[dict[str, Any]] = [
         {
             "content_id": photo.content_id,
@@ -131,50 +118,51 @@ def _record_faces(session: Session, contract: Contract, photo: PhotoRecord) -> N
             "quality_parts": face.quality_parts,
             "crop_key": face.crop_key,
         }
+        for photo in photos
         for ordinal, face in enumerate(photo.faces)
     ]
     natural = ["content_id", "detector_id", "ordinal"]
     upsert(session, Face, rows, natural, [name for name in (rows[0] if rows else {}) if name not in natural])
-    # What another detector version, or a longer list of this one, has left behind is no longer this photo's truth.
-    session.execute(
-        delete(Face).where(
-            Face.content_id == photo.content_id,
-            (Face.detector_id != contract.detector_id) | (Face.ordinal >= len(photo.faces)),
-        )
+    # What another detector version, or a longer list of this one, has left behind is no longer a photo's truth.
+    by_count: dict[int, list[int]] = {}
+    for photo in photos:
+        by_count.setdefault(len(photo.faces), []).append(photo.content_id)
+    for count, contents in by_count.items():
+        outdated = (Face.detector_id != contract.detector_id) | (Face.ordinal >= count)
+        session.execute(delete(Face).where(Face.content_id.in_(contents), outdated))
+
+
+def _face_ids(session: Session, contract: Contract, photos: Sequence[PhotoRecord]) -> dict[tuple[int, int], int]:
+    """Ids by (content id, ordinal)."""
+    statement = select(Face.content_id, Face.ordinal, Face.id).where(
+        Face.content_id.in_([photo.content_id for photo in photos]), Face.detector_id == contract.detector_id
     )
-    if not photo.faces:
-        return
-    ids = list(
-        session.scalars(
-            select(Face.id)
-            .where(Face.content_id == photo.content_id, Face.detector_id == contract.detector_id)
-            .order_by(Face.ordinal)
-        )
-    )
+    return {(content, ordinal): face_id for content, ordinal, face_id in session.execute(statement).tuples()}
+
+
+def _write_derived(session: Session, contract: Contract, faces: Mapping[int, FaceRecord]) -> None:
     upsert(
         session,
         Embedding,
         [
             {"face_id": face_id, "model_version_id": contract.embedder_id, "vector": face.embedding}
-            for face_id, face in zip(ids, photo.faces, strict=True)
+            for face_id, face in faces.items()
         ],
         ["face_id", "model_version_id"],
         ["vector"],
     )
     # Attributes that the collection no longer asks for (a sensitive one switched off) go with the next processing.
-    session.execute(delete(Attribute).where(Attribute.face_id.in_(ids)))
-    session.execute(delete(Restoration).where(Restoration.face_id.in_(ids)))
-    attributes = [
-        Attribute(face_id=face_id, **vars(attribute))
-        for face_id, face in zip(ids, photo.faces, strict=True)
-        for attribute in face.attributes
-    ]
+    for derived in (Attribute, Restoration):
+        session.execute(delete(derived).where(derived.face_id.in_(list(faces))))
+    attributes = [{"face_id": face_id, **vars(a)} for face_id, face in faces.items() for a in face.attributes]
     restorations = [
-        Restoration(face_id=face_id, **vars(face.restoration))
-        for face_id, face in zip(ids, photo.faces, strict=True)
+        {"face_id": face_id, **vars(face.restoration)}
+        for face_id, face in faces.items()
         if face.restoration is not None
     ]
-    session.add_all([*attributes, *restorations])
+    for entity, rows in ((Attribute, attributes), (Restoration, restorations)):
+        if rows:
+            session.execute(insert(entity), rows)
 
 
 def link_duplicates(session: Session, run_id: int, images: Sequence[tuple[int, int]]) -> None:
