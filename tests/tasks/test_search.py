@@ -1,0 +1,247 @@
+"""Search: exact, in a defined order, only what is there, and with calibrated probabilities."""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from sqlalchemy import update
+
+from infra.catalog import people
+from infra.catalog.database import Catalog
+from infra.catalog.schema import Collection, Content, Embedding, Face, Image, ImageStatus, ModelVersion
+from infra.settings import Settings
+from tasks.install import NotInstalled
+from tasks.search import Match, NothingToSearch, UnreadablePhoto, nearest, search_photo
+from tests.archive import calibration
+from tests.portraits import jpeg, landscape, mirrored, pair, portrait
+from tests.reference import shared
+
+CORNERS = np.array(list(product((-0.5, 0.5), repeat=4)), np.float32)  # unit length; sums of their products are exact
+ANY = np.random.default_rng(7).normal(size=(60, 4)).astype(np.float32)
+VECTORS = np.concatenate([CORNERS[[*range(16), *range(16)]], ANY / np.linalg.norm(ANY, axis=1, keepdims=True)])
+CHUNK = 13  # of 92 faces: queries cross the borders of chunks
+
+
+def fill(catalog: Catalog, vectors: np.ndarray) -> None:
+    """Enter one photo `0.jpg`, `1.jpg`, ... with one face per vector; the face ids are 1, 2, ..."""
+    with catalog.write() as session:
+        session.add(Collection(id=1, name="archive", uri="/photos", include=[], exclude=[], sensitive_attributes=[]))
+        for number, role in enumerate(("detect", "embed", "other"), start=1):
+            row = ModelVersion(
+                id=number, name=role, version=1, role=role, contract=role, contract_content={}, weights_sha256="0",
+                dimension=4, licence="CC0",
+            )  # fmt: skip
+            session.add(row)
+        session.flush()
+        for i, vector in enumerate(vectors, start=1):
+            add_face(session, i, vector)
+
+
+def add_face(session: people.Session, face_id: int, vector: np.ndarray) -> None:
+    content = Content(
+        id=face_id, collection_id=1, sha256=f"{face_id}", status="done", recipe="", owner_image_id=face_id, run_id=1
+    )
+    session.add(content)
+    session.flush()
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    session.add(
+        Image(
+            id=face_id,
+            collection_id=1,
+            key=f"{face_id}.jpg",
+            etag="",
+            size=1,
+            modified_at=when,
+            status="done",
+            content_id=face_id,
+        )  # fmt: skip
+    )
+    session.add(
+        Face(
+            id=face_id,
+            content_id=face_id,
+            detector_id=1,
+            ordinal=0,
+            x1=0,
+            y1=0,
+            x2=1,
+            y2=1,
+            landmarks=np.zeros(10),
+            score=1,
+            quality=1,
+            quality_parts={},
+            crop_key="",
+        )  # fmt: skip
+    )
+    session.flush()
+    session.add(Embedding(face_id=face_id, model_version_id=2, vector=vector.astype(np.float32)))
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Catalog]:
+    catalog = Catalog(f"sqlite:///{tmp_path_factory.mktemp('search') / 'catalog.db'}")
+    fill(catalog, VECTORS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(people, "CHUNK", CHUNK)
+        yield catalog
+    catalog.close()
+
+
+@pytest.fixture
+def few(tmp_path: Path) -> Iterator[Catalog]:
+    """Four faces, the first two of them alike."""
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    fill(catalog, np.eye(4)[[0, 0, 1, 2]])
+    yield catalog
+    catalog.close()
+
+
+def ask(catalog: Catalog, queries: np.ndarray, limit: int) -> list[tuple[Match, ...]]:
+    with catalog.read() as session:
+        return nearest(session, session.get_one(ModelVersion, 2), queries.astype(np.float32), limit)
+
+
+def ids(matches: tuple[Match, ...]) -> list[int]:
+    return [match.face.face_id for match in matches]
+
+
+@pytest.mark.property
+@given(
+    queries=npst.arrays(np.int8, st.tuples(st.integers(0, 4), st.just(4)), elements=st.integers(-4, 4)),
+    limit=st.integers(1, 100),
+)
+def test_nearest_are_those_of_brute_force_and_ties_stand_in_the_order_of_ids(
+    filled: Catalog, queries: np.ndarray, limit: int
+) -> None:
+    for query, matches in zip(queries, ask(filled, queries, limit), strict=True):
+        similarity = VECTORS @ query.astype(np.float32)
+        assert len(matches) == min(limit, len(VECTORS))
+        found = np.array([match.similarity for match in matches])
+        np.testing.assert_allclose(found, np.sort(similarity)[::-1][:limit], atol=1e-5)
+        np.testing.assert_allclose(found, similarity[np.array(ids(matches)) - 1], atol=1e-5)
+        for before, after in zip(matches, matches[1:], strict=False):
+            order = (-before.similarity, before.face.face_id) < (-after.similarity, after.face.face_id)
+            assert order
+
+
+@pytest.mark.property
+@given(st.integers(0, 15), st.integers(1, 40))
+def test_equal_vectors_far_apart_in_the_catalog_are_ties(filled: Catalog, corner: int, limit: int) -> None:
+    matches = ask(filled, CORNERS[[corner]], limit)[0]
+    assert ids(matches)[:2] == [corner + 1, corner + 17][:limit]  # chunks apart, and of exactly the same similarity
+
+
+def test_an_empty_catalog_and_no_queries_give_no_matches(few: Catalog, tmp_path: Path) -> None:
+    assert ask(few, np.zeros((0, 4)), 5) == []
+    empty = Catalog(f"sqlite:///{tmp_path / 'empty.db'}")
+    fill(empty, np.zeros((0, 4)))
+    assert ask(empty, np.eye(4)[:2], 5) == [(), ()]
+    empty.close()
+
+
+@pytest.mark.parametrize(
+    "queries", [np.zeros((1, 3)), np.zeros(4), np.zeros((1, 5)), np.full((1, 4), np.nan), np.full((1, 4), np.inf)]
+)
+def test_queries_that_are_no_vectors_of_the_catalog_are_refused(few: Catalog, queries: np.ndarray) -> None:
+    with pytest.raises(ValueError, match="finite vectors of 4 numbers"):
+        ask(few, queries, 1)
+
+
+def test_faces_of_missing_photos_are_not_found_unless_a_copy_remains(few: Catalog) -> None:
+    with few.write() as session:
+        session.execute(update(Image).where(Image.id == 1).values(status=ImageStatus.MISSING.value))
+    assert ids(ask(few, np.eye(4)[:1], 4)[0]) == [2, 3, 4]
+    with few.write() as session:
+        when = datetime(2026, 1, 1, tzinfo=UTC)
+        session.add(Image(collection_id=1, key="copy", etag="", size=1, modified_at=when, status="done", content_id=1))
+    assert ids(ask(few, np.eye(4)[:1], 4)[0]) == [1, 2, 3, 4]
+
+
+def test_vectors_of_another_version_are_not_mixed_in(few: Catalog) -> None:
+    with few.write() as session:
+        session.add(Embedding(face_id=4, model_version_id=3, vector=np.eye(4, dtype=np.float32)[0]))
+    assert [round(match.similarity, 6) for match in ask(few, np.eye(4)[:1], 4)[0]] == [1, 1, 0, 0]
+
+
+def test_probability_is_none_until_calibrated_and_then_rises_with_similarity(filled: Catalog, few: Catalog) -> None:
+    assert [match.probability for match in ask(few, np.eye(4)[:1], 2)[0]] == [None, None]
+    with filled.write() as session:
+        curve = calibration("embed").model_dump(mode="json")
+        session.execute(update(ModelVersion).where(ModelVersion.id == 2).values(calibration=curve))
+    matches = ask(filled, VECTORS[50:51], len(VECTORS))[0]
+    probabilities = [match.probability for match in matches]
+    assert all(p is not None and 0 <= p <= 1 for p in probabilities)
+    assert probabilities == sorted(probabilities, reverse=True)  # type: ignore[type-var]
+    assert probabilities[0] == pytest.approx(calibration("embed").probability(1.0), abs=1e-4)
+    assert len(set(probabilities)) > 20
+
+
+# --- by photo
+
+
+def by_photo(settings: Settings, photo: Path, limit: int = 10) -> list[list[Match]]:
+    with Catalog(settings.catalog_url).read() as session:
+        return [list(answer.matches) for answer in search_photo(session, settings, photo, limit)]
+
+
+def test_a_person_is_found_in_another_picture_of_them(archive: Settings, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg(mirrored(640), quality=60))
+    (matches,) = by_photo(archive, photo)
+    assert len(matches) == 4
+    assert all(match.similarity > 0.95 for match in matches)
+    assert all(match.probability is not None and match.probability > 0.9 for match in matches)
+
+
+def test_strangers_are_less_similar_than_the_person(archive: Settings) -> None:
+    (stranger,) = by_photo(archive, shared("data/photos/obama2.jpg"))
+    assert all(match.similarity < 0.85 for match in stranger)
+    assert all(match.probability is not None and match.probability < 0.5 for match in stranger)
+
+
+def test_every_face_of_a_photo_is_answered_with_its_own_box(archive: Settings, tmp_path: Path) -> None:
+    photo = tmp_path / "pair.jpg"
+    photo.write_bytes(jpeg(pair(500)))
+    with Catalog(archive.catalog_url).read() as session:
+        answers = search_photo(session, archive, photo, 1)
+    assert sorted(round(answer.box[0] / 500, 1) for answer in answers) == [0.4, 1.5]
+    assert all(answer.method == "exact" and answer.model == "dlib-resnet@1" for answer in answers)
+
+
+def test_the_photo_is_not_kept(archive: Settings, tmp_path: Path) -> None:
+    def everything() -> set[Path]:
+        return {path for path in archive.home.rglob("*") if not path.name.endswith(("-wal", "-shm"))}
+
+    before = everything()
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg(portrait(500)))
+    by_photo(archive, photo)
+    assert everything() == before
+
+
+def test_what_cannot_be_searched_with_is_said(archive: Settings, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg(landscape()))
+    with pytest.raises(NothingToSearch, match=r"photo\.jpg: no face was found"):
+        by_photo(archive, photo)
+    photo.write_bytes(jpeg(portrait())[:2000])
+    with pytest.raises(UnreadablePhoto, match=r"photo\.jpg: .*breaks off"):
+        by_photo(archive, photo)
+    with pytest.raises(UnreadablePhoto, match=r"photo\.jpg: larger than 1,999 bytes"):
+        by_photo(archive.model_copy(update={"max_bytes": 1999}), photo)
+
+
+def test_a_catalog_of_other_weights_than_are_installed_is_not_searched(archive: Settings, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg(portrait()))
+    with Catalog(archive.catalog_url).read() as session:
+        session.execute(update(ModelVersion).where(ModelVersion.serving).values(contract="of other weights"))
+        with pytest.raises(NotInstalled, match="dlib-resnet@1"):
+            search_photo(session, archive, photo, 1)
+        session.rollback()
