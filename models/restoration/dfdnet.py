@@ -350,8 +350,8 @@ DFDNET = ModelSpec(
     preprocess=Preprocess(template=DFDNET_512, color=Color.RGB, mean=(127.5,) * 3, std=(127.5,) * 3),
     official=official,
     guide=boxes_from_5,
-    notes="latest_net_G.pth is read together with DictionaryCenter512/*.npy: "
-    "official({**checkpoint, **read_dictionary(folder)}). Beside the crops the forward takes component boxes; the pipeline "
+    notes="Registered from its network and its folder of arrays together: --weights latest_net_G.pth "
+    "--weights DictionaryCenter512. Beside the crops the forward takes component boxes; the pipeline "
     "makes them with `guide` from the face's landmarks, carried from the photo into the crop by the template's inverted "
     "transform.",
 )
