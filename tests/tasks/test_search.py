@@ -44,43 +44,20 @@ def fill(catalog: Catalog, vectors: np.ndarray) -> None:
 
 
 def add_face(session: people.Session, face_id: int, vector: np.ndarray) -> None:
-    content = Content(
-        id=face_id, collection_id=1, sha256=f"{face_id}", status="done", recipe="", owner_image_id=face_id, run_id=1
-    )
-    session.add(content)
+    content = {"sha256": str(face_id), "status": "done", "recipe": "", "owner_image_id": face_id, "run_id": 1}
+    box = {"x1": 0, "y1": 0, "x2": 1, "y2": 1, "landmarks": np.zeros(10)}
+    judged = {"score": 1, "quality": 1, "quality_parts": {}, "crop_key": ""}
+    session.add(Content(id=face_id, collection_id=1, **content))
     session.flush()
-    when = datetime(2026, 1, 1, tzinfo=UTC)
-    session.add(
-        Image(
-            id=face_id,
-            collection_id=1,
-            key=f"{face_id}.jpg",
-            etag="",
-            size=1,
-            modified_at=when,
-            status="done",
-            content_id=face_id,
-        )  # fmt: skip
-    )
-    session.add(
-        Face(
-            id=face_id,
-            content_id=face_id,
-            detector_id=1,
-            ordinal=0,
-            x1=0,
-            y1=0,
-            x2=1,
-            y2=1,
-            landmarks=np.zeros(10),
-            score=1,
-            quality=1,
-            quality_parts={},
-            crop_key="",
-        )  # fmt: skip
-    )
+    session.add(an_image(f"{face_id}.jpg", face_id))
+    session.add(Face(id=face_id, content_id=face_id, detector_id=1, ordinal=0, **box, **judged))
     session.flush()
     session.add(Embedding(face_id=face_id, model_version_id=2, vector=vector.astype(np.float32)))
+
+
+def an_image(key: str, content_id: int) -> Image:
+    when = datetime(2026, 1, 1, tzinfo=UTC)
+    return Image(collection_id=1, key=key, etag="", size=1, modified_at=when, status="done", content_id=content_id)
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +102,8 @@ def test_nearest_are_those_of_brute_force_and_ties_stand_in_the_order_of_ids(
         found = np.array([match.similarity for match in matches])
         np.testing.assert_allclose(found, np.sort(similarity)[::-1][:limit], atol=1e-5)
         np.testing.assert_allclose(found, similarity[np.array(ids(matches)) - 1], atol=1e-5)
-        for before, after in zip(matches, matches[1:], strict=False):
-            order = (-before.similarity, before.face.face_id) < (-after.similarity, after.face.face_id)
-            assert order
+        places = [(-match.similarity, match.face.face_id) for match in matches]
+        assert places == sorted(places)
 
 
 @pytest.mark.property
@@ -155,11 +131,10 @@ def test_queries_that_are_no_vectors_of_the_catalog_are_refused(few: Catalog, qu
 
 def test_faces_of_missing_photos_are_not_found_unless_a_copy_remains(few: Catalog) -> None:
     with few.write() as session:
-        session.execute(update(Image).where(Image.id == 1).values(status=ImageStatus.MISSING.value))
+        session.execute(update(Image).where(Image.key == "1.jpg").values(status=ImageStatus.MISSING.value))
     assert ids(ask(few, np.eye(4)[:1], 4)[0]) == [2, 3, 4]
     with few.write() as session:
-        when = datetime(2026, 1, 1, tzinfo=UTC)
-        session.add(Image(collection_id=1, key="copy", etag="", size=1, modified_at=when, status="done", content_id=1))
+        session.add(an_image("copy.jpg", 1))
     assert ids(ask(few, np.eye(4)[:1], 4)[0]) == [1, 2, 3, 4]
 
 
