@@ -138,11 +138,12 @@ def plot_accuracy_over_ms(comparison: Comparison) -> Figure:
     for row in comparison.rows:
         time = row.ms_alone if row.pipeline_ms is None else row.pipeline_ms
         axes.errorbar([time], [row.accuracy], [row.accuracy_standard_error], fmt="o", capsize=3, label=row.model)
-        axes.annotate(row.model, (time, row.accuracy), xytext=(6, 4), textcoords="offset points", fontsize=8)
     if comparison.budget_ms is not None:
-        axes.axvline(comparison.budget_ms, color="#c0504d", linestyle="--", linewidth=1)
+        label = f"budget of {comparison.budget_ms} ms"
+        axes.axvline(comparison.budget_ms, color="#c0504d", linestyle="--", linewidth=1, label=label)
     what = "embedding" if comparison.budget_ms is None else "detection, alignment and embedding"
-    axes.set_xscale("log")
+    axes.set_xlim(left=0)
     axes.set(xlabel=f"ms for the {what} of one face, in one thread", ylabel="Verification accuracy")
     axes.grid(True, which="both", alpha=0.25)
+    axes.legend(loc="best")
     return figure
