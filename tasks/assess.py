@@ -6,17 +6,18 @@ import numpy as np
 import torch
 
 from models.quality import assess_quality
-from tasks.install import ModelVersion
 from tasks.photo_faces import (
     LANDMARKS,
     PORTRAIT,
     QUALITY,
     RESTORED_FACES,
     SCORES,
+    TO_RESTORE,
     PhotoFaces,
     crop,
     quality_part,
 )
+from tasks.recipe import Recipe
 
 # A face is restored if its eyes are closer than this in the photo, so that the kept crop would be mostly interpolation,
 MAX_RESTORED_EYE_DISTANCE = 24.0  # px
@@ -26,20 +27,25 @@ MAX_RESTORED_SHARPNESS = 0.35  # of 0..1; blurring a sharp portrait by a sigma o
 MIN_RESTORED_QUALITY = 0.5  # seen on the demo's old scans and on old photographs: 0.47 grotesque, 0.51 and up plausible
 
 
-def assess(photo: PhotoFaces, restorer: ModelVersion | None) -> PhotoFaces:
-    """Add the quality score with its parts, and keep the restorer's view only of faces that need restoring."""
+def assess(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
+    """Add the quality score with its parts, and select the crops of the faces that need restoring.
+
+    The restorer's view of the others is dropped, unless another model looks at faces in the same view.
+    """
     arrays = photo.arrays
     quality = assess_quality(*(torch.from_numpy(arrays[name]) for name in (PORTRAIT, LANDMARKS, SCORES)))
     parts = {quality_part(name): value.numpy() for name, value in quality.parts().items()}
     photo = photo.having(**{QUALITY: quality.overall.numpy()}, **parts)
-    if restorer is None or restorer.spec.preprocess is None:
+    if recipe.restorer is None or recipe.restorer.spec.preprocess is None:
         return photo
-    view = crop(restorer.spec.preprocess.template)
+    view = crop(recipe.restorer.spec.preprocess.template)
     rows = np.flatnonzero(needs_restoration(photo.arrays))
-    kept = {name: value for name, value in photo.arrays.items() if name != view}
-    if not len(rows):
-        return replace(photo, arrays=kept)
-    return replace(photo, arrays={**kept, view: photo.arrays[view][rows], RESTORED_FACES: rows})
+    if len(rows):
+        photo = photo.having(**{TO_RESTORE: photo.arrays[view][rows], RESTORED_FACES: rows})
+    others = [version.spec.preprocess for version in (recipe.embedder, *recipe.describers)]
+    if view in {crop(preprocess.template) for preprocess in others if preprocess is not None}:
+        return photo
+    return replace(photo, arrays={name: value for name, value in photo.arrays.items() if name != view})
 
 
 def needs_restoration(arrays: dict[str, np.ndarray]) -> np.ndarray:

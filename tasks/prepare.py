@@ -109,7 +109,7 @@ class Prepare:
             start = time.perf_counter()
             photo = align_faces(item, self.limits, recipe.templates)
             aligned = time.perf_counter()
-            photo = assess(photo.timed("align", aligned - start), recipe.restorer)
+            photo = assess(photo.timed("align", aligned - start), recipe)
             return photo.timed("assess", time.perf_counter() - aligned)
         except Exception as error:
             return given_up(item.photo, "align", error)

@@ -22,8 +22,8 @@ from tasks.photo_faces import (
     LANDMARKS,
     RESTORED,
     RESTORED_FACES,
+    TO_RESTORE,
     PhotoFaces,
-    crop,
     restored_crop,
 )
 
@@ -35,7 +35,7 @@ MIN_IDENTITY_SIMILARITY = 0.85  # cosine; two different photos of one person lie
 class Restore:
     """Restore the crops that the assess stage selected.
 
-    In: `crop` of the restorer's template (m, S, S, 3) with `restored.faces` (m,). Out: `restored.pixels`
+    In: `restored.input` (m, S, S, 3) of the restorer's template, with `restored.faces` (m,). Out: `restored.pixels`
     (m, S * scale, S * scale, 3) uint8, `restored.fidelity` (m,) in dB, and the restored faces as the recognition model
     wants to see them.
     """
@@ -50,12 +50,10 @@ class Restore:
         return guarded("restore", photos, self._restore)
 
     def _restore(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
-        assert self.spec.preprocess is not None
-        column = crop(self.spec.preprocess.template)
-        needing = [photo for photo in photos if column in photo.arrays]
+        needing = [photo for photo in photos if TO_RESTORE in photo.arrays]
         if not needing:
             return list(photos)
-        crops = np.concatenate([photo.arrays[column] for photo in needing])
+        crops = np.concatenate([photo.arrays[TO_RESTORE] for photo in needing])
         guides = self._guides(needing)
         parts = []
         for start in range(0, len(crops), BATCH):
@@ -66,7 +64,7 @@ class Restore:
         scores = fidelity(torch.from_numpy(crops), pixels).numpy()
         results, end = {}, 0
         for photo in needing:
-            start, end = end, end + len(photo.arrays[column])
+            start, end = end, end + len(photo.arrays[TO_RESTORE])
             results[photo.image_id] = photo.having(
                 **{
                     RESTORED: pixels[start:end].numpy(),

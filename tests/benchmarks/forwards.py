@@ -13,10 +13,11 @@ from torch import Tensor
 from infra.catalog.database import Catalog
 from infra.catalog.images import pending_pages
 from models.detection.mtcnn import MTCNN
+from models.template import Template
 from tasks.decode import decode
 from tasks.install import ModelVersion, load_network
 from tasks.job import Job
-from tasks.photo_faces import PhotoFaces, crop, restored_crop
+from tasks.photo_faces import TO_RESTORE, PhotoFaces, crop, restored_crop
 from tasks.pipeline import PAGE, face_stages
 from tasks.prepare import Prepare
 
@@ -54,8 +55,8 @@ def forwards(job: Job, files: Sequence[bytes], photos: Sequence[PhotoFaces]) -> 
     pictures = [decode(data, long_side=job.settings.detect_long_side).pixels for data in files]
     found = [Forward("detect", [torch.from_numpy(pixels) for pixels in pictures], detector.detect, (1, 4, 16))]
     if recipe.restorer is not None:
-        found.append(_on_crops("restore", recipe.restorer, photos, (1, 2, 4)))
-    found.append(_on_crops("embed", recipe.embedder, photos, (8, 32, 64), restored=True))
+        found.append(_on_crops("restore", recipe.restorer, photos, (1, 2, 4), [lambda _: TO_RESTORE]))
+    found.append(_on_crops("embed", recipe.embedder, photos, (8, 32, 64), [crop, restored_crop]))
     found += [_on_crops(version.spec.name, version, photos, (16, 64)) for version in recipe.describers]
     found = [forward for forward in found if len(forward.inputs)]
     for forward in found:
@@ -73,12 +74,16 @@ def processed(catalog: Catalog, job: Job) -> list[PhotoFaces]:
 
 
 def _on_crops(
-    name: str, version: ModelVersion, photos: Sequence[PhotoFaces], sizes: tuple[int, ...], restored: bool = False
+    name: str,
+    version: ModelVersion,
+    photos: Sequence[PhotoFaces],
+    sizes: tuple[int, ...],
+    views: Sequence[Callable[[Template], str]] = (crop,),
 ) -> Forward:
-    """A model that works on crops; `restored` adds those that the restorer has made for it."""
+    """A model that works on crops, in these views of its template."""
     network, spec = load_network(version), version.spec
     assert spec.preprocess is not None
-    columns = [crop(spec.preprocess.template), *([restored_crop(spec.preprocess.template)] if restored else [])]
+    columns = [view(spec.preprocess.template) for view in views]
     crops = [photo.arrays[column] for column in columns for photo in photos if column in photo.arrays]
     size = spec.preprocess.template.size
     pixels = np.concatenate([np.zeros((0, size, size, 3), np.uint8), *crops])

@@ -1,0 +1,265 @@
+"""Restoration is judged, not trusted: where it looks, what it may change, and what it says of itself."""
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image as PillowImage
+from torch import Tensor
+
+from infra.settings import Settings
+from models.spec import Preprocess
+from tasks.align import align_faces
+from tasks.assess import assess
+from tasks.decode import DecodeLimits, decode
+from tasks.detect import Decoded, Detect
+from tasks.embed import Embed
+from tasks.install import load_network
+from tasks.photo_faces import (
+    EMBEDDING,
+    FIDELITY,
+    IDENTITY_SIMILARITY,
+    RESTORED,
+    RESTORED_FACES,
+    TO_RESTORE,
+    PhotoFaces,
+    crop,
+    restored_crop,
+)
+from tasks.recipe import Recipe, current_recipe
+from tasks.record import marked_png
+from tasks.restore import MIN_FIDELITY, MIN_IDENTITY_SIMILARITY, Restore, fidelity, judge, restored_pixels
+from tests.portraits import Pixels, jpeg, landscape, mirrored, portrait
+
+LIMITS = DecodeLimits(max_bytes=10**7, max_megapixels=10)
+
+
+@pytest.fixture(scope="module")
+def recipe(weights_dir: Path, tracking_uri: str) -> Recipe:
+    return current_recipe(Settings(weights=weights_dir, tracking_uri=tracking_uri), frozenset())
+
+
+@pytest.fixture(scope="module")
+def detect(recipe: Recipe) -> Detect:
+    return Detect(recipe.detector, "cpu")
+
+
+def prepared(detect: Detect, recipe: Recipe, *pictures: Pixels) -> list[PhotoFaces]:
+    """Photos as they come to the restorer."""
+    found = detect([
+        Decoded(PhotoFaces(i, f"{i}.jpg", len(data), content_id=i), decode(data, LIMITS, long_side=1280), data)
+        for i, data in enumerate(map(jpeg, pictures))
+    ])  # fmt: skip
+    return [assess(align_faces(item, LIMITS, recipe.templates), recipe) for item in found]
+
+
+@pytest.fixture(scope="module")
+def small(detect: Detect, recipe: Recipe) -> PhotoFaces:
+    """A photo with one face that is too small to be kept as it is."""
+    return prepared(detect, recipe, mirrored(200))[0]
+
+
+@pytest.fixture(scope="module")
+def restorer(recipe: Recipe) -> Restore:
+    assert recipe.restorer is not None
+    assert recipe.embedder.spec.preprocess is not None
+    return Restore(recipe.restorer, recipe.embedder.spec.preprocess.template, "cpu")
+
+
+@pytest.fixture(scope="module")
+def restored(restorer: Restore, small: PhotoFaces) -> PhotoFaces:
+    (photo,) = restorer([small])
+    assert photo.failure is None
+    return photo
+
+
+# --- which faces, in which view
+
+
+def test_only_faces_that_need_it_are_sent_and_their_view_is_kept_for_them_alone(detect: Detect, recipe: Recipe) -> None:
+    assert recipe.restorer is not None
+    assert recipe.restorer.spec.preprocess is not None
+    view = crop(recipe.restorer.spec.preprocess.template)
+    large, small, none = prepared(detect, recipe, portrait(600), mirrored(200), landscape())
+    assert [RESTORED_FACES in photo.arrays for photo in (large, small, none)] == [False, True, False]
+    assert small.arrays[TO_RESTORE].shape == (1, 96, 96, 3)
+    assert not any(view in photo.arrays for photo in (large, small, none))  # what nobody looks at does not travel
+
+
+def test_a_view_that_another_model_shares_with_the_restorer_keeps_every_face(detect: Detect, recipe: Recipe) -> None:
+    assert recipe.restorer is not None
+    assert recipe.restorer.spec.preprocess is not None
+    template = recipe.restorer.spec.preprocess.template
+    (describer,) = recipe.describers
+    assert describer.spec.preprocess is not None
+    seeing_the_same = replace(describer.spec.preprocess, template=template)
+    shared = replace(recipe, describers=(replace(describer, spec=replace(describer.spec, preprocess=seeing_the_same)),))
+    side_by_side = np.zeros((600, 850, 3), np.uint8)
+    side_by_side[:600, :600] = portrait(600)
+    side_by_side[:200, 620:820] = mirrored(200)
+    for photo in prepared(detect, shared, side_by_side, portrait(600)):
+        assert len(photo.arrays[crop(template)]) == photo.face_count >= 1
+        rows = photo.arrays.get(RESTORED_FACES, [])
+        assert len(rows) < photo.face_count
+        if len(rows):
+            np.testing.assert_array_equal(photo.arrays[TO_RESTORE], photo.arrays[crop(template)][rows])
+
+
+# --- what comes back
+
+
+def test_restored_crop_lies_where_the_original_one_does(
+    restored: PhotoFaces, restorer: Restore, small: PhotoFaces
+) -> None:
+    """A pixel aside costs correlation: the same crop moved by one pixel of 150 is less like it."""
+    original = small.arrays[crop(restorer.embed_template)][0].astype(np.float64)
+    again = restored.arrays[restored_crop(restorer.embed_template)][0].astype(np.float64)
+    assert again.shape == original.shape
+
+    def likeness(dx: int, dy: int) -> float:
+        moved = np.roll(again, (dy, dx), axis=(0, 1))[8:-8, 8:-8]
+        return float(np.corrcoef(moved.ravel(), original[8:-8, 8:-8].ravel())[0, 1])
+
+    here = likeness(0, 0)
+    assert here > 0.97
+    assert here == max(likeness(dx, dy) for dx in (-2, -1, 0, 1, 2) for dy in (-2, -1, 0, 1, 2))
+
+
+def test_restored_face_is_four_times_as_large_sharper_and_true_to_the_photo(
+    restored: PhotoFaces, small: PhotoFaces
+) -> None:
+    pixels = restored.arrays[RESTORED]
+    assert pixels.shape == (1, 384, 384, 3)
+    assert pixels.dtype == np.uint8
+    enlarged = PillowImage.fromarray(small.arrays[TO_RESTORE][0]).resize((384, 384), PillowImage.Resampling.BICUBIC)
+
+    def sharpness(picture: np.ndarray) -> float:
+        return float(np.abs(np.diff(picture.mean(axis=2), n=2, axis=0)).mean())
+
+    assert sharpness(pixels[0].astype(float)) > 1.2 * sharpness(np.asarray(enlarged, float))
+    assert restored.arrays[FIDELITY][0] > MIN_FIDELITY
+
+
+def test_embedding_is_that_of_the_photographed_face_whether_or_not_it_was_restored(
+    restored: PhotoFaces, small: PhotoFaces, recipe: Recipe
+) -> None:
+    embed = Embed(recipe.embedder, "cpu")
+    ((plain,), (judged,)) = embed([small]), embed([restored])
+    np.testing.assert_allclose(judged.arrays[EMBEDDING], plain.arrays[EMBEDDING], atol=1e-5)
+    assert MIN_IDENTITY_SIMILARITY < judged.arrays[IDENTITY_SIMILARITY][0] < 0.9999  # the same person, other pixels
+
+
+def test_restoring_does_not_depend_on_the_neighbours_in_the_batch(
+    restorer: Restore, restored: PhotoFaces, small: PhotoFaces, detect: Detect, recipe: Recipe
+) -> None:
+    large, other = prepared(detect, recipe, portrait(600), portrait(180))
+    results = restorer([large, other, replace(small, image_id=7)])
+    assert [photo.image_id for photo in results] == [0, 1, 7]
+    assert RESTORED not in results[0].arrays
+    difference = results[2].arrays[RESTORED].astype(int) - restored.arrays[RESTORED]
+    assert np.abs(difference).max() <= 1
+
+
+class Poisoned(torch.nn.Module):
+    """A network that breaks on one of its inputs: what comes out of damaged weights or an overflow."""
+
+    def __init__(self, network: torch.nn.Module, bad: Tensor) -> None:
+        super().__init__()
+        self.network, self.bad = network, bad
+
+    def forward(self, faces: Tensor) -> Tensor:
+        enlarged = torch.nn.functional.interpolate(faces, scale_factor=4)
+        spoilt = (faces - self.bad).abs().amax(dim=(1, 2, 3)) < 1e-6
+        enlarged[spoilt, :, 0, 0] = torch.nan
+        return enlarged
+
+
+def test_an_output_that_is_not_finite_is_a_failure_and_never_passed_off_as_restored(
+    restorer: Restore, small: PhotoFaces, detect: Detect, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (other,) = prepared(detect, recipe, portrait(180))
+    assert restorer.spec.preprocess is not None
+    bad = restorer.spec.preprocess(torch.tensor(small.arrays[TO_RESTORE]))
+    monkeypatch.setattr(restorer, "network", Poisoned(restorer.network, bad))
+    good, failed = restorer([replace(other, image_id=1), replace(small, image_id=2)])
+    assert good.failure is None
+    assert RESTORED in good.arrays
+    assert failed.failure is not None
+    assert (failed.failure.stage, failed.failure.retryable) == ("restore", True)
+    assert "real-esrgan-x4plus gave values that are not finite" in failed.failure.message
+    assert failed.arrays == {}
+    with pytest.raises(FloatingPointError):
+        restored_pixels(restorer.network, restorer.spec, torch.tensor(small.arrays[TO_RESTORE]))
+
+
+# --- how it is judged
+
+
+def crops(values: Sequence[Any], size: int = 8) -> Tensor:
+    return torch.tensor(np.array(values, np.uint8)).reshape(-1, 1, 1, 1).expand(-1, size, size, 3).contiguous()
+
+
+def test_fidelity_is_the_peak_signal_to_noise_ratio_in_decibels() -> None:
+    assert fidelity(crops([100]), crops([110], 32))[0] == pytest.approx(20 * np.log10(255 / 10))
+    assert fidelity(crops([0]), crops([255], 32))[0] == pytest.approx(0)
+
+
+@pytest.mark.property
+@given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255))
+def test_fidelity_falls_with_the_distance_and_knows_no_sign(start: int, near: int, far: int) -> None:
+    near, far = sorted((near, far), key=lambda value: abs(value - start))
+    closer, farther = fidelity(crops([start, start]), crops([near, far], 32))
+    assert closer >= farther
+    assert fidelity(crops([near]), crops([start], 32))[0] == pytest.approx(float(closer))
+
+
+def test_fidelity_forgives_detail_that_vanishes_when_made_small_again() -> None:
+    checks = torch.tensor(np.indices((32, 32)).sum(axis=0) % 2 * 60 + 98).byte()[None, :, :, None].expand(-1, -1, -1, 3)
+    assert fidelity(crops([128]), checks)[0] > 60
+
+
+def test_fidelity_judges_each_face_alone() -> None:
+    both = fidelity(crops([10, 200]), crops([20, 200], 16))
+    assert both[0] == pytest.approx(fidelity(crops([10]), crops([20], 16))[0])
+    assert both[1] > 70  # equal, and finite all the same
+
+
+def test_judgement_gives_the_reason_with_its_numbers() -> None:
+    assert judge(MIN_FIDELITY, MIN_IDENTITY_SIMILARITY) == ""
+    assert judge(30.0, 0.99) == ""
+    assert judge(20.04, 0.99).startswith("fidelity 20.0 dB is under 23")
+    assert judge(30.0, 0.5).startswith("identity similarity 0.50 is under 0.85")
+    assert "fidelity" in judge(10.0, 0.1)  # the first reason is enough
+
+
+def test_a_restored_picture_says_in_itself_that_it_is_invented(restored: PhotoFaces) -> None:
+    pixels = restored.arrays[RESTORED][0]
+    picture = PillowImage.open(io.BytesIO(marked_png(pixels, "real-esrgan-x4plus 1")))
+    assert picture.format == "PNG"
+    np.testing.assert_array_equal(np.asarray(picture), pixels)
+    assert "Synthetic detail: invented by real-esrgan-x4plus 1, not photographed." in str(picture.info["Description"])
+    assert picture.info["Software"] == "Visage, real-esrgan-x4plus 1"
+
+
+def test_weights_are_the_released_ones(recipe: Recipe) -> None:
+    assert recipe.restorer is not None
+    assert sum(p.numel() for p in load_network(recipe.restorer).parameters()) == 16_697_987
+
+
+def test_preprocess_is_undone(restorer: Restore) -> None:
+    class Identity(torch.nn.Module):
+        def forward(self, faces: Tensor) -> Tensor:
+            return faces
+
+    assert restorer.spec.preprocess is not None
+    odd = Preprocess(restorer.spec.preprocess.template, restorer.spec.preprocess.color, (10.0, 20.0, 30.0), (50.0,) * 3)
+    pixels = torch.arange(2 * 96 * 96 * 3).remainder(256).byte().reshape(2, 96, 96, 3)
+    out = restored_pixels(Identity(), replace(restorer.spec, preprocess=odd, scale=1), pixels)
+    assert torch.equal(out, pixels)
