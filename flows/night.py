@@ -9,17 +9,19 @@ from typing import Any, Protocol
 
 import torch
 from sqlalchemy import update
+from sqlalchemy.orm import Session
 
 from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import count_pending
 from infra.catalog.ledger import Audit, audit, prune, settle
 from infra.catalog.runs import close_run, open_run
-from infra.catalog.schema import Collection, Run, RunStatus
+from infra.catalog.schema import Collection, ModelVersion, Run, RunStatus
 from infra.catalog.versions import serve_when_complete
 from infra.settings import Settings
 from infra.storage import Filter
 from infra.tracking import track
+from tasks.calibration import Calibration
 from tasks.discover import Discovery, discover
 from tasks.group import Grouped, group_new_faces
 from tasks.job import Job
@@ -108,8 +110,9 @@ def night(settings: Settings, collection_name: str, observer: Observer | None = 
         with catalog.write() as session:
             run = open_run(session, collection.id, recipe.digest)
             contract = enter(session, recipe)
+            least_similarity = _least_similarity(session, contract.embedder_id)
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        job = Job(settings, collection.id, collection.uri, run.id, recipe, contract, device)
+        job = Job(settings, collection.id, collection.uri, run.id, recipe, contract, device, least_similarity)
         state = Night(settings, catalog, collection, job, observer or Silent())
         try:
             yield state
@@ -123,6 +126,11 @@ def night(settings: Settings, collection_name: str, observer: Observer | None = 
             close_run(session, run.id, status, state.counts())
     finally:
         catalog.close()
+
+
+def _least_similarity(session: Session, embedder_id: int) -> float | None:
+    calibration = session.get_one(ModelVersion, embedder_id).calibration
+    return None if calibration is None else Calibration.model_validate(calibration).thresholds.far_1e_3
 
 
 @contextmanager

@@ -19,6 +19,8 @@ class Job:
     recipe: Recipe
     contract: Contract
     device: str
+    least_similarity: float | None
+    """Cosine at which strangers are accepted once in a thousand; None while the recognition model is not calibrated."""
 
     def photographs(self) -> Store:
         """The store that the collection's photographs lie in."""

@@ -19,6 +19,7 @@ from infra.catalog.faces import (
     FaceRecord,
     PhotoRecord,
     RestorationRecord,
+    crop_keys,
     link_duplicates,
     record_photos,
 )
@@ -60,11 +61,16 @@ def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces
         if photo.failure is not None and photo.content_id is not None
     }
     shared = [(photo.image_id, photo.content_id) for photo in photos if photo.shared and photo.content_id is not None]
+    contents = [photo.content_id for photo in records]
     with catalog.write() as session:
+        before = crop_keys(session, contents)
         record_photos(session, job.run_id, job.contract, records)
         link_duplicates(session, job.run_id, shared)
         record_failures(session, job.run_id, job.collection_id, failures)
         fail_contents(session, failed_contents)
+        replaced = before - crop_keys(session, contents)
+    for key in replaced:  # by another detector or restorer, or none: nothing refers to these crops any more
+        crops.delete(key)
 
 
 def _photo_record(photo: PhotoFaces, job: Job, crops: Store) -> PhotoRecord:
@@ -132,7 +138,7 @@ def _restoration(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store
     similarity = float(photo.arrays[IDENTITY_SIMILARITY][row])
     key = f"{stem}-{restorer.contract}.png"
     crops.put(key, marked_png(photo.arrays[RESTORED][row], f"{restorer.spec.name} {restorer.version}"), "image/png")
-    reason = judge(fidelity, similarity)
+    reason = judge(fidelity, similarity, job.least_similarity)
     return RestorationRecord(job.contract.restorer_id, not reason, reason, key, similarity, fidelity)
 
 

@@ -29,7 +29,6 @@ from tasks.photo_faces import (
 
 BATCH = 4  # restoration networks hold hundreds of full-size feature maps
 MIN_FIDELITY = 23.0  # dB; under it the restored face no longer shows what the photo shows (seen on shared photographs)
-MIN_IDENTITY_SIMILARITY = 0.85  # cosine; two different photos of one person lie at about 0.9, strangers at about 0.65
 
 
 class Restore:
@@ -125,12 +124,17 @@ def fidelity(crops: Tensor, restored: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / error.clamp_min(1e-3))
 
 
-def judge(fidelity_db: float, identity_similarity: float) -> str:
-    """Return why a restored face is rejected, or an empty string if it is accepted."""
+def judge(fidelity_db: float, identity_similarity: float, least_similarity: float | None) -> str:
+    """Return why a restored face is rejected, or an empty string if it is accepted.
+
+    `least_similarity` is a calibrated threshold of the recognition model; without one, identity cannot be judged.
+    """
     if fidelity_db < MIN_FIDELITY:
         return f"fidelity {fidelity_db:.1f} dB is under {MIN_FIDELITY:.0f}: it shows something else than the photo"
-    if identity_similarity < MIN_IDENTITY_SIMILARITY:
-        return f"identity similarity {identity_similarity:.2f} is under {MIN_IDENTITY_SIMILARITY:.2f}: another person"
+    if least_similarity is None:
+        return "identity not judged: the recognition model is not calibrated ('visage evaluate verification' does it)"
+    if identity_similarity < least_similarity:
+        return f"identity similarity {identity_similarity:.2f} is under {least_similarity:.2f}: another person"
     return ""
 
 
