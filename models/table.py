@@ -9,6 +9,7 @@ from models.attributes.dlib_gender import DLIB_GENDER
 from models.attributes.facexformer import FACEXFORMER
 from models.attributes.mini_xception import MINI_XCEPTION
 from models.detection.mtcnn import MTCNN_SPEC
+from models.lora import adapted
 from models.recognition import elasticface, facenet, lightcnn, petalface, sface
 from models.recognition.dlib_resnet import DLIB_RESNET
 from models.restoration.dfdnet import DFDNET
@@ -16,7 +17,17 @@ from models.restoration.real_esrgan import REAL_ESRGAN_X4PLUS
 from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
 from models.spec import ModelSpec
 
+# Backbones that low-rank adapters fit: their convolutions and linear layers see the rows of one image together.
+ADAPTABLE = (
+    DLIB_RESNET,
+    *elasticface.SPECS,
+    *facenet.SPECS,
+    *lightcnn.SPECS,
+    petalface.PETALFACE_BASE,
+    *sface.SPECS,
+)
 SPECS: tuple[ModelSpec, ...] = (
+    *(adapted(spec) for spec in ADAPTABLE),
     DFDNET,
     DLIB_AGE,
     DLIB_GENDER,

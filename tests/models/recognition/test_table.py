@@ -7,12 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.lora import SUFFIX, Adapted
 from models.spec import ModelSpec, Role
-from models.table import MODELS
+from models.table import ADAPTABLE, MODELS
 from tests.models.recognition.weights import SAME_NETWORK, WEIGHTS
 from tests.reference import seeded
 
-FAST = {"dlib-resnet", "iresnet", "lightcnn-9", "lightcnn-v4", "sface-mobilefacenet"}
+FAST = {"dlib-resnet", "dlib-resnet-lora", "iresnet", "lightcnn-9", "lightcnn-v4", "sface-mobilefacenet"}
 
 
 def marked(name: str) -> object:
@@ -23,13 +24,27 @@ EMBEDDERS = sorted(name for name, spec in MODELS.items() if spec.role is Role.EM
 
 
 def test_every_embedding_model_is_walked():
-    assert sorted(WEIGHTS.keys() | SAME_NETWORK.keys()) == EMBEDDERS, "a new embedding model wants an entry in WEIGHTS"
+    walked = WEIGHTS.keys() | SAME_NETWORK.keys()
+    by_their_backbone = {base.name + SUFFIX for base in ADAPTABLE if base.name in walked}
+    assert sorted(walked | by_their_backbone) == EMBEDDERS, "a new embedding model wants an entry in WEIGHTS"
 
 
 @pytest.mark.parametrize(("name", "walked"), SAME_NETWORK.items())
 def test_variants_that_differ_in_their_training_alone_share_the_network_that_is_walked(name, walked):
     ours, theirs = MODELS[name], MODELS[walked]
     assert (ours.build, ours.preprocess, ours.dimension) == (theirs.build, theirs.preprocess, theirs.dimension)
+
+
+@pytest.mark.parametrize("name", [marked(base.name) for base in ADAPTABLE if base.name in WEIGHTS])
+def test_fresh_adapters_change_no_embedding_whatever_the_backbone(name):
+    base = MODELS[name]
+    backbone = base.build(base.official(WEIGHTS[name]()))
+    adapted = MODELS[name + SUFFIX].build(Adapted(copy.deepcopy(backbone), rank=4).state_dict())
+    assert base.preprocess is not None
+    size = base.preprocess.template.size
+    x = base.preprocess((255 * seeded().seeded_image("adapted", size)).permute(0, 2, 3, 1).to(torch.uint8))
+    with torch.inference_mode():
+        assert torch.equal(adapted(x), backbone(x))
 
 
 @pytest.fixture(scope="module", params=[marked(name) for name in WEIGHTS])
