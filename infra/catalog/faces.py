@@ -1,6 +1,6 @@
 """Faces in the catalog: a photo's faces, with everything derived from them, land in one transaction."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,6 +163,13 @@ def _write_derived(session: Session, contract: Contract, faces: Mapping[int, Fac
     for entity, rows in ((Attribute, attributes), (Restoration, restorations)):
         if rows:
             session.execute(insert(entity), rows)
+
+
+def crop_keys(session: Session, contents: Iterable[int]) -> set[str]:
+    """Keys of the objects, photographed and restored crops, that the faces of some contents refer to."""
+    faces = Face.content_id.in_(list(contents))
+    restored = select(Restoration.crop_key).join(Face, Face.id == Restoration.face_id).where(faces)
+    return {*session.scalars(select(Face.crop_key).where(faces)), *session.scalars(restored)}
 
 
 def link_duplicates(session: Session, run_id: int, images: Sequence[tuple[int, int]]) -> None:
