@@ -64,8 +64,12 @@ def settle(session: Session, run_id: int, collection_id: int, recipe: str) -> No
 
 
 def fail_contents(session: Session, failures: Mapping[int, FailureRecord]) -> None:
-    """Note by content id that these bytes could not be processed, under whatever key they come."""
+    """Note by content id that these bytes could not be processed, under whatever key they come.
+
+    The image holds these bytes now, so that faces of a photo that it replaced are no longer this image's.
+    """
     for content_id, failure in failures.items():
+        session.execute(update(Image).where(Image.id == failure.image_id).values(content_id=content_id))
         session.execute(
             update(Content)
             .where(Content.id == content_id)

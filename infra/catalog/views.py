@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.schema import (
@@ -164,12 +164,15 @@ def _serving_id(session: Session) -> int | None:
 def faces(
     session: Session, collection: str | None, identity_id: int | None, min_quality: float, limit: int
 ) -> list[FaceView]:
-    """Faces in the order of their ids."""
+    """Faces in the order of their ids, of photos that are still in their collection."""
     statement = (
         select(Face.id)
         .join(Content, Content.id == Face.content_id)
         .join(Collection, Collection.id == Content.collection_id)
-        .where(Face.quality >= min_quality)
+        .where(
+            Face.quality >= min_quality,
+            exists().where(Image.content_id == Content.id, Image.status != ImageStatus.MISSING.value),
+        )
         .order_by(Face.id)
         .limit(limit)
     )

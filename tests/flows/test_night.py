@@ -147,9 +147,24 @@ def test_changed_and_removed_photos_change_the_catalog_and_leave_no_orphans(sett
     state = run(settings)
     assert (state.discovery.changed, state.discovery.missing, state.tally.images) == (1, 1, 1)
     with Catalog(settings.catalog_url).read() as session:
+        assert {key for face in views.faces(session, None, None, 0.0, 10) for key in face.keys} == {
+            "a.jpg", "z_copy_of_a.jpg",
+        }  # fmt: skip
         assert dict(session.execute(select(Image.key, Image.status)).tuples().all()) == {
             "a.jpg": "done", "b.jpg": "done", "c/pair.jpg": "missing", "d.jpg": "done", "z_copy_of_a.jpg": "done",
         }  # fmt: skip
+        kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
+    assert objects(settings) == kept
+
+
+def test_a_photo_replaced_by_a_broken_file_keeps_no_face(settings: Settings, photos: Path) -> None:
+    add(settings, photos)
+    run(settings)
+    (photos / "b.jpg").write_bytes(b"\xff\xd8\xff broken off")
+    state = run(settings)
+    assert state.failed_images == 1
+    with Catalog(settings.catalog_url).read() as session:
+        assert "b.jpg" not in {key for face in views.faces(session, None, None, 0.0, 10) for key in face.keys}
         kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
     assert objects(settings) == kept
 
