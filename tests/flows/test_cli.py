@@ -398,8 +398,9 @@ def test_an_interrupted_run_is_closed_as_such_and_the_next_one_finishes(
 ) -> None:
     photos = machine_of_its_own / "photos"
     photos.mkdir()
-    for i in range(40):
-        (photos / f"{i:02}.jpg").write_bytes(jpeg(portrait(400 + i)))  # large enough not to be restored, which is slow
+    many = 160  # some seconds of work after the first batch is recorded
+    for i in range(many):
+        (photos / f"{i:03}.jpg").write_bytes(jpeg(portrait(400 + i)))  # large enough not to be restored, which is slow
     assert visage("collections", "add", "archive", photos).code == 0
     catalog = Catalog(f"sqlite:///{machine_of_its_own / 'home' / 'catalog.db'}")
     with subprocess.Popen(
@@ -423,5 +424,5 @@ def test_an_interrupted_run_is_closed_as_such_and_the_next_one_finishes(
     catalog.close()
     ended = real("run", "archive", "--json")
     assert ended.code == 0, ended.err
-    assert 0 < ended.json["processed"] < 40
-    assert visage("collections", "list", "--json").json[0]["done"] == 40
+    assert 0 < ended.json["processed"] < many
+    assert visage("collections", "list", "--json").json[0]["done"] == many
