@@ -59,17 +59,27 @@ class Run:
         self._client.log_table(self.run_id, dict(columns), name)
 
 
+def reopen(uri: str, run_id: str) -> Run:
+    """Return a run that some process has opened, to log to it from another one."""
+    return Run(run_id, connect(uri))
+
+
 @contextmanager
-def track(uri: str, artifacts: Path, experiment: str, name: str, tags: Mapping[str, str]) -> Iterator[Run]:
+def track(
+    uri: str, artifacts: Path, experiment: str, name: str, tags: Mapping[str, str], run_id: str | None = None
+) -> Iterator[Run]:
     """Open a run called `name` in an experiment, which is created if needed, and close it with its true status.
 
     FINISHED; FAILED after an exception; KILLED after an interrupt or exit. Its files lie under `artifacts`, unless `uri`
-    names a server, which has a place of its own for them.
+    names a server, which has a place of its own for them. `run_id` goes on with a run that was interrupted.
     """
     client = connect(uri)
-    run_id = client.create_run(
-        _experiment(client, uri, artifacts, experiment), run_name=name, tags=dict(tags)
-    ).info.run_id
+    if run_id is None:
+        run_id = client.create_run(
+            _experiment(client, uri, artifacts, experiment), run_name=name, tags=dict(tags)
+        ).info.run_id
+    else:
+        client.update_run(run_id, "RUNNING")
     try:
         yield Run(run_id, client)
     except Exception:

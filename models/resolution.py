@@ -1,9 +1,10 @@
 """Effective resolution: how many pixels wide a face really is, whatever the size of its crop.
 
 A crop that was enlarged from few pixels has its full size and nothing in its finest octaves. `shrunk` makes such crops,
-`detail` measures them, and `ResolutionGate` turns the measure into one number that an adapted network can blend by.
+`detail` measures them, and `ResolutionGate` makes of that a width in px, and a share by which an adapted network can blend.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -14,7 +15,8 @@ WIDTHS = (8, 12, 16, 24, 32, 48, 64, 96)  # px a crop is shrunk to: what that ta
 INNER = 0.6  # of the crop's side, around its centre: the face, without what lies beyond the photo's border
 FLOOR = 1e-3  # of the contrast; less is rounding
 RIDGE = 1e-3  # of the gate's fit: neighbouring octaves tell much the same
-NEWTON_STEPS = 20
+# px. Of its accuracy of 0.978 dlib's embedding keeps 0.973 at 48 px, 0.964 at 32, 0.935 at 24, 0.844 at 16 (LFW, folds 1-5).
+POOR, GOOD = 24, 48
 
 
 def shrunk(crops: Tensor, sides: Sequence[int], modes: Sequence[str]) -> Tensor:
@@ -62,27 +64,32 @@ def detail(x: Tensor) -> Tensor:
 
 
 class ResolutionGate(nn.Module):
-    """Network inputs (N, C, S, S) to the share (N,) in 0..1 of what serves faces of full resolution: a logistic curve."""
+    """Network inputs (N, C, S, S) to the share (N,) in 0..1 of what serves faces of full resolution.
+
+    The share rises with the logarithm of a face's effective width, from 0 at POOR to 1 at GOOD pixels: it is exactly 1 for
+    whatever is clearly larger.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(len(WIDTHS)))
         self.bias = nn.Parameter(torch.zeros(1))
 
+    def octaves(self, x: Tensor) -> Tensor:
+        """Estimate the binary logarithm (N,) of the effective width in px."""
+        return (detail(x) * self.weight).sum(dim=1) + self.bias
+
     def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid((detail(x) * self.weight).sum(dim=1) + self.bias)
+        return ((self.octaves(x) - math.log2(POOR)) / math.log2(GOOD / POOR)).clamp(0, 1)
 
     @torch.no_grad()
-    def fit(self, details: Tensor, shares: Tensor) -> None:
-        """Set the curve to that of least cross-entropy for `details` (M, WIDTHS) whose shares (M,) are known."""
-        mean, spread = details.mean(dim=0), details.std(dim=0).clamp_min(1e-6)
-        inputs = torch.cat([(details - mean) / spread, torch.ones(len(details), 1)], dim=1).double()
-        penalty = torch.diag(torch.tensor([RIDGE] * len(WIDTHS) + [0.0], dtype=torch.float64))
-        curve = torch.zeros(len(WIDTHS) + 1, dtype=torch.float64)
-        for _ in range(NEWTON_STEPS):
-            found = torch.sigmoid(inputs @ curve)
-            slope = inputs.T @ (found - shares) / len(inputs) + penalty @ curve
-            curvature = (inputs.T * (found * (1 - found))) @ inputs / len(inputs) + penalty
-            curve -= torch.linalg.solve(curvature, slope)
-        self.weight.copy_(curve[:-1] / spread)
-        self.bias.copy_(curve[-1] - (curve[:-1] / spread) @ mean.double())
+    def fit(self, details: Tensor, sides: Tensor) -> None:
+        """Fit the estimate, by least squares, to `details` (M, WIDTHS) of crops that were shrunk to `sides` (M,) px."""
+        spread, mean = torch.std_mean(details.double(), dim=0)
+        spread = spread.clamp_min(1e-6)
+        inputs = (details.double() - mean) / spread
+        target = sides.double().log2()
+        curvature = inputs.T @ inputs / len(inputs) + RIDGE * torch.eye(len(WIDTHS), dtype=torch.float64)
+        weight = torch.linalg.solve(curvature, inputs.T @ (target - target.mean()) / len(inputs)) / spread
+        self.weight.copy_(weight)
+        self.bias.copy_(target.mean() - weight @ mean)

@@ -53,11 +53,13 @@ def test_what_lies_beyond_the_photo_stays_black_and_darkens_nothing() -> None:
     assert (small[:, :20, 25:] == 200).all()
 
 
-def test_gate_learns_to_tell_small_faces_from_large_ones(crop: Tensor) -> None:
-    sides = [12, 14, 16, 18, 20, 64, 72, 80, 96, 120]
-    details = detail(PREPROCESS(versions(crop, sides)))
+def test_gate_estimates_the_width_that_a_face_had(crop: Tensor) -> None:
+    sides = [10, 12, 15, 18, 22, 27, 33, 40, 48, 58, 70, 85]
+    crops = torch.cat([versions(crop, sides, mode) for mode in ("bicubic", "bilinear")])
     gate = ResolutionGate()
-    gate.fit(details, torch.tensor([0.0] * 5 + [1.0] * 5))
-    share = gate(PREPROCESS(versions(crop, [15, 100], "bilinear")))
-    assert share[0] < 0.1
-    assert share[1] > 0.9
+    gate.fit(detail(PREPROCESS(crops)), torch.tensor(sides * 2))
+    unseen = PREPROCESS(versions(crop.flip(1), [16, 30, 64]))
+    assert gate.octaves(unseen).exp2().tolist() == pytest.approx([16, 30, 64], rel=0.15)
+    assert gate(unseen)[0] == 0
+    assert 0.1 < gate(unseen)[1] < 0.7
+    assert gate(unseen)[2] == 1

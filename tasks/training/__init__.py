@@ -1,0 +1,1 @@
+"""Training of recognition models: labelled faces, hold-out, objective, workers, and what becomes of the result."""
