@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test test-long check bench clean
 
 # Everything at the versions that were tested together. Weights come later, by `visage models install`.
 $(VENV)/.ready: pyproject.toml constraints.txt
@@ -18,7 +18,11 @@ demo: $(VENV)/.ready
 
 # Two workers of one thread each: on two cores, threads of two processes would only wait for each other.
 test: check
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m ''
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'not long'
+
+# What takes minutes a test: random kills, growth, training to a result.
+test-long: $(VENV)/.ready
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m long --timeout 3600
 
 check: $(VENV)/.ready
 	$(BIN)/ruff check .
