@@ -8,6 +8,7 @@ from sqlalchemy import Engine, Table, create_engine, event, make_url
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session, sessionmaker
 
+from infra.catalog import custody_tables, people_tables  # noqa: F401 - enter their tables into Base's
 from infra.catalog.schema import Base
 
 MIGRATIONS = Path(__file__).parent / "migrations"

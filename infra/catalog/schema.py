@@ -120,6 +120,9 @@ class Collection(Base):
     include: Mapped[list[str]]
     exclude: Mapped[list[str]]
     sensitive_attributes: Mapped[list[str]]
+    legal_basis: Mapped[str | None]
+    consent_note: Mapped[str | None]
+    retention_days: Mapped[int | None]  # embeddings are deleted so long after their face was found; None: kept
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -222,6 +225,8 @@ class Face(Base):
     quality: Mapped[float] = mapped_column(index=True)
     quality_parts: Mapped[dict[str, Any]]
     crop_key: Mapped[str]
+    found_at: Mapped[datetime] = mapped_column(default=now)
+    embeddings_expired_at: Mapped[datetime | None]  # by the collection's retention: none is made again
 
 
 class Embedding(Base):
@@ -265,7 +270,8 @@ class Identity(Base):
     __tablename__ = "identity"
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), index=True)
-    name: Mapped[str | None]
+    name: Mapped[str | None]  # the person's
+    person_id: Mapped[int | None] = mapped_column(Id, index=True)  # about whom people decided something
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
@@ -317,6 +323,7 @@ class Erasure(Base):
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     kind: Mapped[str]
     reason: Mapped[str]
+    who: Mapped[str] = mapped_column(default="")
     counts: Mapped[dict[str, Any]]
     requested_at: Mapped[datetime] = mapped_column(default=now)
     completed_at: Mapped[datetime | None]
