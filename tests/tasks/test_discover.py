@@ -32,13 +32,6 @@ def test_merge_pairs_every_key_of_both_streams_exactly_once(listing: list[str], 
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
-    yield opened
-    opened.close()
-
-
-@pytest.fixture
 def photos(tmp_path: Path) -> Path:
     folder = tmp_path / "photos"
     (folder / "1923").mkdir(parents=True)

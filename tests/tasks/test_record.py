@@ -1,7 +1,6 @@
 """What the stages found lands in the catalog and beside it: whole, once, and without leftovers."""
 
 import io
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -81,9 +80,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, recipe: Recipe) -> Iterator[Place]:
-    settings = Settings(home=tmp_path)
-    catalog = Catalog(settings.catalog_url)
+def place(tmp_path: Path, recipe: Recipe, catalog: Catalog) -> Place:
+    settings = Settings(home=tmp_path, database_url=catalog.url)
     with catalog.write() as session:
         collection = collections.add(session, "archive", "/photos", [], [], [])
         listed = [images.Listed(key, "1", 10, datetime(2026, 1, 1, tzinfo=UTC)) for key in KEYS]
@@ -92,8 +90,7 @@ def place(tmp_path: Path, recipe: Recipe) -> Iterator[Place]:
         contract = enter(session, recipe)
         ids = dict(session.execute(select(Image.key, Image.id)).tuples().all())
         images.claim(session, collection.id, run.id, recipe.digest, [(ids[key], sha256(key)) for key in KEYS])
-    yield Place(catalog, Folder(tmp_path / "crops"), Job(settings, 1, "/photos", run.id, recipe, contract, "cpu", 0.93))
-    catalog.close()
+    return Place(catalog, Folder(tmp_path / "crops"), Job(settings, 1, "/photos", run.id, recipe, contract, "cpu", 0.93))
 
 
 def sha256(key: str) -> str:

