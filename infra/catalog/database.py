@@ -1,11 +1,13 @@
 """Opening the catalog: engine, migrations, sessions, upserts."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, Table, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.exc import ArgumentError, DatabaseError
 from sqlalchemy.orm import Session, sessionmaker
 
 from infra.catalog import custody_tables, people_tables  # noqa: F401 - enter their tables into Base's
@@ -15,18 +17,83 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60  # a writer waits so long for another before it reports a locked catalog
 
 
+CONNECT_SECONDS = 10
+SQLITE_IN_TROUBLE = frozenset(
+    {
+        "unable to open database file",
+        "file is not a database",
+        "database disk image is malformed",
+        "database is locked",
+        "attempt to write a readonly database",
+        "database or disk is full",
+        "disk I/O error",
+    }
+)
+
+
 class CatalogTooNew(RuntimeError):
     """The database was migrated by a later Visage than this one."""
 
 
+class CatalogUnreachable(ConnectionError):
+    """The database cannot be opened, or was lost while at work."""
+
+
+def location_of(url: str) -> URL:
+    """Read a database URL; `postgresql://` and `postgres://` mean psycopg, the driver that comes with Visage.
+
+    Raises:
+        CatalogUnreachable: if it is no URL of SQLite or PostgreSQL. What it holds is not shown: it may be a password.
+    """
+    try:
+        location = make_url(url)
+    except ArgumentError as error:
+        raise CatalogUnreachable(
+            "the database URL cannot be read; it looks like 'postgresql://user:password@host/database' or "
+            "'sqlite:////folder/catalog.db' (VISAGE_DATABASE_URL)"
+        ) from error
+    backend = location.get_backend_name()
+    if backend in ("postgres", "postgresql"):
+        return location.set(drivername="postgresql+psycopg")
+    if backend == "sqlite":
+        return location.set(drivername="sqlite")
+    raise CatalogUnreachable(
+        f"a catalog lives in SQLite or PostgreSQL, not in {location.drivername!r}: begin the URL with 'sqlite:///' or "
+        "'postgresql://' (VISAGE_DATABASE_URL)"
+    )
+
+
 def create_catalog_engine(url: str) -> Engine:
-    """Make an engine; for SQLite with write-ahead log, foreign keys and patience for other writers."""
-    location = make_url(url)
-    if location.get_backend_name() != "sqlite":
-        return create_engine(url, pool_pre_ping=True)
-    if location.database:
+    """Make an engine; for SQLite with write-ahead log, foreign keys and patience for other writers.
+
+    Raises:
+        CatalogUnreachable: here for a URL that cannot be read; later from any use, if the database cannot be reached.
+    """
+    location = location_of(url)
+    if location.get_backend_name() == "postgresql":
+        engine = create_engine(location, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+    else:
+        engine = _sqlite_engine(location)
+
+    @event.listens_for(engine, "handle_error")
+    def _explain(context: ExceptionContext) -> None:
+        if context.is_pre_ping:
+            return  # the pool connects again
+        reason = str(context.original_exception).strip()
+        connecting = context.connection is None and isinstance(context.sqlalchemy_exception, DatabaseError)
+        if connecting or context.is_disconnect or reason in SQLITE_IN_TROUBLE:
+            raise CatalogUnreachable(
+                f"{location.render_as_string()}: the catalog cannot be used: {reason}. Is the database running and reachable "
+                "from here, and do name, user and password in VISAGE_DATABASE_URL fit?"
+            ) from context.original_exception
+
+    return engine
+
+
+def _sqlite_engine(location: URL) -> Engine:
+    if location.database and location.database != ":memory:":
         Path(location.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(location, connect_args={"timeout": BUSY_SECONDS})
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: object) -> None:
@@ -59,6 +126,7 @@ def upgrade(engine: Engine) -> None:
     script = ScriptDirectory.from_config(config)
     known = {revision.revision for revision in script.walk_revisions()}
     with engine.begin() as connection:
+        exclusive(connection, "upgrade")
         current = MigrationContext.configure(connection).get_current_revision()
         if current is not None and current not in known:
             raise CatalogTooNew(
@@ -71,16 +139,23 @@ def upgrade(engine: Engine) -> None:
 
 
 class Catalog:
-    """A migrated catalog: `with catalog.write() as session` commits as one transaction, `read()` never locks writers out."""
+    """A migrated catalog: `with catalog.write() as session` commits as one transaction, `read()` never locks writers out.
+
+    What one `read()` session sees is of one moment.
+
+    Raises:
+        CatalogUnreachable: if the database cannot be opened.
+        CatalogTooNew: if a later version of Visage has already migrated it further.
+    """
 
     def __init__(self, url: str) -> None:
         self.url = url
         self.engine = create_catalog_engine(url)
         upgrade(self.engine)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
-        self._read = sessionmaker(self.engine.execution_options(read_only=True), expire_on_commit=False)
+        self._read = sessionmaker(self.engine.execution_options(**_snapshot(self.engine)), expire_on_commit=False)
 
-    def write(self) -> Any:
+    def write(self) -> AbstractContextManager[Session]:
         return self._write.begin()
 
     def read(self) -> Session:
@@ -88,6 +163,23 @@ class Catalog:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _snapshot(engine: Engine) -> dict[str, Any]:
+    """What makes all that a session reads be of one moment, as SQLite does by itself."""
+    if engine.dialect.name == "postgresql":
+        return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
+    return {"read_only": True}
+
+
+def exclusive(session: Session | Connection, what: str) -> None:
+    """Let only one transaction at a time, of whatever process, go past this point with the same `what`.
+
+    SQLite has one writer at a time anyway; PostgreSQL has many.
+    """
+    dialect = session.dialect if isinstance(session, Connection) else session.get_bind().dialect
+    if dialect.name == "postgresql":
+        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"visage {what}"))))
 
 
 def upsert(

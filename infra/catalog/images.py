@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 
 from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
@@ -148,6 +149,7 @@ def claim(
     Identical bytes are processed once: the first image of a run to claim a content owns it, and claims it again if its
     work is repeated (Ray runs tasks at least once); the others share the result. Returns {image id: (content id, mine)}.
     """
+    digests = sorted(digests, key=itemgetter(1))  # all lock in one order: nobody waits for one who waits for them
     upsert(
         session,
         Content,
@@ -172,6 +174,7 @@ def claim(
         for content in session.scalars(
             select(Content)
             .where(Content.collection_id == collection_id, Content.sha256.in_([sha256 for _, sha256 in digests]))
+            .order_by(Content.id)
             .with_for_update()
         )
     }

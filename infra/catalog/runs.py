@@ -11,7 +11,7 @@ from sqlalchemy import select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
-from infra.catalog.schema import Failure, Image, ImageStatus, Run, RunStatus, now
+from infra.catalog.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, now
 
 
 class RunInProgress(RuntimeError):
@@ -47,8 +47,11 @@ def open_run(session: Session, collection_id: int, recipe: str) -> Run:
     Raises:
         RunInProgress: if one is alive: two runs never work on the same collection at once.
     """
+    session.execute(
+        select(Collection.id).where(Collection.id == collection_id).with_for_update()
+    )  # one opens at a time
     running = select(Run).where(Run.collection_id == collection_id, Run.status == RunStatus.RUNNING.value)
-    for run in session.scalars(running.with_for_update()):
+    for run in session.scalars(running):
         if _alive(run):
             raise RunInProgress(
                 f"run {run.id} of this collection has been at work since {run.started_at:%Y-%m-%d %H:%M} "

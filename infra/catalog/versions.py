@@ -3,6 +3,7 @@
 from sqlalchemy import exists, not_, select, update
 from sqlalchemy.orm import Session
 
+from infra.catalog.database import exclusive
 from infra.catalog.schema import Embedding, Face, ModelVersion
 
 
@@ -13,6 +14,7 @@ def serving(session: Session) -> ModelVersion | None:
 
 def serve_when_complete(session: Session, model_version_id: int) -> bool:
     """Let queries use this version from now on, if every face of the catalog has an embedding of it."""
+    exclusive(session, "serving")
     embedded = exists().where(Embedding.face_id == Face.id, Embedding.model_version_id == model_version_id)
     if session.scalar(select(Face.id).where(not_(embedded)).limit(1)) is not None:
         return False

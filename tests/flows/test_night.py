@@ -32,6 +32,7 @@ from infra.catalog.schema import (
 from infra.settings import Settings
 from infra.storage import S3, S3Options, open_store
 from infra.storage.base import LITTER
+from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
 from tests.portraits import jpeg, landscape, mirrored, portrait, small_collection
 
@@ -102,6 +103,23 @@ def test_every_face_gets_its_row_vector_estimates_and_crop(settings: Settings, p
     ]  # fmt: skip
     assert {attribute.name for face in faces for attribute in face.attributes} == {"expression"}
     assert {face.crop_key for face in faces} <= objects(settings)
+
+
+@pytest.mark.slow
+def test_a_night_leaves_the_same_in_postgresql_as_in_sqlite(
+    processed: Settings, fresh_catalog_url: FreshUrl, tmp_path: Path
+) -> None:
+    on_server = processed.model_copy(update={"home": tmp_path, "database_url": fresh_catalog_url("postgresql")})
+    add(on_server, processed.home.parent / "photos")
+    run(on_server)
+    assert contents(on_server) == contents(processed)
+    assert objects(on_server) == objects(processed)
+    again = run(on_server)
+    assert (again.tally.images, again.discovery.unchanged) == (0, 7)
+    with Catalog(on_server.catalog_url).read() as session:
+        assert [run.status for run in views.runs(session, 2)] == ["done_with_failures"] * 2
+        assert len(views.failures(session, "archive", None, 10)) == 2
+        assert sum(person.faces for person in views.identities(session, 1, 10)) == 4
 
 
 def test_boxes_are_in_pixels_of_the_upright_original(settings: Settings, tmp_path: Path) -> None:

@@ -90,7 +90,9 @@ def place(tmp_path: Path, recipe: Recipe, catalog: Catalog) -> Place:
         contract = enter(session, recipe)
         ids = dict(session.execute(select(Image.key, Image.id)).tuples().all())
         images.claim(session, collection.id, run.id, recipe.digest, [(ids[key], sha256(key)) for key in KEYS])
-    return Place(catalog, Folder(tmp_path / "crops"), Job(settings, 1, "/photos", run.id, recipe, contract, "cpu", 0.93))
+    return Place(
+        catalog, Folder(tmp_path / "crops"), Job(settings, 1, "/photos", run.id, recipe, contract, "cpu", 0.93)
+    )
 
 
 def sha256(key: str) -> str:
