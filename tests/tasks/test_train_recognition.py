@@ -17,16 +17,25 @@ from infra import weights
 from infra.registry import Registry
 from infra.settings import Settings
 from models import table
+from models.lora import is_adapter
 from models.losses import LOSSES
 from tasks.install import champion, find_version, load_network
 from tasks.training.collection import UnusableLabels, find_faces, read_collection
 from tasks.training.holdout import TooFewPeople, split
 from tasks.training.objective import drawn_sides
 from tasks.training.options import TrainingOptions
-from tasks.training.train import FOLDER, NotAdaptable, TrainingFailed, plan, tracked
-from tasks.training.worker import TOGETHER, drawn_order, schedule
+from tasks.training.train import FOLDER, NotAdaptable, TrainingFailed, plan, prepare, tracked
+from tasks.training.worker import STATE, TOGETHER, Diverged, Training, drawn_order, schedule
 from tests.portraits import jpeg, landscape, portrait
-from tests.tasks.training_program import PEOPLE, PICTURES, enter_tiny, enter_tiny_adapted, labelled_pictures, train
+from tests.tasks.training_program import (
+    PEOPLE,
+    PICTURES,
+    enter_tiny,
+    enter_tiny_adapted,
+    labelled_pictures,
+    train,
+    with_faces,
+)
 
 TINY = TrainingOptions(backbone="tiny", epochs=3, batch_size=16, learning_rate=0.01, holdout=0.4)
 
@@ -56,6 +65,16 @@ def histories(settings: Settings, run: str) -> Callable[[str], list[tuple[int, f
     return lambda metric: [(m.step, m.value) for m in client.get_metric_history(run, metric)]
 
 
+def alone(settings: Settings, options: TrainingOptions) -> Training:
+    """A training in this process, without Ray, that has begun."""
+    planned = plan(settings, *labelled_pictures(settings.home_folder / "pictures"), options)
+    with_faces(planned)
+    training = Training(prepare(planned, "none"), 0, 1, torch.device("cpu"))
+    training.begin()
+    return training
+
+
+@pytest.mark.slow
 def test_trained_backbone_is_the_challenger_and_the_champion_stays(settings: Settings) -> None:
     trained = train(settings, TINY)
     model = trained.installed.model
@@ -73,6 +92,7 @@ def test_trained_backbone_is_the_challenger_and_the_champion_stays(settings: Set
     assert not list((settings.home_folder / FOLDER).glob("*/")), "faces stay no longer than needed"
 
 
+@pytest.mark.slow
 def test_adapters_become_a_model_of_their_own_around_the_very_backbone(settings: Settings) -> None:
     trained = train(settings, TINY.model_copy(update={"lora": 2}))
     model = trained.installed.model
@@ -88,22 +108,45 @@ def test_adapters_become_a_model_of_their_own_around_the_very_backbone(settings:
         assert not torch.equal(load_network(model)(x), load_network(backbone)(x))
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 2])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_every_loss_trains_whole_networks_and_adapters(settings: Settings, loss: str) -> None:
-    for rank in (None, 2):
-        trained = train(settings, TINY.model_copy(update={"loss": loss, "lora": rank, "epochs": 1}))
-        history = histories(settings, trained.tracking_run)("train/loss")
-        assert [step for step, _ in history] == [1]
+def test_every_loss_trains_whole_networks_and_adapters(settings: Settings, loss: str, rank: int | None) -> None:
+    training = alone(settings, TINY.model_copy(update={"loss": loss, "lora": rank}))
+    before = {key: value.clone() for key, value in training.objective.network.state_dict().items()}
+    for _ in range(training.job.steps_per_epoch):
+        training.take(training.objective)
+    assert training.sums["loss"] > 0
+    after = training.objective.network.state_dict()
+    moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
+    assert moved
+    assert rank is None or all(is_adapter(key) for key in moved), "the backbone stays as it is"
 
 
-@pytest.mark.slow
+@pytest.mark.parametrize("rank", [None, 2])
+def test_training_that_goes_on_from_a_checkpoint_takes_the_very_steps(
+    settings: Settings, tmp_path: Path, rank: int | None
+) -> None:
+    options = TINY.model_copy(update={"lora": rank})
+    whole, broken = alone(settings, options), alone(settings, options)
+    for training, steps in ((whole, 7), (broken, 4)):
+        for _ in range(steps):
+            training.take(training.objective)
+    assert broken.save(tmp_path / STATE)
+    resumed = Training(broken.job, 0, 1, torch.device("cpu"))
+    resumed.resume(tmp_path / STATE)
+    for _ in range(3):
+        resumed.take(resumed.objective)
+    expected = whole.objective.state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in resumed.objective.state_dict().items())
+
+
+@pytest.mark.long
 def test_two_workers_train_together(settings: Settings) -> None:
     trained = train(settings, TINY.model_copy(update={"workers": 2, "lora": 2}))
     assert [step for step, _ in histories(settings, trained.tracking_run)("accuracy/full")] == [0, 1, 2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_training_goes_on_and_ends_with_the_very_weights(settings: Settings, tmp_path: Path) -> None:
     options = TINY.model_copy(update={"epochs": 40, "lora": 2})
     command = [sys.executable, "-m", "tests.tasks.training_program"]
@@ -142,11 +185,21 @@ def test_killed_training_goes_on_and_ends_with_the_very_weights(settings: Settin
     assert sorted({metric.step for metric in history}) == list(range(41))
 
 
+def test_loss_that_is_not_finite_ends_a_training(settings: Settings) -> None:
+    training = alone(settings, TINY.model_copy(update={"learning_rate": 1.0}))
+    with torch.no_grad():
+        next(iter(training.objective.network.parameters())).fill_(torch.inf)
+    with pytest.raises(Diverged, match=r"not finite after 0 steps: take a smaller --learning-rate than 1"):
+        training.take(training.objective)
+
+
+@pytest.mark.long
 def test_diverging_training_says_what_to_do(settings: Settings) -> None:
     with pytest.raises(TrainingFailed, match=r"loss is not finite after .* smaller --learning-rate"):
         train(settings, TINY.model_copy(update={"learning_rate": 1e30, "epochs": 20}))
 
 
+@pytest.mark.slow
 def test_more_workers_than_processors_are_refused(settings: Settings) -> None:
     with pytest.raises(TrainingFailed, match="3 workers, but 2 processors"):
         train(settings, TINY.model_copy(update={"workers": 3}))
