@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 from infra.catalog.database import upsert
 from infra.catalog.faces import Contract
 from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.catalog.vectors import create_index
 from infra.settings import Settings
 from models.quality import QUALITY_TEMPLATE
 from models.spec import Attribute, Kind, Role
@@ -149,4 +150,8 @@ def enter_versions(session: Session, versions: Sequence[ModelVersion]) -> dict[s
     rows = session.execute(
         select(ModelVersionRow.contract, ModelVersionRow.id).where(ModelVersionRow.contract.in_(contracts))
     )
-    return dict(rows.tuples().all())
+    ids = dict(rows.tuples().all())
+    for version in versions:
+        if version.spec.role is Role.EMBED:
+            create_index(session.connection(), ids[version.contract], version.spec.dimension or 0)
+    return ids

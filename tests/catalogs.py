@@ -49,6 +49,12 @@ class PostgreSQL:
     def drop(self, url: str) -> None:
         self._admin.execute(f"DROP DATABASE {name_in(url)} WITH (FORCE)")
 
+    def a_user_without_rights(self, url: str) -> str:
+        """Make a user who may create tables in a database, and no extension; returns the URL that logs them in."""
+        self._admin.execute("CREATE ROLE clerk LOGIN")
+        self._admin.execute(f"ALTER DATABASE {name_in(url)} OWNER TO clerk")
+        return make_url(url).set(username="clerk").render_as_string()
+
     def end_connection(self, process: int | None) -> None:
         """End what serves one connection, as a restart of the server would."""
         self._admin.execute("SELECT pg_terminate_backend(%s, 5000)", (process,))

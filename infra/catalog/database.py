@@ -121,6 +121,8 @@ def upgrade(engine: Engine) -> None:
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
     from alembic.script import ScriptDirectory  # noqa: PLC0415
 
+    from infra.catalog import vectors  # noqa: PLC0415 - it builds on this module
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     script = ScriptDirectory.from_config(config)
@@ -136,6 +138,8 @@ def upgrade(engine: Engine) -> None:
         if current != script.get_current_head():
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            if connection.dialect.name == "sqlite":
+                vectors.keep_journal(connection)
 
 
 class Catalog:

@@ -14,12 +14,12 @@ from infra.catalog.schema import (
     Attribute,
     Content,
     ContentStatus,
-    Embedding,
     Face,
     Image,
     ImageStatus,
     Restoration,
 )
+from infra.catalog.vectors import put_embeddings
 
 
 @dataclass(frozen=True)
@@ -141,16 +141,7 @@ def _face_ids(session: Session, contract: Contract, photos: Sequence[PhotoRecord
 
 
 def _write_derived(session: Session, contract: Contract, faces: Mapping[int, FaceRecord]) -> None:
-    upsert(
-        session,
-        Embedding,
-        [
-            {"face_id": face_id, "model_version_id": contract.embedder_id, "vector": face.embedding}
-            for face_id, face in faces.items()
-        ],
-        ["face_id", "model_version_id"],
-        ["vector"],
-    )
+    put_embeddings(session, contract.embedder_id, {face_id: face.embedding for face_id, face in faces.items()})
     # Attributes that the collection no longer asks for (a sensitive one switched off) go with the next processing.
     for derived in (Attribute, Restoration):
         session.execute(delete(derived).where(derived.face_id.in_(list(faces))))

@@ -26,6 +26,8 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+UNIT_TOLERANCE = 1e-3  # what float32 and half precision leave of a unit length, with room
+
 
 class ImageStatus(StrEnum):
     """Where an image stands: every listed one is in exactly one of these states."""
@@ -86,6 +88,20 @@ class Vector(TypeDecorator[np.ndarray]):
 
     def process_result_value(self, value: bytes | None, dialect: Dialect) -> np.ndarray | None:
         return None if value is None else np.frombuffer(value, dtype="<f4")
+
+
+class UnitVector(Vector):
+    """An embedding: a float32 vector of unit length; any other length is refused, zero above all."""
+
+    cache_ok = True
+
+    def process_bind_param(self, value: np.ndarray | None, dialect: Dialect) -> bytes | None:
+        stored = super().process_bind_param(value, dialect)
+        if value is not None and abs(float(np.linalg.norm(value)) - 1) > UNIT_TOLERANCE:
+            raise ValueError(
+                f"an embedding has length {np.linalg.norm(value):.4g} instead of 1: it must not reach the catalog"
+            )
+        return stored
 
 
 # Keys sort by their bytes, as object stores list them, whatever the database's language.
@@ -230,12 +246,29 @@ class Face(Base):
 
 
 class Embedding(Base):
-    """A face's vector of unit length under one model version."""
+    """A face's vector of unit length under one model version: the truth, of which every index is a projection.
+
+    PostgreSQL has one more column, `half`: the same in pgvector's half precision, which it generates by itself from `vector`,
+    and one HNSW index over it per model version (`infra.catalog.vectors`).
+    """
 
     __tablename__ = "embedding"
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
     model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True, index=True)
-    vector: Mapped[np.ndarray]
+    vector: Mapped[np.ndarray] = mapped_column(UnitVector)
+
+
+class EmbeddingChange(Base):
+    """Which embeddings came, changed or went, in this order: what an index outside of the database has yet to follow.
+
+    SQLite's triggers write it (`infra.catalog.vectors.keep_journal`). In PostgreSQL it stays empty: the index is its own.
+    """
+
+    __tablename__ = "embedding_change"
+    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 - ids are positions and never come twice
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    model_version_id: Mapped[int] = mapped_column(Id)
+    face_id: Mapped[int] = mapped_column(Id)
 
 
 class Restoration(Base):

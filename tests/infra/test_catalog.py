@@ -345,7 +345,9 @@ def test_migrations_make_exactly_the_tables_that_the_code_declares(catalog: Cata
 
     with catalog.engine.connect() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": False})
-        assert compare_metadata(context, Base.metadata) == []
+        differences = compare_metadata(context, Base.metadata)
+    only_there = ["half"] if catalog.engine.dialect.name == "postgresql" else []  # generated from `vector`
+    assert [(what, column.name) for what, _, _, column in differences] == [("remove_column", n) for n in only_there]
 
 
 def test_queries_switch_to_a_new_version_only_when_every_face_has_it(catalog: Catalog) -> None:
