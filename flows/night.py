@@ -1,6 +1,7 @@
 """A night's work on one collection, step by step: what the Prefect flow schedules and the tests call."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import count_pending
 from infra.catalog.ledger import Audit, audit, prune, settle
-from infra.catalog.runs import close_run, open_run
+from infra.catalog.runs import close_run, crashes_before, open_run
 from infra.catalog.schema import Collection, ModelVersion, Run, RunStatus
 from infra.catalog.versions import serve_when_complete
 from infra.settings import Settings
@@ -26,9 +27,11 @@ from tasks.discover import Discovery, discover
 from tasks.group import Grouped, group_new_faces
 from tasks.job import Job
 from tasks.photo_faces import PhotoFaces
-from tasks.pipeline import process
+from tasks.pipeline import engine_for, process
 from tasks.recipe import current_recipe, enter
 from tasks.report import Tally, contact_sheet
+
+log = logging.getLogger("visage")
 
 
 class Observer(Protocol):
@@ -66,6 +69,7 @@ class Night:
     collection: Collection
     job: Job
     observer: Observer
+    crashes: int = 0  # runs of this collection that died, one after the other, right before this one
     tally: Tally = field(default_factory=Tally)
     discovery: Discovery = field(default_factory=Discovery)
     grouped: Grouped = field(default_factory=Grouped)
@@ -111,21 +115,29 @@ def night(settings: Settings, collection_name: str, observer: Observer | None = 
             run = open_run(session, collection.id, recipe.digest)
             contract = enter(session, recipe)
             least_similarity = _least_similarity(session, contract.embedder_id)
+            crashes = crashes_before(session, run)
         device = "cuda" if torch.cuda.is_available() else "cpu"
         job = Job(settings, collection.id, collection.uri, run.id, recipe, contract, device, least_similarity)
-        state = Night(settings, catalog, collection, job, observer or Silent())
+        state = Night(settings, catalog, collection, job, observer or Silent(), crashes)
         try:
             yield state
         except BaseException as error:
-            with catalog.write() as session:
-                message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
-                close_run(session, run.id, RunStatus.FAILED, state.counts(), message)
+            _close_as_failed(state, error)
             raise
         status = RunStatus.DONE_WITH_FAILURES if state.failed_images else RunStatus.DONE
         with catalog.write() as session:
             close_run(session, run.id, status, state.counts())
     finally:
         catalog.close()
+
+
+def _close_as_failed(state: Night, error: BaseException) -> None:
+    message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
+    try:
+        with state.catalog.write() as session:
+            close_run(session, state.job.run_id, RunStatus.FAILED, state.counts(), message)
+    except Exception:  # the catalog itself is what fails: the next run closes this one as crashed
+        log.exception("run %d could not be closed", state.job.run_id)
 
 
 def _least_similarity(session: Session, embedder_id: int) -> float | None:
@@ -172,10 +184,11 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
         on_batch()
 
     with _timed(state, "process", pending):
-        state.engine = process(state.catalog, job, watch)
+        state.engine = engine_for(state.settings, pending, state.crashes)
+        process(state.catalog, job, state.engine, watch)
         crops = job.crops()
         with state.catalog.write() as session:
-            settle(session, job.run_id, job.collection_id, job.recipe.digest)
+            settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
             replaced = prune(session, job.collection_id)
         for key in replaced:
             crops.delete(key)

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     )
     max_bytes: int = Field(200 * 2**20, ge=1, description="Largest object that is read.")
     max_megapixels: float = Field(200.0, gt=0, description="Largest picture that is decoded.")
+    item_seconds: float = Field(300.0, gt=0, description="Longest that one photo may keep one stage busy.")
     detect_long_side: int = Field(1280, ge=64, description="Photos are detected at about this size (pixels).")
 
     @model_validator(mode="after")

@@ -1,15 +1,49 @@
-"""One bad item never takes its neighbours along."""
+"""One bad item never takes its neighbours along: whether it breaks a stage, hangs in it, or needs too much memory."""
 
+import gc
 import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+import torch
+
+from tasks.limit import TimedOut, Workers
 from tasks.photo_faces import PhotoFaces
 
 log = logging.getLogger("visage")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+OUT_OF_MEMORY = (
+    "can't allocate memory",
+    "not enough memory",
+    "out of memory",
+    "_ALLOC_FAILED",
+)  # torch's, on any device
+
+
+class _Clock:
+    """The thread of this process in which stages work, so that one that hangs can be given up."""
+
+    def __init__(self) -> None:
+        self.worker: Workers | None = None
+
+    def start(self, seconds: float) -> None:
+        if self.worker is None or self.worker.seconds != seconds:
+            if self.worker is not None:
+                self.worker.close()
+            self.worker = Workers(1, seconds, "stage")
+
+    def __call__(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> Sequence[Result]:
+        return work(items) if self.worker is None else self.worker(work, items)
+
+
+_clock = _Clock()
+
+
+def set_time_limit(seconds: float) -> None:
+    """Let no stage of this process work longer than `seconds` on one item."""
+    _clock.start(seconds)
 
 
 def halving(
@@ -17,22 +51,51 @@ def halving(
     work: Callable[[Sequence[Item]], Sequence[Result]],
     give_up: Callable[[Item, Exception], Result],
 ) -> Sequence[Result]:
-    """Run `work` on all items; on an error, on halves, down to the item that fails alone, which is given up."""
+    """Run `work` on all items; on an error, on halves, down to the item that fails alone, which is given up.
+
+    What takes longer than the time limit is an error as well: a batch that is slow without hanging is done in halves.
+    """
     if not items:
         return []
     try:
-        return work(items)
+        return _clock(work, items)
     except Exception as error:
         if len(items) == 1:
             return [give_up(items[0], error)]
-        middle = len(items) // 2
-        return [*halving(items[:middle], work, give_up), *halving(items[middle:], work, give_up)]
+        short_of_memory = out_of_memory(error)
+    # Outside of the except clause, where the error's trace would keep alive what filled the memory.
+    if short_of_memory:
+        _free_memory()
+    middle = len(items) // 2
+    return [*halving(items[:middle], work, give_up), *halving(items[middle:], work, give_up)]
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory, the machine's or the GPU's, did not suffice."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(phrase in str(error) for phrase in OUT_OF_MEMORY)
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_initialized():
+        torch.cuda.empty_cache()
 
 
 def given_up(photo: PhotoFaces, stage: str, error: Exception) -> PhotoFaces:
-    """Turn an unexpected error into a failure of the photo that caused it."""
+    """Turn an unexpected error into a failure of the photo that caused it.
+
+    What hung or needed too much memory would cost the next run as much again: it is left to 'visage retry'.
+    """
     log.warning("%s: %s failed", photo.key, stage, exc_info=error)
-    message = f"{photo.key}: {type(error).__name__} in {stage}: {error}. It is tried again at the next run."
+    if isinstance(error, TimedOut):
+        message = f"{stage} was given up: {error} (VISAGE_ITEM_SECONDS). 'visage retry' takes it up again."
+        return photo.failed(stage, "timeout", message, retryable=False)
+    if out_of_memory(error):
+        message = f"{stage} needs more memory than there is, for this photo alone. 'visage retry' takes it up again."
+        return photo.failed(stage, "out_of_memory", message, retryable=False)
+    message = f"{type(error).__name__} in {stage}: {error}. It is tried again at the next run."
     return photo.failed(stage, "error", message, retryable=True)
 
 

@@ -53,7 +53,10 @@ class PhotoFaces:
         return replace(self, seconds={**self.seconds, stage: self.seconds.get(stage, 0.0) + seconds})
 
     def failed(self, stage: str, reason: str, message: str, retryable: bool) -> "PhotoFaces":
-        """The same photo, given up: its faces so far are dropped, so that nothing half-done is recorded."""
+        """The same photo, given up: its faces so far are dropped, so that nothing half-done is recorded.
+
+        The message does not say where the photo lies: its bytes may lie under other keys as well.
+        """
         record = FailureRecord(self.key, stage, reason, message, retryable, self.image_id)
         return replace(self, failure=record, arrays={})
 

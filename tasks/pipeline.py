@@ -6,6 +6,7 @@ the start of Ray. The driver records: the catalog has one writer.
 """
 
 import gc
+import pickle
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -17,10 +18,13 @@ from typing import Any
 import numpy as np
 
 from infra.catalog.database import Catalog
-from infra.catalog.images import Work, count_pending, pending, pending_pages
+from infra.catalog.faults import patient
+from infra.catalog.images import Work, claimed_by, count_pending, pending, pending_pages
 from infra.ray_cluster import connected, gpus, set_threads
+from infra.settings import Settings
 from tasks.describe import Describe
 from tasks.embed import Embed
+from tasks.guard import set_time_limit
 from tasks.job import Job
 from tasks.photo_faces import PhotoFaces, pack, unpack
 from tasks.prepare import GROUP, Prepare
@@ -46,23 +50,38 @@ def face_stages(job: Job) -> list[tuple[str, Callable[[], Stage]]]:
     return stages
 
 
-def process(catalog: Catalog, job: Job, on_photos: Callable[[Sequence[PhotoFaces]], None] = lambda photos: None) -> str:
-    """Process and record every pending image of the job's collection; returns the engine used, or "none".
+def engine_for(settings: Settings, count: int, crashes: int = 0) -> str:
+    """Choose the engine for `count` pending images: "ray", "inline", or "none" where nothing is to do.
 
-    Nothing pending loads no model and reads no image.
+    `crashes`: so many runs before this one died in a row. After two, the work is done in processes of their own, so that a
+    photo that kills whoever touches it is found out and does not end the next run as well.
     """
-    with catalog.read() as session:
-        count = count_pending(session, job.collection_id)
     if not count:
         return "none"
-    settings = job.settings
+    if settings.engine != "auto":
+        return settings.engine
     large = count >= settings.ray_from_images or bool(settings.ray_address)
+    return "ray" if large or crashes >= 2 else "inline"
+
+
+def process(
+    catalog: Catalog, job: Job, engine: str, on_photos: Callable[[Sequence[PhotoFaces]], None] = lambda photos: None
+) -> None:
+    """Process and record every pending image of the job's collection with one of `engine_for`'s engines.
+
+    "none" loads no model and reads no image.
+    """
+    if engine == "none":
+        return
+    settings = job.settings
     keep = partial(_record_all, catalog, job, on_photos)
     gc.collect()
     gc.freeze()  # half a million objects of imported modules, which the collector would walk through again and again
-    if settings.engine == "inline" or (settings.engine == "auto" and not large):
+    if engine == "inline":
         keep(_in_process(catalog, job))
-        return "inline"
+        return
+    with catalog.read() as session:
+        count = count_pending(session, job.collection_id)
     with connected(settings.ray_address or None, settings.cpu_count):
         even = count // (4 * settings.cpu_count)  # pages so small that no actor ends long after all others
         keep(_execute(job, _pages(catalog, job, min(PAGE, max(even, 1)))))
@@ -70,7 +89,6 @@ def process(catalog: Catalog, job: Job, on_photos: Callable[[Sequence[PhotoFaces
         # so that only the one that kills its worker is lost.
         keep(_execute(job, _pages(catalog, job, 1)))
     keep(_lost(catalog, job))
-    return "ray"
 
 
 def _record_all(
@@ -89,31 +107,36 @@ def _record_all(
             recording.result()
 
 
+@patient
 def _pages(catalog: Catalog, job: Job, size: int) -> list[Page]:
     with catalog.read() as session:
         return pending_pages(session, job.collection_id, job.run_id, size)
 
 
 def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
-    prepare = Prepare(job)
+    set_time_limit(job.settings.item_seconds)
     stages = [build() for _, build in face_stages(job)]
-    for page in _pages(catalog, job, PAGE):
-        for photos in prepare(page):
-            yield reduce(lambda batch, stage: stage(batch), stages, photos)
+    with closing(Prepare(job)) as prepare:
+        for page in _pages(catalog, job, PAGE):
+            for photos in prepare(page):
+                yield reduce(lambda batch, stage: stage(batch), stages, photos)
 
 
 def _lost(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     for page in _pages(catalog, job, PAGE):
         with catalog.read() as session:
-            yield [_killed_its_worker(work) for work in pending(session, job.collection_id, job.run_id, page)]
+            works = pending(session, job.collection_id, job.run_id, page)
+            contents = claimed_by(session, job.run_id, [work.image_id for work in works])
+        yield [_killed_its_worker(work, contents.get(work.image_id)) for work in works]
 
 
-def _killed_its_worker(work: Work) -> PhotoFaces:
+def _killed_its_worker(work: Work, content_id: int | None) -> PhotoFaces:
     message = (
-        f"{work.key}: the process that worked on it died, three times, and alone at the end (out of memory, or a crash in a "
-        "decoder). It is not tried again until it is replaced; if it is a good picture, please report it."
+        "the process that worked on it died, three times, and alone at the end (out of memory, or a crash in a decoder). "
+        "It is not tried again until it is replaced or 'visage retry' says so; if it is a good picture, please report it."
     )
-    return PhotoFaces(work.image_id, work.key, work.size).failed("process", "worker_died", message, retryable=False)
+    photo = PhotoFaces(work.image_id, work.key, work.size, content_id=content_id)
+    return photo.failed("process", "worker_died", message, retryable=False)
 
 
 def _execute(job: Job, pages: Sequence[Page]) -> Generator[list[PhotoFaces]]:
@@ -132,9 +155,14 @@ def _execute(job: Job, pages: Sequence[Page]) -> Generator[list[PhotoFaces]]:
     dataset = dataset.map_batches(_PrepareActor, fn_constructor_args=(job,), batch_size=1, **share.options("prepare"))
     for name, build in stages:
         dataset = dataset.map_batches(
-            _StageActor, fn_constructor_args=(build,), batch_size=GROUP, **share.options(name)
+            _StageActor,
+            fn_constructor_args=(build, job.settings.item_seconds),
+            batch_size=GROUP,
+            **share.options(name),
         )
     for batch in dataset.iter_batches(batch_size=GROUP, batch_format="numpy", prefetch_batches=1):
+        for error in filter(None, batch["error"]):
+            raise pickle.loads(error)
         yield [unpack(data) for data in batch["photo"]]
 
 
@@ -174,26 +202,46 @@ class _PrepareActor:
 
     def __init__(self, job: Job) -> None:
         set_threads(1)
+        set_time_limit(job.settings.item_seconds)
         self.prepare = Prepare(job)
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        for first, last in zip(batch["first"], batch["last"], strict=True):
-            for photos in self.prepare((int(first), int(last))):
-                yield _packed(photos)
+        try:
+            for first, last in zip(batch["first"], batch["last"], strict=True):
+                for photos in self.prepare((int(first), int(last))):
+                    yield _packed(photos)
+        except Exception as error:
+            yield _broken(error)
 
 
 class _StageActor:
     """A stage as Ray Data runs it: packed photos in and out."""
 
-    def __init__(self, build: Callable[[], Stage]) -> None:
+    def __init__(self, build: Callable[[], Stage], seconds: float) -> None:
         set_threads(1)
+        set_time_limit(seconds)
         self.stage = build()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        return _packed(self.stage([unpack(data) for data in batch["photo"]]))
+        for error in filter(None, batch["error"]):
+            return _broken(pickle.loads(error))
+        try:
+            return _packed(self.stage([unpack(data) for data in batch["photo"]]))
+        except Exception as error:
+            return _broken(error)
 
 
 def _packed(photos: Sequence[PhotoFaces]) -> dict[str, np.ndarray]:
     column = np.empty(len(photos), dtype=object)
     column[:] = [pack(photo) for photo in photos]
-    return {"photo": column}
+    return {"photo": column, "error": np.full(len(photos), b"", dtype=object)}
+
+
+def _broken(error: Exception) -> dict[str, np.ndarray]:
+    """What ends the run, on its way to the driver: raised in an actor, it would pass for a death of its process."""
+    try:
+        packed = pickle.dumps(error)
+        pickle.loads(packed)
+    except Exception:
+        packed = pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return {"photo": np.array([b""], dtype=object), "error": np.array([packed], dtype=object)}

@@ -6,26 +6,39 @@ Reading and decoding run in threads, one group of photos ahead of the detector. 
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 
 from infra.catalog.database import Catalog
+from infra.catalog.faults import patient
 from infra.catalog.images import Work, claim, pending
-from infra.storage import AccessDenied, StoreError
+from infra.storage import InvalidKey, ObjectTooLarge, StoreError
 from tasks.align import align_faces
 from tasks.assess import assess
 from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.guard import given_up, halving
 from tasks.job import Job
+from tasks.limit import Call, Workers
 from tasks.photo_faces import PhotoFaces
 
 GROUP = 16  # photos that are detected together: more gains nothing on a CPU, and each costs up to 5 MB of pixels
 THREADS = 4  # reading and decoding release Python's lock
+REFUSALS = ("store_unavailable", "access_denied", "object_missing", "store_missing", "timeout")
+LASTING = (InvalidKey, ObjectTooLarge)  # every other refusal of a store may be over by the next run
+
+Result = TypeVar("Result")
+Read = PhotoFaces | tuple[PhotoFaces, bytes]
+"""A photo that could not be read, or one with its bytes."""
 
 
 class Prepare:
-    """Turn a page of image ids (first, last) into groups of photos with boxes, landmarks, crops and quality."""
+    """Turn a page of image ids (first, last) into groups of photos with boxes, landmarks, crops and quality.
+
+    Raises:
+        StoreError: if the collection as a whole cannot be read any more. What was not read stays to be done.
+        CatalogUnavailable: if the catalog is away for longer than patience reaches.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -33,45 +46,75 @@ class Prepare:
         self.store = job.photographs()
         self.detect = Detect(job.recipe.detector, job.device)
         self.limits = DecodeLimits(max_bytes=job.settings.max_bytes, max_megapixels=job.settings.max_megapixels)
-        self.threads = ThreadPoolExecutor(THREADS, thread_name_prefix="decode")
+        self.threads = Workers(THREADS, job.settings.item_seconds, "decode")
+        self.refused = 0  # photos that the store has refused, one after the other, until now
 
     def __call__(self, page: tuple[int, int]) -> Iterator[list[PhotoFaces]]:
-        with self.catalog.read() as session:
-            work = pending(session, self.job.collection_id, self.job.run_id, page)
+        work = self._pending(page)
         groups = [work[start : start + GROUP] for start in range(0, len(work), GROUP)]
         reading = self._begin_reading(groups[0]) if groups else []
-        for following in [*groups[1:], []]:
-            read = [future.result() for future in reading]
+        for group, following in zip(groups, [*groups[1:], []], strict=True):
+            read = [self._await(call, _photo(work), "read") for call, work in zip(reading, group, strict=True)]
+            self._mind_the_store(read)
             reading = self._begin_reading(following)
             yield self._prepare(read)
 
-    def _begin_reading(self, group: Sequence[Work]) -> list["Future[PhotoFaces | tuple[PhotoFaces, bytes]]"]:
+    def close(self) -> None:
+        """Let go of threads and connections."""
+        self.threads.close()
+        self.catalog.close()
+
+    @patient
+    def _pending(self, page: tuple[int, int]) -> list[Work]:
+        with self.catalog.read() as session:
+            return pending(session, self.job.collection_id, self.job.run_id, page)
+
+    def _begin_reading(self, group: Sequence[Work]) -> list[Call[Read]]:
         return [self.threads.submit(self._read, work) for work in group]
 
-    def _read(self, work: Work) -> PhotoFaces | tuple[PhotoFaces, bytes]:
-        photo = PhotoFaces(work.image_id, work.key, work.size)
+    def _await(self, call: Call[Result], photo: PhotoFaces, stage: str) -> Result | PhotoFaces:
+        """What a thread has made of a photo; if the thread hangs, or fails as none should, the photo with that failure."""
+        try:
+            return self.threads.wait(call)
+        except Exception as error:
+            return given_up(photo, stage, error)
+
+    def _read(self, work: Work) -> Read:
+        photo = _photo(work)
         start = time.perf_counter()
         try:
             blob = self.store.read(work.key, self.limits.max_bytes, work.etag)
         except StoreError as error:
             reason = _snake_case(type(error).__name__)
-            return photo.failed("read", reason, str(error), error.retryable or isinstance(error, AccessDenied))
-        except Exception as error:
-            return given_up(photo, "read", error)
+            message = str(error).removeprefix(f"{self.store.url(work.key)}: ")
+            return photo.failed("read", reason, message, retryable=not isinstance(error, LASTING))
         photo = replace(photo, sha256=hashlib.sha256(blob.data).hexdigest())
         return photo.timed("read", time.perf_counter() - start), blob.data
 
-    def _prepare(self, read: Sequence[PhotoFaces | tuple[PhotoFaces, bytes]]) -> list[PhotoFaces]:
+    def _mind_the_store(self, read: Sequence[Read]) -> None:
+        """Ask the store itself once it has refused many photos in a row: if it is gone, so are all that would follow."""
+        for item in read:
+            refused = isinstance(item, PhotoFaces) and item.failure is not None and item.failure.reason in REFUSALS
+            self.refused = self.refused + 1 if refused else 0
+        if self.refused >= GROUP:
+            next(self.store.list(), None)
+            self.refused = 0
+
+    def _prepare(self, read: Sequence[Read]) -> list[PhotoFaces]:
         finished = [item for item in read if isinstance(item, PhotoFaces)]
         claimed = self._claim([item for item in read if not isinstance(item, PhotoFaces)])
         finished += [photo for photo, _ in claimed if photo.shared]
-        to_decode = [(photo, data) for photo, data in claimed if not photo.shared]
-        decoded = list(self.threads.map(lambda item: self._decode(*item), to_decode))
+        calls = [(photo, self.threads.submit(self._decode, photo, data)) for photo, data in claimed if not photo.shared]
+        decoded = [self._await(call, photo, "decode") for photo, call in calls]
         finished += [item for item in decoded if isinstance(item, PhotoFaces)]
         pictures = [item for item in decoded if isinstance(item, Decoded)]
-        detected = halving(pictures, self.detect, _not_detected)
-        return finished + [item if isinstance(item, PhotoFaces) else self._finish(item) for item in detected]
+        detected = halving(pictures, self.detect, lambda item, error: given_up(item.photo, "detect", error))
+        finished += [item for item in detected if isinstance(item, PhotoFaces)]
+        found = [item for item in detected if isinstance(item, Decoded)]
+        finished += halving(found, self._finish, lambda item, error: given_up(item.photo, "align", error))
+        return finished
 
+    @patient
     def _claim(self, read: Sequence[tuple[PhotoFaces, bytes]]) -> list[tuple[PhotoFaces, bytes]]:
         if not read:
             return []
@@ -89,10 +132,7 @@ class Prepare:
         try:
             picture = decode(data, self.limits, long_side=self.job.settings.detect_long_side)
         except DecodeFailure as failure:
-            where = self.store.url(photo.key)
-            return photo.failed("decode", failure.reason.value, f"{where}: {failure}", retryable=False)
-        except Exception as error:
-            return given_up(photo, "decode", error)
+            return photo.failed("decode", failure.reason.value, str(failure), retryable=False)
         photo = replace(
             photo,
             format=picture.format,
@@ -103,20 +143,19 @@ class Prepare:
         )
         return Decoded(photo.timed("decode", time.perf_counter() - start), picture, data)
 
-    def _finish(self, item: Decoded) -> PhotoFaces:
-        recipe = self.job.recipe
-        try:
+    def _finish(self, items: Sequence[Decoded]) -> list[PhotoFaces]:
+        recipe, photos = self.job.recipe, []
+        for item in items:
             start = time.perf_counter()
             photo = align_faces(item, self.limits, recipe.templates)
             aligned = time.perf_counter()
             photo = assess(photo.timed("align", aligned - start), recipe)
-            return photo.timed("assess", time.perf_counter() - aligned)
-        except Exception as error:
-            return given_up(item.photo, "align", error)
+            photos.append(photo.timed("assess", time.perf_counter() - aligned))
+        return photos
 
 
-def _not_detected(item: Decoded, error: Exception) -> Decoded | PhotoFaces:
-    return given_up(item.photo, "detect", error)
+def _photo(work: Work) -> PhotoFaces:
+    return PhotoFaces(work.image_id, work.key, work.size)
 
 
 def _snake_case(name: str) -> str:

@@ -7,6 +7,7 @@ crash between the two leaves nothing that the next run does not use.
 import io
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import simplejpeg
@@ -54,7 +55,12 @@ def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces
     done = [photo for photo in photos if photo.failure is None and not photo.shared]
     with ThreadPoolExecutor(WRITERS) as writers:  # encoding, and waiting for disk or network, leave Python's lock
         records = list(writers.map(lambda photo: _photo_record(photo, job, crops), done))
-    failures = [photo.failure for photo in photos if photo.failure is not None]
+    place = job.photographs().url
+    failures = [
+        replace(photo.failure, message=f"{place(photo.key)}: {photo.failure.message}")
+        for photo in photos
+        if photo.failure is not None
+    ]
     failed_contents = {
         photo.content_id: photo.failure
         for photo in photos

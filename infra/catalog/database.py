@@ -5,12 +5,13 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, Table, create_engine, event, func, make_url, select
+from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import ArgumentError, DatabaseError
+from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
 from infra.catalog import custody_tables, people_tables  # noqa: F401 - enter their tables into Base's
+from infra.catalog.faults import CatalogUnreachable, explain
 from infra.catalog.schema import Base
 
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -18,25 +19,10 @@ BUSY_SECONDS = 60  # a writer waits so long for another before it reports a lock
 
 
 CONNECT_SECONDS = 10
-SQLITE_IN_TROUBLE = frozenset(
-    {
-        "unable to open database file",
-        "file is not a database",
-        "database disk image is malformed",
-        "database is locked",
-        "attempt to write a readonly database",
-        "database or disk is full",
-        "disk I/O error",
-    }
-)
 
 
 class CatalogTooNew(RuntimeError):
     """The database was migrated by a later Visage than this one."""
-
-
-class CatalogUnreachable(ConnectionError):
-    """The database cannot be opened, or was lost while at work."""
 
 
 def location_of(url: str) -> URL:
@@ -74,19 +60,7 @@ def create_catalog_engine(url: str) -> Engine:
         engine = create_engine(location, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
     else:
         engine = _sqlite_engine(location)
-
-    @event.listens_for(engine, "handle_error")
-    def _explain(context: ExceptionContext) -> None:
-        if context.is_pre_ping:
-            return  # the pool connects again
-        reason = str(context.original_exception).strip()
-        connecting = context.connection is None and isinstance(context.sqlalchemy_exception, DatabaseError)
-        if connecting or context.is_disconnect or reason in SQLITE_IN_TROUBLE:
-            raise CatalogUnreachable(
-                f"{location.render_as_string()}: the catalog cannot be used: {reason}. Is the database running and reachable "
-                "from here, and do name, user and password in VISAGE_DATABASE_URL fit?"
-            ) from context.original_exception
-
+    explain(engine)
     return engine
 
 

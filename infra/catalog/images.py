@@ -141,6 +141,16 @@ def pending(session: Session, collection_id: int, run_id: int, page: tuple[int, 
     return [Work(*row) for row in session.execute(statement)]
 
 
+def claimed_by(session: Session, run_id: int, image_ids: Sequence[int]) -> dict[int, int]:
+    """The contents that images of a run have claimed and not finished, as {image id: content id}."""
+    statement = select(Content.owner_image_id, Content.id).where(
+        Content.owner_image_id.in_(image_ids),
+        Content.run_id == run_id,
+        Content.status == ContentStatus.CLAIMED.value,
+    )
+    return dict(session.execute(statement).tuples().all())
+
+
 def claim(
     session: Session, collection_id: int, run_id: int, recipe: str, digests: Sequence[tuple[int, str]]
 ) -> dict[int, tuple[int, bool]]:

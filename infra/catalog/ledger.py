@@ -22,8 +22,11 @@ from infra.catalog.schema import (
 )
 
 
-def settle(session: Session, run_id: int, collection_id: int, recipe: str) -> None:
-    """Give images that share another's bytes that one's fate: done, or failed for the same reason."""
+def settle(session: Session, run_id: int, collection_id: int, recipe: str, place: str) -> None:
+    """Give images that share another's bytes that one's fate: done, or failed for the same reason.
+
+    `place` is where the collection lies: a key behind it makes the full path or URL that a failure's message names.
+    """
     waiting = and_(Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value)
     of_this_recipe = and_(Content.id == Image.content_id, Content.recipe == recipe)
     done = exists().where(of_this_recipe, Content.status == ContentStatus.DONE.value)
@@ -49,7 +52,7 @@ def settle(session: Session, run_id: int, collection_id: int, recipe: str) -> No
                 Image.key,
                 Content.failure_stage,
                 Content.failure_reason,
-                Content.failure_message,
+                literal(place) + Image.key + ": " + Content.failure_message,
                 Content.failure_retryable,
                 literal(now(), type_=Failure.failed_at.type),
             ).where(waiting, failed),

@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 import psutil
@@ -12,6 +13,8 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
 from infra.catalog.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, now
+
+MANY = 10  # crashes in a row: more make no difference
 
 
 class RunInProgress(RuntimeError):
@@ -71,6 +74,13 @@ def open_run(session: Session, collection_id: int, recipe: str) -> Run:
     session.add(run)
     session.flush()
     return run
+
+
+def crashes_before(session: Session, run: Run) -> int:
+    """How many runs of a collection died in a row right before `run`."""
+    earlier = select(Run.status).where(Run.collection_id == run.collection_id, Run.id < run.id).order_by(Run.id.desc())
+    statuses = session.scalars(earlier.limit(MANY))
+    return sum(1 for _ in takewhile(lambda status: status == RunStatus.CRASHED.value, statuses))
 
 
 def close_run(

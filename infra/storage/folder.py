@@ -56,10 +56,11 @@ class Folder:
 
     @property
     def uri(self) -> str:
-        return str(self.root)
+        path = str(self.root)
+        return path if path.isprintable() else self.root.as_uri()  # a name that is no UTF-8 fits into no catalog
 
     def url(self, key: str) -> str:
-        return f"{self.root}/{key}"
+        return f"{self.uri}/{key}"
 
     def list(self, prefix: str = "", start_after: str | None = None) -> Iterator[Page]:
         return ascending(self._pages(prefix, start_after), self.uri)
@@ -162,7 +163,7 @@ class Folder:
                 raise
             if isinstance(error, FileNotFoundError | NotADirectoryError):
                 raise StoreMissing(
-                    f"{self.root}: there is no such folder. Is the drive mounted, the path right?"
+                    f"{self.uri}: there is no such folder. Is the drive mounted, the path right?"
                 ) from error
             raise self._error(error, "") from error
         return iter(sorted(names))
@@ -194,7 +195,7 @@ class Folder:
             names = [_raw(part) for part in key.split("/")]
         except ValueError:
             raise InvalidKey(
-                f"{self.root}: {key!r} is not the key of a file: no '', '.' or '..' between slashes, no NUL, "
+                f"{self.uri}: {key!r} is not the key of a file: no '', '.' or '..' between slashes, no NUL, "
                 f"and '{ESCAPE}' only before percent-encoded names."
             ) from None
         return os.path.join(os.fsencode(self.root), *names)
@@ -212,7 +213,7 @@ class Folder:
         root = os.path.realpath(os.fsencode(self.root))
         if path != root and not path.startswith(os.path.join(root, b"")):
             raise AccessDenied(
-                f"{self.url(key)}: a symbolic link leads out of the folder, to {os.fsdecode(path)}. "
+                f"{self.url(key)}: a symbolic link leads out of the folder, to {os.fsdecode(path)!a}. "
                 "Add that place as a collection of its own."
             )
 

@@ -228,6 +228,49 @@ def test_hostile_files_end_as_images_or_failures_and_nothing_is_lost(settings: S
     assert state.tally.images == sum(e.outcome in (Outcome.PROCESSED, Outcome.FAILED) for e in expected.values()) + 1
 
 
+def test_every_copy_of_a_broken_file_is_named_in_its_own_failure(settings: Settings, tmp_path: Path) -> None:
+    folder = tmp_path / "broken"
+    folder.mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (folder / name).write_bytes(b"\xff\xd8\xff not a picture")
+    add(settings, folder)
+    run(settings)
+    with Catalog(settings.catalog_url).read() as session:
+        failures = {failure.key: failure.message for failure in views.failures(session, "archive", None, 10)}
+    for name in ("a.jpg", "b.jpg"):
+        assert failures[name].startswith(f"{folder}/{name}: ")
+    assert failures["a.jpg"].partition(": ")[2] == failures["b.jpg"].partition(": ")[2]
+
+
+def test_a_collection_whose_folder_has_a_name_that_is_no_utf8_is_processed(settings: Settings, tmp_path: Path) -> None:
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(jpeg(portrait(200)))
+    (folder / "b.jpg").write_bytes(b"\xff\xd8\xff not a picture")
+    add(settings, open_store(str(folder)).uri)
+    assert run(settings).tally.faces == 1
+    with Catalog(settings.catalog_url).read() as session:
+        (failure,) = views.failures(session, "archive", None, 10)
+    assert failure.message.startswith(f"file://{tmp_path}/caf%E9/b.jpg: ")
+
+
+def test_an_interrupted_run_records_the_engine_it_used(settings: Settings, photos: Path) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    def interrupted() -> None:
+        with night(settings, "archive") as state:
+            steps.discover_images(state)
+            steps.process_images(state, interrupt)
+
+    add(settings, photos)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
+    with Catalog(settings.catalog_url).read() as session:
+        (latest,) = views.runs(session, 1)
+    assert (latest.error, latest.counts["engine"]) == ("interrupted", "inline")
+
+
 def test_a_photo_that_vanishes_between_listing_and_reading_is_a_failure(settings: Settings, photos: Path) -> None:
     add(settings, photos)
     with night(settings, "archive") as state:
@@ -251,7 +294,7 @@ def test_one_face_that_breaks_a_model_fails_alone(
 
     def broken(self: Any, batch: Any) -> Any:
         if any(photo.key == "b.jpg" for photo in batch):
-            raise RuntimeError("out of memory")
+            raise RuntimeError("no such luck")
         return whole(self, batch)
 
     monkeypatch.setattr(embed.Embed, "_embed", broken)

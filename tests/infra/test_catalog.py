@@ -170,17 +170,17 @@ def test_settle_gives_copies_the_fate_of_the_one_that_was_processed(catalog: Cat
         pairs = [(a, "good"), (b, "good"), (c, "bad"), (d, "bad")]
         claims = images.claim(session, collection_id, run_id, "recipe", pairs)
         record_photos(session, run_id, contract, [a_photo(a, claims[a][0], contract, 1)])
-        broken = FailureRecord("c.jpg", "decode", "truncated", "c.jpg: cut off", retryable=False, image_id=c)
+        broken = FailureRecord("c.jpg", "decode", "truncated", "cut off", retryable=False, image_id=c)
         runs.record_failures(session, run_id, collection_id, [broken])
         ledger.fail_contents(session, {claims[c][0]: broken})
         for image_id in (b, d):
             session.get(Image, image_id).content_id = claims[image_id][0]
     with catalog.write() as session:
-        ledger.settle(session, run_id, collection_id, "recipe")
+        ledger.settle(session, run_id, collection_id, "recipe", "/photos/")
     with catalog.read() as session:
         assert list(session.scalars(select(Image.status).order_by(Image.key))) == ["done", "done", "failed", "failed"]
-        reasons = session.execute(select(Failure.key, Failure.reason).order_by(Failure.key)).tuples().all()
-        assert reasons == [("c.jpg", "truncated"), ("d.jpg", "truncated")]
+        reasons = session.execute(select(Failure.reason, Failure.message).order_by(Failure.key)).tuples().all()
+        assert reasons == [("truncated", "cut off"), ("truncated", "/photos/d.jpg: cut off")]
         assert ledger.audit(session, collection_id, contract, 1).problems == ()
 
 

@@ -224,7 +224,7 @@ def test_what_failed_is_a_row_and_an_image_that_stands_as_failed(place: Place) -
         retryable = dict(session.execute(select(Image.key, Image.retryable)).tuples().all())
     assert stands == {"a.jpg": "failed", "b.jpg": "failed", "c.jpg": "done"}
     assert retryable == {"a.jpg": True, "b.jpg": False, "c.jpg": False}
-    assert (failures["a.jpg"].stage, failures["a.jpg"].message) == ("embed", "out of memory")
+    assert (failures["a.jpg"].stage, failures["a.jpg"].message) == ("embed", "/photos/a.jpg: out of memory")
     assert (content.status, content.failure_reason) == ("failed", "error")
     assert len(place.rows(Face)["face"]) == 1
     assert len(place.objects()) == 1

@@ -1,0 +1,85 @@
+"""What a database does to us: errors that say what happened to which catalog, and patience with what passes."""
+
+import sqlite3
+
+from sqlalchemy import Engine, event
+from sqlalchemy.engine.interfaces import ExceptionContext
+from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
+
+PATIENCE = 120  # seconds: as long as a database server needs to restart and recover
+GONE = ("57P01", "57P02", "57P03", "53300")  # PostgreSQL shuts down, crashed, starts up, or has no connection left
+AGAIN = ("40001", "40P01", "55P03")  # a conflict with another transaction, a deadlock, a lock not to be had
+NO_ROOM = ("53100", "53200")
+
+
+class CatalogUnreachable(ConnectionError):
+    """The database cannot be used: its URL, its file or the right to it must be mended first."""
+
+
+class CatalogUnavailable(CatalogUnreachable):
+    """The database is down, went away in the middle of the work, or stays locked: the same may succeed later."""
+
+
+class CatalogFull(CatalogUnreachable):
+    """The database has no room left. Nothing of the transaction was written."""
+
+
+# Run a function that reads, or that changes nothing if it is done twice, again from its start while the database is away.
+patient = retry(
+    retry=retry_if_exception_type(CatalogUnavailable),
+    wait=wait_exponential_jitter(initial=0.2, max=15, jitter=1),
+    stop=stop_after_delay(PATIENCE),
+    reraise=True,
+)
+
+
+def explain(engine: Engine) -> None:
+    """Let `engine` raise errors of ours where its database fails, and leave those that are bugs as they are."""
+    where = engine.url.render_as_string(hide_password=True)
+
+    @event.listens_for(engine, "handle_error")
+    def _explain(context: ExceptionContext) -> None:
+        if context.is_pre_ping:
+            return  # the pool connects again
+        error = context.original_exception
+        said = str(error).strip()
+        if isinstance(error, sqlite3.Error):
+            found = _of_sqlite(error, where)
+        elif type(error).__module__.startswith("psycopg"):  # which SQLite's users need not import
+            found = _of_postgresql(error, where, said, context.is_disconnect)
+        else:
+            return
+        if found is not None:
+            raise found from error
+
+
+def _of_sqlite(error: sqlite3.Error, where: str) -> CatalogUnreachable | None:
+    """By SQLite's primary result code (https://www.sqlite.org/rescode.html)."""
+    match getattr(error, "sqlite_errorcode", 0) & 0xFF:
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return CatalogUnavailable(
+                f"{where}: another process has kept the catalog locked. Look for one that hangs, then run again."
+            )
+        case sqlite3.SQLITE_FULL:
+            return CatalogFull(f"{where}: no room is left ({error}). Free some and run again; nothing is half-written.")
+        case sqlite3.SQLITE_IOERR:
+            return CatalogFull(f"{where}: the disk does not take or give the data ({error}). Is it full, or failing?")
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return CatalogUnreachable(f"{where}: {error}. Give this user the right to the file and to its folder.")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return CatalogUnreachable(
+                f"{where}: {error}. Restore the catalog from a backup; the photographs are untouched."
+            )
+        case _:
+            return None
+
+
+def _of_postgresql(error: BaseException, where: str, said: str, disconnected: bool) -> CatalogUnreachable | None:
+    state = getattr(error, "sqlstate", None) or ""
+    if state in NO_ROOM:
+        return CatalogFull(f"{where}: no room is left ({said}). Free some and run again; nothing is half-written.")
+    if state in AGAIN:
+        return CatalogUnavailable(f"{where}: {said}. Run again.")
+    if disconnected or state in GONE or (type(error).__name__ == "OperationalError" and not state):
+        return CatalogUnavailable(f"{where}: {said}. Is the server up, VISAGE_DATABASE_URL right? Run again then.")
+    return None

