@@ -97,6 +97,15 @@ def store(
     return Stored(target, manifest)
 
 
+def origin(folder: Path) -> dict[str, str]:
+    """Return what the weights in a folder were converted from: SHA-256 or digest by name.
+
+    Raises:
+        WeightsError: if there are none, or their manifest is damaged.
+    """
+    return _manifest(folder).origin
+
+
 def find(weights_dir: Path, model: str, origin: Mapping[str, str]) -> Stored | None:
     """Return sound weights of this model that were converted from exactly `origin`, if there are any."""
     for path in sorted((weights_dir / model).glob(f"*/{MANIFEST}")):

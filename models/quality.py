@@ -4,7 +4,7 @@ Every part is a monotone formula of something measured on the photo, so that a l
 picture, not the person: sharpness is relative to the face's own contrast, and clipping counts only what is black or white.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -46,7 +46,7 @@ class Quality:
 
     In 0..1, higher is better: `overall`, and its factors `sharpness`, `size`, `frontalness`, `exposure`, `detection`.
     Raw: `inter_eye_distance` in photo pixels; `yaw` (positive: looks to image-right), `pitch` (positive: up) and `roll`
-    (positive: clockwise) in degrees.
+    (positive: clockwise) in degrees; `brightness`, the mean luma in 0..1.
     """
 
     overall: Tensor
@@ -59,10 +59,11 @@ class Quality:
     yaw: Tensor
     pitch: Tensor
     roll: Tensor
+    brightness: Tensor
 
     def parts(self) -> dict[str, Tensor]:
-        """Everything but `overall`, by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "overall"}
+        """The factors that `overall` is made of, by name."""
+        return {name: getattr(self, name) for name in WEIGHTS}
 
 
 def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
@@ -94,7 +95,10 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
         "detection": scores.float(),
     }
     overall = torch.stack([parts[name].pow(weight) for name, weight in WEIGHTS.items()]).prod(dim=0)
-    return Quality(overall, **parts, inter_eye_distance=inter_eye_distance, yaw=yaw, pitch=pitch, roll=roll)
+    brightness = luma.mean(dim=(1, 2)) / 255
+    return Quality(
+        overall, **parts, inter_eye_distance=inter_eye_distance, yaw=yaw, pitch=pitch, roll=roll, brightness=brightness
+    )
 
 
 def _saturating(value: Tensor, half: float) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from models.template import Template
 
 StateDict = Mapping[str, Tensor]
+EMBEDDING = "embedding"  # what a network that describes calls the embedding among its outputs
 
 
 class CheckpointMismatch(ValueError):
@@ -67,11 +68,25 @@ class Kind(StrEnum):
     """The type of an attribute's value."""
 
     PROBABILITY = "probability"
+    PROBABILITIES = "probabilities"  # several, each of something of its own
+    FRACTION = "fraction"
     YEARS = "years"
     DEGREES = "degrees"
+    PIXELS = "pixels"
     CATEGORY = "category"
     MASK = "mask"
     POINTS = "points"
+
+    @property
+    def unit(self) -> str:
+        """What a value counts: "0..1" for shares and probabilities, "class" for what has classes, pixels for points."""
+        return _UNITS.get(self, "0..1")
+
+
+_UNITS = {
+    Kind.YEARS: "years", Kind.DEGREES: "degrees", Kind.PIXELS: "pixels", Kind.POINTS: "pixels",
+    Kind.CATEGORY: "class", Kind.MASK: "class",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -144,8 +159,11 @@ class ModelSpec:
     (frozenset[str], all if None) and computes no others: sensitive attributes that are off are never estimated.
     `official` turns a released checkpoint as loaded (nesting, prefixes, optimiser state) into the network's state dict.
     `guide`, where a network's forward takes a second argument beside the crops, makes it from their five landmarks
-    (N, 5, 2) in crop pixels. With `mirror`, a face's embedding is that of its crop plus that of the mirrored crop, as
-    verification protocols have it: twice the forwards, fewer errors. `settings` name what else decides the results.
+    (N, 5, 2) in crop pixels. `embeds` names the recognition model whose embedding a describing network gives too, where
+    EMBEDDING is among what is wanted: one forward then does for both. `reads` names the recognition model that a describing
+    network is a head of: its part `head` takes that model's embeddings, of unit length, where they are known already. With
+    `mirror`, a face's embedding is that of its crop plus that of the mirrored crop, as verification protocols have it: twice
+    the forwards, fewer errors. `settings` name what else decides the results.
     """
 
     name: str
@@ -165,6 +183,8 @@ class ModelSpec:
     bundled: BundledWeights | None = None
     official: Callable[[Mapping[str, Any]], dict[str, Tensor]] = _as_is
     guide: Callable[[Tensor], Tensor] | None = None
+    embeds: str = ""
+    reads: str = ""
     notes: str = field(default="", compare=False)
 
     @property

@@ -39,11 +39,22 @@ PITCH = Attribute("pitch", Kind.DEGREES)
 YAW = Attribute("yaw", Kind.DEGREES)
 ROLL = Attribute("roll", Kind.DEGREES)
 
+# Measured on the photo, without learning: see `models.attributes.measured`.
+INTER_EYE_DISTANCE = Attribute("inter_eye_distance", Kind.PIXELS)
+SHARPNESS = Attribute("sharpness", Kind.FRACTION)
+EXPOSURE = Attribute("exposure", Kind.FRACTION)
+BRIGHTNESS = Attribute("brightness", Kind.FRACTION)
+BEYOND_BORDER = Attribute("beyond_border", Kind.FRACTION)  # share of the face that the photo's border cuts off
+VISIBILITY = Attribute(
+    "visibility", Kind.FRACTION
+)  # of the face, as pose and border leave it; what covers it isn't known
+COLOR = Attribute("color", Kind.CATEGORY, ("grey", "toned", "color"))  # toned: of one hue, as sepia is
+
 LANDMARKS_68 = Attribute("landmarks_68", Kind.POINTS)  # iBUG / 300W order
 LANDMARKS_29 = Attribute("landmarks_29", Kind.POINTS)  # COFW order
 LANDMARKS_98 = Attribute("landmarks_98", Kind.POINTS)  # WFLW order
 LANDMARKS_19 = Attribute("landmarks_19", Kind.POINTS)  # AFLW order
-OCCLUSION_29 = Attribute("occlusion_29", Kind.PROBABILITY)  # (N, 29): that each of COFW's points is hidden
+OCCLUSION_29 = Attribute("occlusion_29", Kind.PROBABILITIES)  # (N, 29): that each of COFW's points is hidden
 
 # LaPa knows the first eleven and counts ears as skin; CelebAMask-HQ knows all.
 PARSING = Attribute(
@@ -82,8 +93,9 @@ CELEBA: tuple[Attribute, ...] = tuple(
 ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType({
     attribute.name: attribute
     for attribute in (
-        AGE, AGE_GROUP, GENDER, RACE, EXPRESSION, PITCH, YAW, ROLL, LANDMARKS_68, LANDMARKS_29, LANDMARKS_98,
-        LANDMARKS_19, OCCLUSION_29, PARSING, *CELEBA,
+        AGE, AGE_GROUP, GENDER, RACE, EXPRESSION, PITCH, YAW, ROLL, INTER_EYE_DISTANCE, SHARPNESS, EXPOSURE, BRIGHTNESS,
+        BEYOND_BORDER, VISIBILITY, COLOR, LANDMARKS_68, LANDMARKS_29, LANDMARKS_98, LANDMARKS_19, OCCLUSION_29, PARSING,
+        *CELEBA,
     )
 })  # fmt: skip
 

@@ -1,12 +1,17 @@
-"""Assess: how good a face is, and whether it needs restoring."""
+"""Assess: what can be measured of a face without learning, how good it is, and whether it needs restoring."""
 
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from models.alignment import outside_share
+from models.attributes.measured import INTER_EYE_DISTANCE, measured
 from models.quality import assess_quality
+from models.template import ARCFACE_112
+from tasks.describe import columns
 from tasks.photo_faces import (
+    BOXES,
     LANDMARKS,
     PORTRAIT,
     QUALITY,
@@ -15,9 +20,12 @@ from tasks.photo_faces import (
     TO_RESTORE,
     PhotoFaces,
     crop,
+    estimate,
     quality_part,
 )
-from tasks.recipe import Recipe
+from tasks.recipe import MEASURED_VERSION, Recipe
+
+EYE_DISTANCE = estimate(MEASURED_VERSION.contract, INTER_EYE_DISTANCE.name, "value")
 
 # A face is restored if its eyes are closer than this in the photo, so that the kept crop would be mostly interpolation,
 MAX_RESTORED_EYE_DISTANCE = 24.0  # px
@@ -28,14 +36,17 @@ MIN_RESTORED_QUALITY = 0.5  # seen on the demo's old scans and on old photograph
 
 
 def assess(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
-    """Add the quality score with its parts, and select the crops of the faces that need restoring.
+    """Add what is measured and the quality score with its parts, and select the crops of the faces that need restoring.
 
     The restorer's view of the others is dropped, unless another model looks at faces in the same view.
     """
     arrays = photo.arrays
-    quality = assess_quality(*(torch.from_numpy(arrays[name]) for name in (PORTRAIT, LANDMARKS, SCORES)))
-    parts = {quality_part(name): value.numpy() for name, value in quality.parts().items()}
-    photo = photo.having(**{QUALITY: quality.overall.numpy()}, **parts)
+    crops, landmarks, scores = (torch.from_numpy(arrays[name]) for name in (PORTRAIT, LANDMARKS, SCORES))
+    quality = assess_quality(crops, landmarks, scores)
+    photo = photo.having(**{QUALITY: quality.overall.numpy()})
+    photo = photo.having(**{quality_part(name): value.numpy() for name, value in quality.parts().items()})
+    facts = measured(quality, crops, _beyond_border(photo))
+    photo = photo.having(**columns(MEASURED_VERSION, facts, frozenset(facts)))
     if recipe.restorer is None or recipe.restorer.spec.preprocess is None:
         return photo
     view = crop(recipe.restorer.spec.preprocess.template)
@@ -48,8 +59,15 @@ def assess(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
     return replace(photo, arrays={name: value for name, value in photo.arrays.items() if name != view})
 
 
+def _beyond_border(photo: PhotoFaces) -> torch.Tensor:
+    """Share (n,) of each face, brow to chin and cheek to cheek, that lies beyond the photo's border."""
+    boxes, landmarks = (torch.from_numpy(photo.arrays[name]) for name in (BOXES, LANDMARKS))
+    sizes = torch.tensor([[photo.height, photo.width]]).expand(len(boxes), 2)
+    return outside_share(ARCFACE_112.transforms(boxes, landmarks), sizes, ARCFACE_112.size)
+
+
 def needs_restoration(arrays: dict[str, np.ndarray]) -> np.ndarray:
     """Which faces (n,) bool the quality gate sends to the restorer."""
-    small = arrays[quality_part("inter_eye_distance")] < MAX_RESTORED_EYE_DISTANCE
+    small = arrays[EYE_DISTANCE] < MAX_RESTORED_EYE_DISTANCE
     blurred = arrays[quality_part("sharpness")] < MAX_RESTORED_SHARPNESS
     return (small | blurred) & (arrays[QUALITY] >= MIN_RESTORED_QUALITY)

@@ -1,63 +1,136 @@
-"""Describe: estimates of a face's attributes. A sensitive attribute that is not switched on is not computed."""
+"""Describe: estimates of a face's attributes. A sensitive attribute that is not switched on is not computed.
 
-from collections.abc import Sequence
+What travels on is what a face's own photo can be asked about: points lie in pixels of the photo, not of a crop, and a
+confidence is the model's own times the share of the face that is to be seen, so that a face turned away or cut off is not
+described as surely as one seen in full. Probabilities stay as the model gave them.
+"""
+
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from models.spec import ModelSpec
+from models.attributes.measured import VISIBILITY
+from models.spec import Attribute, Estimate, Kind, ModelSpec
 from tasks.guard import guarded
 from tasks.install import ModelVersion, load_network
-from tasks.photo_faces import PhotoFaces, crop, estimate
+from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, PhotoFaces, crop, estimate
+from tasks.recipe import MEASURED_VERSION
 
-BATCH = 64
+BATCH = 64  # crops per forward, but never more than
+BATCH_PIXELS = 2**20  # in all: a network that draws maps holds a dozen numbers for each
+VISIBLE = estimate(MEASURED_VERSION.contract, VISIBILITY.name, "value")
+Columns = dict[str, np.ndarray]
 
 
 class Describe:
     """Estimate attributes with several model versions, each run once per face.
 
     In: the crops of each version's template. Out: `value`, `confidence` and, for categories, `probabilities` of every
-    attribute in `wanted`.
+    attribute in `wanted` under each version's contract. The versions whose contracts are in `heads` read the faces'
+    embeddings instead of crops.
     """
 
-    def __init__(self, versions: Sequence[ModelVersion], wanted: frozenset[str], device: str) -> None:
-        self.models = [(version.spec, load_network(version).to(device)) for version in versions]
-        self.wanted, self.device = wanted, device
+    def __init__(
+        self,
+        versions: Sequence[ModelVersion],
+        wanted: frozenset[str],
+        device: str,
+        heads: frozenset[str] = frozenset(),
+    ) -> None:
+        self.models = [(version, load_network(version).to(device)) for version in versions]
+        self.wanted, self.device, self.heads = wanted, device, heads
 
     def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         return guarded("describe", photos, self._describe)
 
     def _describe(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
-        counts = [photo.face_count for photo in photos]
-        arrays: dict[str, np.ndarray] = {}
-        for spec, network in self.models:
-            assert spec.preprocess is not None
-            assert spec.interpret is not None
-            crops = np.concatenate([photo.arrays[crop(spec.preprocess.template)] for photo in photos])
-            for start in range(0, len(crops), BATCH):
-                with torch.inference_mode():
-                    batch = torch.from_numpy(np.ascontiguousarray(crops[start : start + BATCH])).to(self.device)
-                    estimates = spec.interpret(self._forward(spec, network, spec.preprocess(batch)))
-                for name in self.wanted & estimates.keys():
-                    parts = {
-                        "value": estimates[name].value,
-                        "confidence": estimates[name].confidence,
-                        "probabilities": estimates[name].probabilities,
-                    }
-                    for what, part in parts.items():
-                        if part is not None:
-                            column = estimate(name, what)
-                            rows = part.float().cpu().numpy()
-                            arrays[column] = np.concatenate([arrays[column], rows]) if column in arrays else rows
-        ends = np.cumsum(counts)
-        return [
-            photo.having(**{name: rows[end - count : end] for name, rows in arrays.items() if count})
-            for photo, count, end in zip(photos, counts, ends, strict=True)
-        ]
+        described = list(photos)
+        for version, network in self.models:
+            if version.contract in self.heads:
+                vectors = np.concatenate([photo.arrays[EMBEDDING] for photo in photos])
+                found = describe_embeddings(version, network, vectors, self.wanted, self.device)
+            else:
+                assert version.spec.preprocess is not None
+                crops = np.concatenate([photo.arrays[crop(version.spec.preprocess.template)] for photo in photos])
+                found = describe_crops(version, network, crops, self.wanted, self.device)
+            described = handed_out(described, version, found)
+        return described
 
-    def _forward(self, spec: ModelSpec, network: nn.Module, batch: Tensor) -> Any:
-        """A network of many attributes computes those that are wanted; one of a single attribute runs or does not."""
-        names = frozenset(attribute.name for attribute in spec.attributes)
-        return network(batch) if len(names) == 1 else network(batch, names & self.wanted)
+
+def describe_crops(
+    version: ModelVersion, network: nn.Module, crops: np.ndarray, wanted: frozenset[str], device: str
+) -> Columns:
+    """Estimate the wanted attributes of crops (N, S, S, 3) uint8, as columns of N rows; points in pixels of the crop."""
+    spec = version.spec
+    assert spec.preprocess is not None
+    assert spec.interpret is not None
+    batch = max(1, min(BATCH, BATCH_PIXELS // spec.preprocess.template.size**2))
+    found = []
+    with torch.inference_mode():
+        for start in range(0, len(crops), batch):
+            faces = torch.from_numpy(np.ascontiguousarray(crops[start : start + batch])).to(device)
+            raw = forward(spec, network, spec.preprocess(faces), wanted)
+            found.append(columns(version, spec.interpret(raw), wanted))
+    return joined(found)
+
+
+def describe_embeddings(
+    version: ModelVersion, network: nn.Module, vectors: np.ndarray, wanted: frozenset[str], device: str
+) -> Columns:
+    """Estimate the wanted attributes by a head of the network that made the embeddings (N, D) float32 of unit length."""
+    assert version.spec.interpret is not None
+    with torch.inference_mode():
+        raw = network.get_submodule("head")(torch.from_numpy(np.ascontiguousarray(vectors)).to(device))
+        return columns(version, version.spec.interpret(raw), wanted) if len(vectors) else {}
+
+
+def forward(spec: ModelSpec, network: nn.Module, batch: Tensor, wanted: frozenset[str]) -> Any:
+    """A network of many attributes computes those that are wanted; one of a single attribute runs or does not."""
+    names = frozenset(attribute.name for attribute in spec.attributes)
+    return network(batch) if len(names) == 1 else network(batch, names & wanted)
+
+
+def columns(version: ModelVersion, estimates: Mapping[str, Estimate], wanted: frozenset[str]) -> Columns:
+    """The wanted estimates under the names that they travel by."""
+    found: Columns = {}
+    for attribute in version.spec.attributes:
+        if attribute.name not in wanted or attribute.name not in estimates:
+            continue
+        opinion = estimates[attribute.name]
+        value = opinion.value.byte() if attribute.kind is Kind.MASK else opinion.value.float()
+        parts = {"value": value, "confidence": opinion.confidence, "probabilities": opinion.probabilities}
+        for what, part in parts.items():
+            if part is not None:
+                found[estimate(version.contract, attribute.name, what)] = part.cpu().numpy()
+    return found
+
+
+def joined(batches: Sequence[Columns]) -> Columns:
+    """The columns of several batches under each other."""
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in (batches[0] if batches else {})}
+
+
+def handed_out(photos: Sequence[PhotoFaces], version: ModelVersion, found: Columns) -> list[PhotoFaces]:
+    """Give each photo the rows of its faces: points in its own pixels, confidences no higher than what can be seen."""
+    results, end = [], 0
+    for photo in photos:
+        start, end = end, end + photo.face_count
+        rows = {name: column[start:end] for name, column in found.items()}
+        for attribute in version.spec.attributes if photo.face_count else ():
+            _as_in_photo(photo, version, attribute, rows)
+        results.append(photo.having(**rows) if photo.face_count else photo)
+    return results
+
+
+def _as_in_photo(photo: PhotoFaces, version: ModelVersion, attribute: Attribute, rows: Columns) -> None:
+    value, confidence = (estimate(version.contract, attribute.name, what) for what in ("value", "confidence"))
+    if value not in rows:
+        return
+    rows[confidence] = rows[confidence] * photo.arrays[VISIBLE]
+    if attribute.kind is Kind.POINTS and version.spec.preprocess is not None:
+        boxes, landmarks = (torch.from_numpy(np.array(photo.arrays[name])) for name in (BOXES, LANDMARKS))
+        to_photo = version.spec.preprocess.template.transforms(boxes, landmarks).numpy()
+        rows[value] = rows[value] @ to_photo[:, :, :2].transpose(0, 2, 1) + to_photo[:, None, :, 2]

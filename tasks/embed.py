@@ -1,12 +1,16 @@
 """Embed: one vector of unit length per face; the restored faces are embedded beside, to see whom they still resemble."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
+from models.spec import EMBEDDING as EMBEDDING_OUTPUT
 from models.spec import ModelSpec
+from tasks.describe import Columns, columns, handed_out, joined
 from tasks.guard import guarded
 from tasks.install import ModelVersion, load_network
 from tasks.photo_faces import (
@@ -25,14 +29,22 @@ class Embed:
     """Embed aligned crops with one model version.
 
     In: crops of the version's template (n, S, S, 3) uint8. Out: `embedding` (n, D) float32, unit length; for restored
-    faces also the cosine similarity between the restored and the original face.
+    faces also the cosine similarity between the restored and the original face. `describing`, a version whose network gives
+    the embedding too (`Recipe.shared`), takes the embedder's place, and its `wanted` estimates come of the same forward.
     """
 
-    def __init__(self, version: ModelVersion, device: str) -> None:
+    def __init__(
+        self,
+        version: ModelVersion,
+        device: str,
+        describing: ModelVersion | None = None,
+        wanted: frozenset[str] = frozenset(),
+    ) -> None:
         assert version.spec.preprocess is not None
         self.spec, self.template = version.spec, version.spec.preprocess.template
-        self.network = load_network(version).to(device)
-        self.device = device
+        self.network = load_network(describing or version).to(device)
+        self.describing, self.device = describing, device
+        self.wanted = wanted if describing is None else wanted & {a.name for a in describing.spec.attributes}
 
     def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         return guarded("embed", photos, self._embed)
@@ -40,8 +52,20 @@ class Embed:
     def _embed(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         original, restored = crop(self.template), restored_crop(self.template)
         crops = [photo.arrays[original] for photo in photos]
-        crops += [photo.arrays[restored] for photo in photos if restored in photo.arrays]
-        vectors = iter(_split(embed(self.network, self.spec, np.concatenate(crops), self.device), crops))
+        again = [photo.arrays[restored] for photo in photos if restored in photo.arrays]
+        described: list[Columns] = []
+        if self.describing is None:
+            vectors = iter(
+                _split(embed(self.network, self.spec, np.concatenate(crops + again), self.device), crops + again)
+            )
+        else:
+            own = embed(partial(self._both, described), self.spec, np.concatenate(crops), self.device)
+            alone = (
+                embed(self._embedding, self.spec, np.concatenate([*crops[:0], *again]), self.device)
+                if again
+                else own[:0]
+            )
+            vectors = iter([*_split(own, crops), *_split(alone, again)])
         embeddings = [next(vectors) for _ in photos]
         results = []
         for photo, embedding in zip(photos, embeddings, strict=True):
@@ -50,10 +74,21 @@ class Embed:
                 rows = photo.arrays[RESTORED_FACES]
                 arrays[IDENTITY_SIMILARITY] = (embedding[rows] * next(vectors)).sum(axis=1)
             results.append(photo.having(**arrays))
-        return results
+        return results if self.describing is None else handed_out(results, self.describing, joined(described))
+
+    def _both(self, described: list[Columns], faces: Tensor) -> Tensor:
+        """Return the embeddings of a batch, and note what else the same forward says of it."""
+        assert self.describing is not None
+        assert self.describing.spec.interpret is not None
+        raw: Mapping[str, Any] = self.network(faces, self.wanted | {EMBEDDING_OUTPUT})
+        described.append(columns(self.describing, self.describing.spec.interpret(raw), self.wanted))
+        return raw[EMBEDDING_OUTPUT]
+
+    def _embedding(self, faces: Tensor) -> Tensor:
+        return self.network(faces, frozenset({EMBEDDING_OUTPUT}))[EMBEDDING_OUTPUT]
 
 
-def embed(network: nn.Module, spec: ModelSpec, crops: np.ndarray, device: str) -> np.ndarray:
+def embed(network: Callable[[Tensor], Tensor], spec: ModelSpec, crops: np.ndarray, device: str) -> np.ndarray:
     """Embed crops (N, S, S, 3) uint8 of the spec's template as (N, D) float32 of unit length.
 
     Raises:

@@ -95,9 +95,13 @@ def quality_parts(arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     return {name.removeprefix(prefix): values for name, values in arrays.items() if name.startswith(prefix)}
 
 
-def estimate(attribute: str, what: str) -> str:
-    """`value` (n,), `confidence` (n,) or `probabilities` (n, classes) of an attribute, float32."""
-    return f"attribute.{attribute}.{what}"
+def estimate(contract: str, attribute: str, what: str) -> str:
+    """What the model version with this contract says of an attribute.
+
+    `value` (n,) float32, points (n, P, 2) float32 in pixels of the upright original, or a mask (n, S, S) uint8 of classes in
+    the version's own crop; `confidence` (n,) float32, NaN where there is none; `probabilities` (n, classes) float32.
+    """
+    return f"attribute.{contract}.{attribute}.{what}"
 
 
 def pack(photo: PhotoFaces) -> bytes:

@@ -44,9 +44,9 @@ def face_stages(job: Job) -> list[tuple[str, Callable[[], Stage]]]:
     stages: list[tuple[str, Callable[[], Stage]]] = []
     if recipe.restorer is not None:
         stages.append(("restore", partial(Restore, recipe.restorer, embed_template, job.device)))
-    stages.append(("embed", partial(Embed, recipe.embedder, job.device)))
-    if recipe.describers:
-        stages.append(("describe", partial(Describe, recipe.describers, recipe.attributes, job.device)))
+    stages.append(("embed", partial(Embed, recipe.embedder, job.device, recipe.shared, recipe.attributes)))
+    if describers := [version for version in recipe.describers if version != recipe.shared]:
+        stages.append(("describe", partial(Describe, describers, recipe.attributes, job.device, recipe.heads)))
     return stages
 
 

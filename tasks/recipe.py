@@ -5,22 +5,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from infra import weights
 from infra.catalog.database import upsert
 from infra.catalog.faces import Contract
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.catalog.vectors import create_index
 from infra.settings import Settings
+from models.attributes.measured import MEASURED
 from models.quality import QUALITY_TEMPLATE
-from models.spec import Attribute, Kind, Role
+from models.spec import Attribute, Role
 from models.template import Template
 from tasks.calibration import shipped_calibration
 from tasks.install import ModelVersion, find_version
 
 PORTRAIT_TEMPLATE = QUALITY_TEMPLATE  # also wide enough for every other template, should a model be added
+MEASURED_VERSION = ModelVersion(MEASURED.name, 1, "", Path(), MEASURED)  # nothing to load
 STAGES_VERSION = 1  # raise it when a change outside the models (quality, gates, decoding) must reprocess everything
 
 
@@ -37,13 +41,34 @@ class Recipe:
     @property
     def versions(self) -> tuple[ModelVersion, ...]:
         restorers = () if self.restorer is None else (self.restorer,)
-        return (self.detector, self.embedder, *restorers, *self.describers)
+        return (self.detector, self.embedder, *restorers, *self.describing)
+
+    @property
+    def describing(self) -> tuple[ModelVersion, ...]:
+        """Everything that gives attributes: what is measured on every face, then the models."""
+        return (MEASURED_VERSION, *self.describers)
+
+    @cached_property
+    def shared(self) -> ModelVersion | None:
+        """The describer whose forward gives the embedding too: made of the same checkpoint as the embedder."""
+        for version in self.describers:
+            if version.spec.embeds == self.embedder.name and not self.embedder.spec.mirror:
+                files, own = (set(weights.origin(v.weights).values()) for v in (version, self.embedder))
+                if files == own:
+                    return version
+        return None
+
+    @cached_property
+    def heads(self) -> frozenset[str]:
+        """Contracts of the describers that are heads of the very embedder: they read its embeddings, not crops."""
+        heads = (version for version in self.describers if version.spec.reads == self.embedder.name)
+        return frozenset(v.contract for v in heads if self.embedder.digest in weights.origin(v.weights).values())
 
     @cached_property
     def digest(self) -> str:
         """SHA-256 (16 hex digits) of every contract, the attributes and the version of the stages."""
         content = {
-            "contracts": {version.spec.name: version.contract for version in self.versions},
+            "contracts": [version.contract for version in self.versions],
             "attributes": sorted(self.attributes),
             "stages": STAGES_VERSION,
         }
@@ -51,12 +76,12 @@ class Recipe:
 
     @cached_property
     def stored_attributes(self) -> tuple[tuple[ModelVersion, Attribute], ...]:
-        """The estimates that are kept for every face: one row each in the catalog."""
+        """What is kept of every face: one row each in the catalog."""
         return tuple(
             (version, attribute)
-            for version in self.describers
+            for version in self.describing
             for attribute in version.spec.attributes
-            if attribute.name in self.attributes and attribute.kind not in (Kind.MASK, Kind.POINTS)
+            if version is MEASURED_VERSION or attribute.name in self.attributes
         )
 
     @cached_property
@@ -118,7 +143,7 @@ def enter(session: Session, recipe: Recipe) -> Contract:
         recipe=recipe.digest,
         detector_id=ids[recipe.detector.contract],
         embedder_id=ids[recipe.embedder.contract],
-        describer_ids=tuple(ids[version.contract] for version in recipe.describers),
+        describer_ids=tuple(ids[version.contract] for version in recipe.describing),
         restorer_id=None if recipe.restorer is None else ids[recipe.restorer.contract],
     )
 

@@ -5,7 +5,8 @@ crash between the two leaves nothing that the next run does not use.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from colorsys import hsv_to_rgb
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -27,7 +28,8 @@ from infra.catalog.faces import (
 from infra.catalog.ledger import fail_contents
 from infra.catalog.runs import record_failures
 from infra.storage import Store
-from models.spec import Kind
+from models.spec import Attribute, Kind
+from tasks.install import ModelVersion
 from tasks.job import Job
 from tasks.photo_faces import (
     BOXES,
@@ -108,31 +110,37 @@ def _face_record(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store
         quality_parts={name: round(float(values[face]), 4) for name, values in quality_parts(arrays).items()},
         crop_key=key,
         embedding=arrays[EMBEDDING][face],
-        attributes=tuple(_attributes(photo, face, job)),
+        attributes=tuple(_attributes(photo, face, stem, job, crops)),
         restoration=_restoration(photo, face, stem, job, crops),
     )
 
 
-def _attributes(photo: PhotoFaces, face: int, job: Job) -> list[AttributeRecord]:
-    ids = dict(zip([version.contract for version in job.recipe.describers], job.contract.describer_ids, strict=True))
-    records = []
+def _attributes(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store) -> Iterator[AttributeRecord]:
+    ids = dict(zip([version.contract for version in job.recipe.describing], job.contract.describer_ids, strict=True))
     for version, attribute in job.recipe.stored_attributes:
-        value = float(photo.arrays[estimate(attribute.name, "value")][face])
-        confidence = float(photo.arrays[estimate(attribute.name, "confidence")][face])
-        probabilities = photo.arrays.get(estimate(attribute.name, "probabilities"))
-        by_class = [] if probabilities is None else probabilities[face].tolist()
-        records.append(
-            AttributeRecord(
-                model_version_id=ids[version.contract],
-                name=attribute.name,
-                value=value,
-                label=attribute.classes[int(value)] if attribute.kind is Kind.CATEGORY else None,
-                confidence=None if np.isnan(confidence) else confidence,
-                probabilities={name: round(p, 5) for name, p in zip(attribute.classes, by_class, strict=bool(by_class))}
-                or None,
-            )
+        value = photo.arrays[estimate(version.contract, attribute.name, "value")][face]
+        confidence = float(photo.arrays[estimate(version.contract, attribute.name, "confidence")][face])
+        probabilities = photo.arrays.get(estimate(version.contract, attribute.name, "probabilities"))
+        mask_key = None
+        if attribute.kind is Kind.MASK:
+            mask_key = f"{stem}-{version.contract}-{attribute.name}.png"
+            crops.put(mask_key, mask_png(value, attribute, version), "image/png")
+        yield AttributeRecord(
+            model_version_id=ids[version.contract],
+            name=attribute.name,
+            kind=attribute.kind.value,
+            unit=attribute.kind.unit,
+            value=float(value) if value.ndim == 0 else None,
+            label=attribute.classes[int(value)] if attribute.kind is Kind.CATEGORY else None,
+            confidence=None if np.isnan(confidence) else confidence,
+            probabilities=None if probabilities is None else _by_class(attribute, probabilities[face]),
+            vector=value.reshape(-1) if value.ndim and attribute.kind is not Kind.MASK else None,
+            mask_key=mask_key,
         )
-    return records
+
+
+def _by_class(attribute: Attribute, probabilities: np.ndarray) -> dict[str, float]:
+    return {name: round(p, 5) for name, p in zip(attribute.classes, probabilities.tolist(), strict=True)}
 
 
 def _restoration(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store) -> RestorationRecord | None:
@@ -156,3 +164,22 @@ def marked_png(pixels: np.ndarray, model: str) -> bytes:
     file = io.BytesIO()
     PillowImage.fromarray(pixels).save(file, "png", pnginfo=text, compress_level=1)
     return file.getvalue()
+
+
+def mask_png(classes: np.ndarray, attribute: Attribute, version: ModelVersion) -> bytes:
+    """Encode a map of class indices (S, S) uint8 as a PNG that shows them in colours; its text names classes and crop."""
+    assert version.spec.preprocess is not None
+    text = PngInfo()
+    text.add_itxt("Description", f"{attribute.name}, estimated by {version.reference}")
+    text.add_itxt("Classes", ", ".join(attribute.classes))
+    text.add_itxt("Crop", version.spec.preprocess.template.name)
+    picture = PillowImage.fromarray(classes)
+    picture.putpalette([channel for i in range(len(attribute.classes)) for channel in _color(i)])
+    file = io.BytesIO()
+    picture.save(file, "png", pnginfo=text, optimize=True)
+    return file.getvalue()
+
+
+def _color(index: int) -> tuple[int, ...]:
+    """Black for the first class, then hues that lie as far apart as neighbours can."""
+    return (0, 0, 0) if not index else tuple(round(255 * c) for c in hsv_to_rgb(index * 0.618 % 1, 0.75, 0.95))

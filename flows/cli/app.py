@@ -12,7 +12,7 @@ from types import FrameType
 
 import typer
 
-from flows.cli import catalog, collections, evaluate, models, nights, train, upkeep
+from flows.cli import attributes, catalog, collections, evaluate, models, nights, train, upkeep
 from flows.cli.output import errors, print_error
 from infra.telemetry import silence
 
@@ -36,6 +36,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     catalog.search,
     catalog.faces,
     catalog.identities,
+    attributes.opinions,
     upkeep.doctor,
     upkeep.down,
 )

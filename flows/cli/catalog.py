@@ -77,7 +77,7 @@ def faces(
                 row.score,
                 row.quality,
                 row.identity_name or row.identity_id,
-                ", ".join(_estimate(attribute) for attribute in row.attributes),
+                ", ".join(estimate_text(a) for a in row.attributes if not a.model.startswith("measured@")),
                 "-" if row.restoration is None else "yes (synthetic)" if row.restoration.accepted else "rejected",
             ]
             for row in rows
@@ -85,8 +85,14 @@ def faces(
     )
 
 
-def _estimate(attribute: views.AttributeView) -> str:
-    value = attribute.label if attribute.label is not None else f"{attribute.value:.0f}"
+def estimate_text(attribute: views.AttributeView) -> str:
+    value = attribute.label
+    if attribute.value is None:
+        value = "mask" if attribute.mask_key else f"{len(attribute.vector or ())} numbers"
+    elif value is None:
+        value = (
+            f"{attribute.value:.2f}" if attribute.unit == "0..1" else f"{attribute.value:.0f} {attribute.unit}".strip()
+        )
     confidence = "" if attribute.confidence is None else f" ({attribute.confidence:.0%})"
     return f"{attribute.name} {value}{confidence}"
 

@@ -194,7 +194,8 @@ def show(name: Annotated[str, typer.Argument(help="Name of the model.")], as_jso
         "scale": spec.scale,
         "preprocess": None if spec.preprocess is None else spec.preprocess.fingerprint,
         "attributes": [
-            {"name": a.name, "kind": a.kind, "classes": a.classes, "sensitive": a.sensitive} for a in spec.attributes
+            {"name": a.name, "kind": a.kind, "unit": a.kind.unit, "classes": a.classes, "sensitive": a.sensitive}
+            for a in spec.attributes
         ],
         "notes": spec.notes,
         "versions": [

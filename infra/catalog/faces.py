@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from sqlalchemy import delete, insert, select, update
+from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
@@ -24,14 +24,22 @@ from infra.catalog.vectors import put_embeddings
 
 @dataclass(frozen=True)
 class AttributeRecord:
-    """One model's estimate of one attribute."""
+    """What one model says of one attribute: a number, a vector of them, or a picture of classes under a key.
+
+    `kind` and `unit` tell what the value is. A vector (K,) float32 holds points as x, y, x, y in pixels of the upright
+    original, or one number for each of several things.
+    """
 
     model_version_id: int
     name: str
-    value: float
+    value: float | None
     label: str | None
     confidence: float | None
     probabilities: dict[str, float] | None
+    kind: str = ""
+    unit: str = ""
+    vector: np.ndarray | None = None
+    mask_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -77,7 +85,7 @@ class PhotoRecord:
 
 @dataclass(frozen=True)
 class Contract:
-    """Row ids of the model versions at work, and the digest of them all."""
+    """Row ids of the model versions at work, and the digest of them all. `describer_ids`: of all that give attributes."""
 
     recipe: str
     detector_id: int
@@ -156,11 +164,16 @@ def _write_derived(session: Session, contract: Contract, faces: Mapping[int, Fac
             session.execute(insert(entity), rows)
 
 
-def crop_keys(session: Session, contents: Iterable[int]) -> set[str]:
-    """Keys of the objects, photographed and restored crops, that the faces of some contents refer to."""
-    faces = Face.content_id.in_(list(contents))
+def crop_keys(session: Session, contents: Iterable[int] | Select[tuple[int]]) -> set[str]:
+    """Keys of the objects (photographed and restored crops, masks) that the faces of some contents refer to."""
+    faces = Face.content_id.in_(contents if isinstance(contents, Select) else list(contents))
     restored = select(Restoration.crop_key).join(Face, Face.id == Restoration.face_id).where(faces)
-    return {*session.scalars(select(Face.crop_key).where(faces)), *session.scalars(restored)}
+    masks = select(Attribute.mask_key).join(Face, Face.id == Attribute.face_id)
+    return {
+        *session.scalars(select(Face.crop_key).where(faces)),
+        *session.scalars(restored),
+        *(key for key in session.scalars(masks.where(faces, Attribute.mask_key.is_not(None))) if key),
+    }
 
 
 def link_duplicates(session: Session, run_id: int, images: Sequence[tuple[int, int]]) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, literal, not_, select, update
 from sqlalchemy.orm import Session
 
-from infra.catalog.faces import Contract
+from infra.catalog.faces import Contract, crop_keys
 from infra.catalog.runs import FailureRecord
 from infra.catalog.schema import (
     Attribute,
@@ -17,7 +17,6 @@ from infra.catalog.schema import (
     Failure,
     Image,
     ImageStatus,
-    Restoration,
     now,
 )
 
@@ -90,12 +89,9 @@ def prune(session: Session, collection_id: int) -> list[str]:
     """Remove contents that no key holds any more (their photo was replaced); returns the crop objects to delete."""
     orphan = and_(Content.collection_id == collection_id, not_(exists().where(Image.content_id == Content.id)))
     ids = select(Content.id).where(orphan)
-    keys = list(session.scalars(select(Face.crop_key).where(Face.content_id.in_(ids))))
-    keys += session.scalars(
-        select(Restoration.crop_key).join(Face, Face.id == Restoration.face_id).where(Face.content_id.in_(ids))
-    )
+    keys = crop_keys(session, ids)
     session.execute(delete(Content).where(Content.id.in_(ids)))
-    return keys
+    return sorted(keys)
 
 
 @dataclass(frozen=True)

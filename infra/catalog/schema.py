@@ -285,16 +285,25 @@ class Restoration(Base):
 
 
 class Attribute(Base):
-    """A model's estimate of one property of a face."""
+    """What a model says of one property of a face, or what was measured: a number, a vector, or a picture of classes.
+
+    `kind` and `unit` say what the value is (models.spec.Kind). `label` is the class of a category. `vector` holds points as
+    x, y, x, y in pixels of the upright original, or several numbers. `mask_key` is an object: a PNG of class indices.
+    """
 
     __tablename__ = "attribute"
+    __table_args__ = (Index("ix_attribute_name", "name", "value"),)
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
     model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
-    value: Mapped[float]
+    kind: Mapped[str]
+    unit: Mapped[str]
+    value: Mapped[float | None]
     label: Mapped[str | None]
     confidence: Mapped[float | None]
     probabilities: Mapped[dict[str, Any] | None]
+    vector: Mapped[np.ndarray | None]
+    mask_key: Mapped[str | None]
 
 
 class Identity(Base):

@@ -26,13 +26,17 @@ from infra.catalog.versions import serving
 
 @dataclass(frozen=True)
 class AttributeView:
-    """An estimate with the model version that made it."""
+    """What is measured or estimated of a face, by which model version. `vector` and `mask_key` as the catalog has them."""
 
     name: str
-    value: float
+    value: float | None
     label: str | None
     confidence: float | None
     model: str
+    kind: str = ""
+    unit: str = ""
+    vector: tuple[float, ...] | None = None
+    mask_key: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,8 +129,7 @@ def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) 
         .where(Attribute.face_id.in_(face_ids))
         .order_by(Attribute.name)
     ).tuples():
-        view = AttributeView(row.name, row.value, row.label, row.confidence, f"{model}@{version}")
-        attributes.setdefault(row.face_id, []).append(view)
+        attributes.setdefault(row.face_id, []).append(attribute_view(row, f"{model}@{version}"))
     restorations = {
         row.face_id: RestorationView(
             row.crop_key, row.accepted, row.reason, row.identity_similarity, row.fidelity, f"{model}@{version}"
@@ -154,6 +157,13 @@ def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) 
         )
         for face_id, (face, collection, identity_id, identity_name) in found.items()
     }
+
+
+def attribute_view(row: Attribute, model: str) -> AttributeView:
+    vector = None if row.vector is None else tuple(row.vector.tolist())
+    return AttributeView(
+        row.name, row.value, row.label, row.confidence, model, row.kind, row.unit, vector, row.mask_key
+    )
 
 
 def _serving_id(session: Session) -> int | None:

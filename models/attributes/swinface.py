@@ -15,11 +15,9 @@ from models.attributes.heads import embedding_head
 from models.attributes.mlca import multi_level_channel_attention, task_subnet
 from models.attributes.swin import patch_embedding, swin_layers
 from models.checkpoint import load, shape_of
-from models.spec import CheckpointMismatch, Color, Estimate, ModelSpec, Preprocess, Role, StateDict
+from models.spec import EMBEDDING, CheckpointMismatch, Color, Estimate, ModelSpec, Preprocess, Role, StateDict
 from models.template import ARCFACE_112
 from models.vocabulary import ATTRIBUTES, EXPRESSION, GENDER, category, probability, selected, without_confidence
-
-EMBEDDING = "embedding"
 
 # What each of the eleven subnets gives, in the order of the released output layers (Table I).
 SUBNETS: tuple[tuple[str, ...], ...] = (
@@ -214,7 +212,8 @@ SWINFACE = ModelSpec(
     attributes=tuple(ATTRIBUTES[name] for name in OUTPUTS),
     interpret=interpret,
     official=official,
-    notes="forward(x, wanted | {'embedding'}) also gives the embedding of 'swinface-embedding', in the same pass.",
+    embeds="swinface-embedding",
+    notes="Gives the embedding of 'swinface-embedding' in the same forward, where that is the recognition model at work.",
 )
 
 SWINFACE_EMBEDDING = ModelSpec(

@@ -90,7 +90,7 @@ def _record(state: Night, page: tuple[int, int]) -> None:
 def _face(state: Night, seed: int, sha256: str) -> FaceRecord:
     recipe, random = state.job.recipe, np.random.default_rng(seed)
     vector = random.standard_normal(recipe.embedder.spec.dimension or 0).astype(np.float32)
-    ids = dict(zip([v.contract for v in recipe.describers], state.job.contract.describer_ids, strict=True))
+    ids = dict(zip([v.contract for v in recipe.describing], state.job.contract.describer_ids, strict=True))
     return FaceRecord(
         box=np.array([100, 100, 200, 220], np.float32),
         landmarks=random.uniform(110, 190, (5, 2)).astype(np.float32),

@@ -221,7 +221,19 @@ def test_faces_are_listed_with_all_that_is_known(archive: Settings) -> None:
     assert [face["keys"] for face in faces] == [["a.jpg", "z_copy_of_a.jpg"], ["b.jpg"], ["c/pair.jpg"], ["c/pair.jpg"]]
     assert [face["restoration"] is not None for face in faces] == [False, True, False, False]
     for face in faces:
-        assert [attribute["name"] for attribute in face["attributes"]] == ["expression"]
+        said = {attribute["name"]: attribute for attribute in face["attributes"]}
+        assert said["expression"]["model"] == "mini-xception@1"
+        assert {
+            "yaw",
+            "pitch",
+            "roll",
+            "sharpness",
+            "exposure",
+            "beyond_border",
+            "color",
+            "inter_eye_distance",
+        } <= said.keys()
+        assert (said["yaw"]["unit"], said["yaw"]["kind"], said["yaw"]["model"]) == ("degrees", "degrees", "measured@1")
         assert 0 <= face["quality"] <= 1
     best = max(face["quality"] for face in faces)
     assert len(visage("faces", "--min-quality", best, "--json").json) >= 1

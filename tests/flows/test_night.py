@@ -32,9 +32,12 @@ from infra.catalog.schema import (
 from infra.settings import Settings
 from infra.storage import S3, S3Options, open_store
 from infra.storage.base import LITTER
+from tasks.recipe import MEASURED_VERSION
 from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
 from tests.portraits import jpeg, landscape, mirrored, portrait, small_collection
+
+MEASURED = frozenset(attribute.name for attribute in MEASURED_VERSION.spec.attributes)
 
 
 @pytest.fixture
@@ -101,7 +104,7 @@ def test_every_face_gets_its_row_vector_estimates_and_crop(settings: Settings, p
     assert sorted(key for face in faces for key in face.keys) == [
         "a.jpg", "b.jpg", "c/pair.jpg", "c/pair.jpg", "z_copy_of_a.jpg",
     ]  # fmt: skip
-    assert {attribute.name for face in faces for attribute in face.attributes} == {"expression"}
+    assert {attribute.name for face in faces for attribute in face.attributes} == {"expression", *MEASURED}
     assert {face.crop_key for face in faces} <= objects(settings)
 
 
@@ -191,14 +194,14 @@ def test_sensitive_attributes_are_computed_only_where_switched_on(settings: Sett
     add(settings, photos, sensitive=["age"])
     run(settings)
     with Catalog(settings.catalog_url).read() as session:
-        assert set(session.scalars(select(Attribute.name))) == {"expression", "age"}
+        assert set(session.scalars(select(Attribute.name))) == {"expression", "age", *MEASURED}
     catalog = Catalog(settings.catalog_url)
     with catalog.write() as session:
         collections.by_name(session, "archive").sensitive_attributes = []
     state = run(settings)
     assert state.tally.images == 5  # another recipe: done again
     with Catalog(settings.catalog_url).read() as session:
-        assert set(session.scalars(select(Attribute.name))) == {"expression"}
+        assert set(session.scalars(select(Attribute.name))) == {"expression", *MEASURED}
 
 
 def test_hostile_files_end_as_images_or_failures_and_nothing_is_lost(settings: Settings, tmp_path: Path) -> None:

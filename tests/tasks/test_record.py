@@ -32,12 +32,14 @@ from tasks.photo_faces import (
     estimate,
     quality_part,
 )
-from tasks.recipe import Recipe, current_recipe, enter
+from tasks.recipe import MEASURED_VERSION, Recipe, current_recipe, enter
 from tasks.record import record
 from tasks.restore import MIN_FIDELITY
 from tests.portraits import portrait
 
 KEYS = ("a.jpg", "b.jpg", "c.jpg")
+SAID = ("value", "confidence")
+DESCRIBER = "the describer's contract"  # which only the place knows
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +56,12 @@ class Place:
     job: Job
 
     def record(self, *photos: PhotoFaces) -> None:
-        record(self.catalog, self.crops, self.job, photos)
+        contract = self.job.recipe.describers[0].contract
+        named = [
+            replace(photo, arrays={name.replace(DESCRIBER, contract): rows for name, rows in photo.arrays.items()})
+            for photo in photos
+        ]
+        record(self.catalog, self.crops, self.job, named)
 
     def rows(self, *entities: type[Base]) -> dict[str, list[tuple[Any, ...]]]:
         with self.catalog.read() as session:
@@ -113,9 +120,12 @@ def found(key: str, faces: int, restored: tuple[int, ...] = (), fidelity: float 
         quality_part("sharpness"): some * 0.123456,
         PORTRAIT: crops,
         EMBEDDING: np.eye(128, dtype=np.float32)[:faces],
-        estimate("expression", "value"): some * 3,
-        estimate("expression", "confidence"): some * 0.8,
-        estimate("expression", "probabilities"): np.full((faces, 7), 1 / 7, np.float32),
+        **{
+            estimate(MEASURED_VERSION.contract, a.name, w): some for a in MEASURED_VERSION.spec.attributes for w in SAID
+        },
+        estimate(DESCRIBER, "expression", "value"): some * 3,
+        estimate(DESCRIBER, "expression", "confidence"): some * 0.8,
+        estimate(DESCRIBER, "expression", "probabilities"): np.full((faces, 7), 1 / 7, np.float32),
     }
     if restored:
         arrays |= {
@@ -139,7 +149,7 @@ def test_a_photo_lands_with_its_faces_vectors_estimates_and_crops(place: Place) 
         vectors = list(session.scalars(select(Embedding.vector).order_by(Embedding.face_id)))
     assert (first.keys, first.box, first.quality_parts) == (("a.jpg",), (1, 2, 30, 40), {"sharpness": 0.1235})
     np.testing.assert_array_equal(vectors, np.eye(128, dtype=np.float32)[:2])
-    (expression,) = first.attributes
+    (expression,) = [attribute for attribute in first.attributes if attribute.model == "mini-xception@1"]
     assert (expression.name, expression.label, expression.confidence) == ("expression", "happiness", pytest.approx(0.8))
     assert first.restoration is None
     assert second.restoration is not None
