@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Select, case, distinct, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
@@ -101,9 +102,13 @@ def _agreements(
         return f"{models[version]} {name}" if several else models[version]
 
     return [
-        Agreement(called(first, name_1), called(second, name_2), faces, unit, equal, distance)
+        Agreement(called(first, name_1), called(second, name_2), faces, unit, _number(equal), _number(distance))
         for first, name_1, second, name_2, unit, faces, equal, distance in rows.tuples()
     ]
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)  # PostgreSQL's averages are decimals
 
 
 def _disagreements(

@@ -102,9 +102,8 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    settings = Settings(home=tmp_path)
-    return Place(Catalog(settings.catalog_url), Folder(tmp_path / "crops"), settings)
+def place(tmp_path: Path, catalog: Catalog) -> Place:
+    return Place(catalog, Folder(tmp_path / "crops"), Settings(home=tmp_path))
 
 
 def recorded(place: Place, detect: Detect, recipe: Recipe, *pictures: Pixels) -> tuple[Job, list[PhotoFaces]]:
