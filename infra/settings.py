@@ -1,5 +1,6 @@
 """Settings: read once at the edge from VISAGE_* environment variables, validated, unknown ones refused."""
 
+import json
 import os
 from pathlib import Path
 from typing import Literal
@@ -45,6 +46,9 @@ class Settings(BaseSettings):
     max_bytes: int = Field(200 * 2**20, ge=1, description="Largest object that is read.")
     max_megapixels: float = Field(200.0, gt=0, description="Largest picture that is decoded.")
     item_seconds: float = Field(300.0, gt=0, description="Longest that one photo may keep one stage busy.")
+    upload_bytes: int = Field(
+        32 * 2**20, ge=1, description="Largest photograph that the web service takes to search with."
+    )
     detect_long_side: int = Field(1280, ge=64, description="Photos are detected at about this size (pixels).")
 
     @model_validator(mode="after")
@@ -111,6 +115,17 @@ def load_settings() -> Settings:
         raise InvalidSettings(f"settings in the environment do not fit: {unfit}") from error
     except SettingsError as error:
         raise InvalidSettings(f'{error}: a list is written as JSON, like ["a", "b"]') from error
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    """The environment variables under which another process has the same settings."""
+
+    def text(value: object) -> str:
+        if isinstance(value, SecretStr):
+            return value.get_secret_value()
+        return json.dumps(value) if isinstance(value, tuple | list) else str(value)
+
+    return {PREFIX + name.upper(): text(getattr(settings, name)) for name in settings.model_fields_set}
 
 
 def _unfit(location: tuple[str | int, ...], value: object, message: str) -> str:

@@ -10,8 +10,6 @@ from infra.catalog import collections as stored
 from infra.catalog.database import Catalog
 from infra.catalog.views import image_counts
 from infra.settings import load_settings
-from infra.storage import Filter, open_store
-from infra.storage.base import LITTER
 
 app = typer.Typer(name="collections", help="Add and list collections of photographs.", no_args_is_help=True)
 
@@ -31,31 +29,19 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a collection. Nothing is read until 'visage run NAME'."""
-    from models.table import MODELS  # noqa: PLC0415 - imports torch
+    from tasks.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
-    if not name.strip() or not name.isprintable():
-        raise typer.BadParameter(f"{name!r} is no name", param_hint="NAME")
-    known = {a.name for spec in MODELS.values() for a in spec.attributes if a.sensitive}
-    unknown = sorted(set(sensitive or []) - known)
-    if unknown:
-        raise typer.BadParameter(
-            f"{', '.join(unknown)}: no such sensitive attribute; known: {', '.join(sorted(known))}"
-        )
     try:
-        Filter(tuple(include or []), tuple(exclude or LITTER))
-        store = open_store(uri, settings.storage_options)
-    except ValueError as error:
+        checked = check(settings, name, uri, include or [], exclude, sensitive or [])
+    except InvalidCollection as error:
         raise typer.BadParameter(str(error)) from error
-    first = next(iter(store.list()), [])
-    catalog = Catalog(settings.catalog_url)
-    with catalog.write() as session:
-        collection = stored.add(session, name, store.uri, include or [], exclude or list(LITTER), sensitive or [])
-        row = {"name": collection.name, "uri": collection.uri, "empty": not first}
+    with Catalog(settings.catalog_url).write() as session:
+        stored.add(session, name, checked.uri, checked.include, checked.exclude, checked.sensitive_attributes)
     if as_json:
-        print_json(row)
+        print_json({"name": name, "uri": checked.uri, "empty": checked.empty})
         return
-    console.print(literal(f"Added {name}: {store.uri}" + ("" if first else " (no object there yet)")))
+    console.print(literal(f"Added {name}: {checked.uri}" + (" (no object there yet)" if checked.empty else "")))
     console.print(literal(f"Process it with: visage run {shlex.quote(name)}"))
 
 

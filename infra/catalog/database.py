@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
-from infra.catalog import custody_tables, people_tables  # noqa: F401 - enter their tables into Base's
+from infra.catalog import custody_tables, people_tables, service_tables  # noqa: F401 - enter their tables into Base's
 from infra.catalog.faults import CatalogUnreachable, explain
 from infra.catalog.schema import Base
 
@@ -49,7 +49,7 @@ def location_of(url: str) -> URL:
     )
 
 
-def create_catalog_engine(url: str) -> Engine:
+def create_catalog_engine(url: str, busy_seconds: float = BUSY_SECONDS) -> Engine:
     """Make an engine; for SQLite with write-ahead log, foreign keys and patience for other writers.
 
     Raises:
@@ -59,15 +59,15 @@ def create_catalog_engine(url: str) -> Engine:
     if location.get_backend_name() == "postgresql":
         engine = create_engine(location, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
     else:
-        engine = _sqlite_engine(location)
+        engine = _sqlite_engine(location, busy_seconds)
     explain(engine)
     return engine
 
 
-def _sqlite_engine(location: URL) -> Engine:
+def _sqlite_engine(location: URL, busy_seconds: float) -> Engine:
     if location.database and location.database != ":memory:":
         Path(location.database).parent.mkdir(parents=True, exist_ok=True)
-    engine = create_engine(location, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(location, connect_args={"timeout": busy_seconds})
 
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: object) -> None:
@@ -126,9 +126,9 @@ class Catalog:
         CatalogTooNew: if a later version of Visage has already migrated it further.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
         self.url = url
-        self.engine = create_catalog_engine(url)
+        self.engine = create_catalog_engine(url, busy_seconds)
         upgrade(self.engine)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
         self._read = sessionmaker(self.engine.execution_options(**_snapshot(self.engine)), expire_on_commit=False)

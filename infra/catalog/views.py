@@ -172,14 +172,15 @@ def _serving_id(session: Session) -> int | None:
 
 
 def faces(
-    session: Session, collection: str | None, identity_id: int | None, min_quality: float, limit: int
+    session: Session, collection: str | None, identity_id: int | None, min_quality: float, limit: int, after: int = 0
 ) -> list[FaceView]:
-    """Faces in the order of their ids, of photos that are still in their collection."""
+    """Faces behind the id `after` in the order of their ids, of photos that are still in their collection."""
     statement = (
         select(Face.id)
         .join(Content, Content.id == Face.content_id)
         .join(Collection, Collection.id == Content.collection_id)
         .where(
+            Face.id > after,
             Face.quality >= min_quality,
             exists().where(Image.content_id == Content.id, Image.status != ImageStatus.MISSING.value),
         )

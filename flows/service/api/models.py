@@ -1,0 +1,108 @@
+"""Models and how good they were measured to be."""
+
+import math
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Response
+
+from flows.service.access import Admin, Here, Reader
+from flows.service.dto import EvaluationOut, ModelOut, Page, VersionOut
+from flows.service.idempotency import IdempotentRoute
+from flows.service.problems import not_found
+from flows.service.state import Service
+from infra.evaluations import Evaluation
+
+router = APIRouter(route_class=IdempotentRoute)
+Name = Annotated[str, Path(max_length=100)]
+RunId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
+KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".json": "application/json", ".csv": "text/csv"}
+
+
+@router.get("/models", tags=["models"])
+def list_models(service: Here, who: Reader) -> Page[ModelOut]:
+    """Every model that this release knows, with its versions here."""
+    return Page(items=models(service))
+
+
+@router.get("/models/{name}", tags=["models"])
+def show_model(service: Here, who: Reader, name: Name) -> ModelOut:
+    """One model."""
+    return model(service, name)
+
+
+@router.post("/models/{name}/versions/{version}/promote", tags=["models"])
+def promote_version(service: Here, who: Admin, name: Name, version: Annotated[int, Path(ge=1, le=2**31)]) -> ModelOut:
+    """Make a version the champion: collections are processed with it from their next run on."""
+    from tasks.install import promote  # noqa: PLC0415 - imports torch
+
+    model(service, name)
+    promote(f"{name}@{version}", service.settings.weights_folder, service.settings.mlflow_uri)
+    return model(service, name)
+
+
+@router.get("/evaluations", tags=["evaluations"])
+def list_evaluations(
+    service: Here, who: Reader, limit: Annotated[int, Query(ge=1, le=200)] = 50
+) -> Page[EvaluationOut]:
+    """What was measured of models, the latest first."""
+    return Page(items=[evaluation_out(e) for e in service.evaluations.latest(limit)])
+
+
+@router.get("/evaluations/{run_id}", tags=["evaluations"])
+def show_evaluation(service: Here, who: Reader, run_id: RunId) -> EvaluationOut:
+    """One evaluation, with the names of its files."""
+    return evaluation_out(service.evaluations.show(run_id))
+
+
+@router.get("/evaluations/{run_id}/files/{name}", tags=["evaluations"], response_class=Response)
+def evaluation_file(service: Here, who: Reader, run_id: RunId, name: Annotated[str, Path(max_length=200)]) -> Response:
+    """A plot or table that an evaluation keeps."""
+    data = service.evaluations.read(run_id, name)
+    kind = next((kind for ending, kind in KINDS.items() if name.endswith(ending)), "application/octet-stream")
+    disposition = "inline" if kind == "image/png" else "attachment"
+    return Response(data, media_type=kind, headers={"Content-Disposition": disposition})
+
+
+def models(service: Service) -> list[ModelOut]:
+    """All models as the API gives them."""
+    from tasks.model_overview import overview  # noqa: PLC0415 - imports torch
+
+    with service.catalog.read() as session:
+        rows = overview(session, service.registry)
+    return [
+        ModelOut(
+            name=row.spec.name,
+            role=row.spec.role.value,
+            title=row.spec.title,
+            licence=row.spec.licence,
+            source=row.spec.source,
+            paper=row.spec.paper,
+            dimension=row.spec.dimension,
+            notes=row.spec.notes,
+            versions=[VersionOut.model_validate(version) for version in row.versions],
+        )
+        for row in rows
+    ]
+
+
+def model(service: Service, name: str) -> ModelOut:
+    """Raises Problem 404 if this release knows no such model."""
+    found = next((m for m in models(service) if m.name == name), None)
+    if found is None:
+        raise not_found(f"A model {name!r}")
+    return found
+
+
+def evaluation_out(evaluation: Evaluation) -> EvaluationOut:
+    """An evaluation as the API gives it; JSON has no word for numbers that are not finite."""
+    metrics = {name: value for name, value in evaluation.metrics.items() if math.isfinite(value)}
+    return EvaluationOut(
+        id=evaluation.run_id,
+        kind=evaluation.kind,
+        name=evaluation.name,
+        when=evaluation.when,
+        metrics=metrics,
+        params=dict(evaluation.params),
+        tags=dict(evaluation.tags),
+        files=list(evaluation.files),
+    )

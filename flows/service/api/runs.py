@@ -1,0 +1,120 @@
+"""Runs, failures and jobs: what became of the nights, and what is at work now."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from flows.service import events, paging
+from flows.service.access import Here, Reader
+from flows.service.api.images import Cursor, Limit
+from flows.service.dto import FailureOut, Id, JobOut, Page, ProgressOut, RunOut
+from flows.service.problems import LARGEST_ID, not_found
+from flows.service.state import Service
+from infra.catalog import collections, jobs, nights, photographs
+from infra.catalog.nights import RunRow
+
+router = APIRouter()
+RunId = Annotated[Id, Path()]
+Collection = Annotated[str | None, Query(max_length=100)]
+
+
+@router.get("/runs", tags=["runs"])
+def list_runs(
+    service: Here, who: Reader, collection: Collection = None, after: Cursor = None, limit: Limit = 50
+) -> Page[RunOut]:
+    """The latest runs first."""
+    place = paging.place(after)
+    with service.catalog.read() as session:
+        if collection is not None:
+            collections.by_name(session, collection)
+        found = nights.runs(session, collection, None if place is None else place[0], limit + 1)
+    following = paging.cursor([found[limit - 1].id]) if len(found) > limit else None
+    return Page(items=[run_out(row) for row in found[:limit]], next=following)
+
+
+@router.get("/runs/{run_id}", tags=["runs"])
+def show_run(service: Here, who: Reader, run_id: RunId) -> RunOut:
+    """One run."""
+    with service.catalog.read() as session:
+        row = nights.run(session, run_id)
+    if row is None:
+        raise not_found(f"Run {run_id}")
+    return run_out(row)
+
+
+@router.get("/runs/{run_id}/progress", tags=["runs"])
+def show_progress(service: Here, who: Reader, run_id: RunId) -> ProgressOut:
+    """How far a run has got."""
+    return run_progress(service, run_id)
+
+
+@router.get("/runs/{run_id}/progress/events", tags=["runs"], response_class=Response, responses=events.EVENTS)  # type: ignore[arg-type]
+def watch_run(service: Here, who: Reader, request: Request, run_id: RunId) -> Response:
+    """How far a run has got, as it goes on."""
+    return events.stream(service, request, lambda: run_progress(service, run_id))
+
+
+@router.get("/failures", tags=["failures"])
+def list_failures(
+    service: Here,
+    who: Reader,
+    collection: Collection = None,
+    run: Annotated[int | None, Query(ge=1, le=LARGEST_ID)] = None,
+    reason: Annotated[str | None, Query(max_length=100)] = None,
+    resolved: bool = False,
+    after: Cursor = None,
+    limit: Limit = 50,
+) -> Page[FailureOut]:
+    """What could not be processed, the latest first; with `resolved` also what was overcome since."""
+    place = paging.place(after)
+    with service.catalog.read() as session:
+        if collection is not None:
+            collections.by_name(session, collection)
+        before = None if place is None else place[0]
+        found = nights.failures(session, collection, run, reason, resolved, before, limit + 1)
+    following = paging.cursor([found[limit - 1].id]) if len(found) > limit else None
+    return Page(items=[FailureOut.model_validate(row) for row in found[:limit]], next=following)
+
+
+@router.get("/jobs", tags=["jobs"])
+def list_jobs(service: Here, who: Reader, after: Cursor = None, limit: Limit = 50) -> Page[JobOut]:
+    """Long work that was started through the service, the latest first."""
+    place = paging.place(after)
+    with service.catalog.read() as session:
+        found = jobs.jobs(session, None if place is None else place[0], limit + 1)
+    following = paging.cursor([found[limit - 1].id]) if len(found) > limit else None
+    return Page(items=[JobOut.model_validate(job) for job in found[:limit]], next=following)
+
+
+@router.get("/jobs/{job_id}", tags=["jobs"])
+def show_job(service: Here, who: Reader, job_id: RunId) -> JobOut:
+    """One job."""
+    return _job(service, job_id)
+
+
+@router.get("/jobs/{job_id}/events", tags=["jobs"], response_class=Response, responses=events.EVENTS)  # type: ignore[arg-type]
+def watch_job(service: Here, who: Reader, request: Request, job_id: RunId) -> Response:
+    """A job, as it goes on."""
+    return events.stream(service, request, lambda: _job(service, job_id))
+
+
+def run_progress(service: Service, run_id: int) -> ProgressOut:
+    """Raises Problem 404 if there is no such run."""
+    with service.catalog.read() as session:
+        found = photographs.progress(session, run_id)
+    if found is None:
+        raise not_found(f"Run {run_id}")
+    return ProgressOut.model_validate(found)
+
+
+def _job(service: Service, job_id: int) -> JobOut:
+    with service.catalog.read() as session:
+        found = jobs.job(session, job_id)
+    if found is None:
+        raise not_found(f"Job {job_id}")
+    return JobOut.model_validate(found)
+
+
+def run_out(row: RunRow) -> RunOut:
+    """A run as the API gives it."""
+    return RunOut.model_validate(row)

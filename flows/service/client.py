@@ -1,0 +1,182 @@
+"""A thin, typed client of the API: `Client("http://localhost:8008", token)`. Answers are the service's own models."""
+
+import json
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, TypeAdapter
+
+from flows.service.dto import (
+    AnswerOut,
+    CollectionIn,
+    CollectionOut,
+    EvaluationOut,
+    FaceOut,
+    FailureOut,
+    IdentityOut,
+    ImageOut,
+    JobOut,
+    Me,
+    ModelOut,
+    Page,
+    ProgressOut,
+    RunOut,
+)
+
+Answer = TypeVar("Answer")
+Listed = TypeVar("Listed", bound=BaseModel)
+Query = dict[str, Any]
+
+
+class ServiceProblem(Exception):
+    """The service refused or failed. `kind` is stable: 'not-found', 'role', 'too-large', ..."""
+
+    def __init__(self, status: int, kind: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.kind, self.detail = status, kind, detail
+
+
+class Client:
+    """One connection to a service.
+
+    Every method raises ServiceProblem for an answer that is an error, and httpx.HTTPError where there is none.
+    """
+
+    def __init__(self, url: str, token: str | None = None, seconds: float = 60.0) -> None:
+        headers = {} if token is None else {"Authorization": f"Bearer {token}"}
+        self.http = httpx.Client(base_url=f"{url.rstrip('/')}/api/v1", headers=headers, timeout=seconds)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.http.close()
+
+    def me(self) -> Me:
+        return self._get("/me", Me)
+
+    def collections(self) -> list[CollectionOut]:
+        return self._get("/collections", Page[CollectionOut]).items
+
+    def add_collection(self, new: CollectionIn, idempotency_key: str | None = None) -> CollectionOut:
+        return self._post("/collections", CollectionOut, new, idempotency_key)
+
+    def start_run(self, collection: str, idempotency_key: str | None = None) -> JobOut:
+        return self._post(f"/collections/{collection}/runs", JobOut, None, idempotency_key)
+
+    def images(self, **wanted: Any) -> Iterator[ImageOut]:
+        """All images that fit, page by page as they are looked at."""
+        return self._all("/images", ImageOut, wanted)
+
+    def image(self, image_id: int) -> ImageOut:
+        return self._get(f"/images/{image_id}", ImageOut)
+
+    def picture(self, image_id: int, size: int = 640) -> bytes:
+        return self._request("GET", f"/images/{image_id}/picture", params={"size": size}).content
+
+    def faces(self, **wanted: Any) -> Iterator[FaceOut]:
+        return self._all("/faces", FaceOut, wanted)
+
+    def face(self, face_id: int) -> FaceOut:
+        return self._get(f"/faces/{face_id}", FaceOut)
+
+    def crop(self, face_id: int) -> bytes:
+        return self._request("GET", f"/faces/{face_id}/crop").content
+
+    def restored(self, face_id: int) -> bytes:
+        """The restored crop, whose detail is invented."""
+        return self._request("GET", f"/faces/{face_id}/restored").content
+
+    def neighbours(self, face_id: int, limit: int = 12) -> AnswerOut:
+        return self._get(f"/faces/{face_id}/neighbours", AnswerOut, {"limit": limit})
+
+    def search(self, photo: bytes, limit: int = 12) -> list[AnswerOut]:
+        """Who looks like the faces in a photograph? It is not kept."""
+        response = self._request("POST", "/search", params={"limit": limit}, files={"photo": ("photo", photo)})
+        return TypeAdapter(list[AnswerOut]).validate_json(response.content)
+
+    def identities(self, **wanted: Any) -> Iterator[IdentityOut]:
+        return self._all("/identities", IdentityOut, wanted)
+
+    def identity(self, identity_id: int) -> IdentityOut:
+        return self._get(f"/identities/{identity_id}", IdentityOut)
+
+    def runs(self, **wanted: Any) -> Iterator[RunOut]:
+        return self._all("/runs", RunOut, wanted)
+
+    def run(self, run_id: int) -> RunOut:
+        return self._get(f"/runs/{run_id}", RunOut)
+
+    def progress(self, run_id: int) -> ProgressOut:
+        return self._get(f"/runs/{run_id}/progress", ProgressOut)
+
+    def failures(self, **wanted: Any) -> Iterator[FailureOut]:
+        return self._all("/failures", FailureOut, wanted)
+
+    def job(self, job_id: int) -> JobOut:
+        return self._get(f"/jobs/{job_id}", JobOut)
+
+    def watch_job(self, job_id: int) -> Iterator[JobOut]:
+        """The job each time that it changes, until it is over."""
+        return self._watch(f"/jobs/{job_id}/events", JobOut)
+
+    def watch_run(self, run_id: int) -> Iterator[ProgressOut]:
+        return self._watch(f"/runs/{run_id}/progress/events", ProgressOut)
+
+    def models(self) -> list[ModelOut]:
+        return self._get("/models", Page[ModelOut]).items
+
+    def promote(self, name: str, version: int) -> ModelOut:
+        return self._post(f"/models/{name}/versions/{version}/promote", ModelOut)
+
+    def evaluations(self) -> list[EvaluationOut]:
+        return self._get("/evaluations", Page[EvaluationOut]).items
+
+    def _get(self, path: str, kind: type[Answer], params: Query | None = None) -> Answer:
+        return TypeAdapter(kind).validate_json(self._request("GET", path, params=params).content)
+
+    def _post(
+        self, path: str, kind: type[Answer], body: BaseModel | None = None, idempotency_key: str | None = None
+    ) -> Answer:
+        headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
+        content = None if body is None else body.model_dump(mode="json")
+        return TypeAdapter(kind).validate_json(self._request("POST", path, json=content, headers=headers).content)
+
+    def _all(self, path: str, kind: type[Listed], wanted: Query) -> Iterator[Listed]:
+        after: str | None = None
+        while True:
+            page = self._get(path, Page[kind], {**wanted, **({} if after is None else {"after": after})})  # type: ignore[valid-type]
+            yield from page.items
+            if page.next is None:
+                return
+            after = page.next
+
+    def _watch(self, path: str, kind: type[Listed]) -> Iterator[Listed]:
+        with self.http.stream("GET", path, timeout=None) as response:
+            if response.is_error:
+                response.read()
+                raise _problem(response)
+            name = ""
+            for line in response.iter_lines():
+                if line.startswith("event: "):
+                    name = line.removeprefix("event: ")
+                elif line.startswith("data: ") and name == "progress":
+                    yield kind.model_validate_json(line.removeprefix("data: "))
+
+    def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
+        response = self.http.request(method, path, **more)
+        if response.is_error:
+            raise _problem(response)
+        return response
+
+
+def _problem(response: httpx.Response) -> ServiceProblem:
+    try:
+        told = response.json()
+        return ServiceProblem(response.status_code, told["type"].rpartition(":")[2], told["detail"])
+    except (json.JSONDecodeError, KeyError, TypeError):
+        return ServiceProblem(response.status_code, "http", response.text[:500])

@@ -1,0 +1,261 @@
+"""What goes over the wire: the same models for the API, its OpenAPI description and the client."""
+
+from datetime import datetime
+from typing import Annotated, Any, Generic, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flows.service.problems import LARGEST_ID
+
+Item = TypeVar("Item")
+Id = Annotated[int, Field(ge=1, le=LARGEST_ID)]
+
+
+class Dto(BaseModel):
+    """Frozen, and made from our own rows by their attributes."""
+
+    model_config = ConfigDict(frozen=True, from_attributes=True)
+
+
+class Page(Dto, Generic[Item]):
+    """Some items, and the cursor of the page after them; None at the end."""
+
+    items: list[Item]
+    next: str | None = None
+
+
+class Me(Dto):
+    """Who is asking."""
+
+    name: str
+    role: str
+
+
+class CollectionOut(Dto):
+    """A collection with the state of its images."""
+
+    name: str
+    uri: str
+    include: list[str]
+    exclude: list[str]
+    sensitive_attributes: list[str]
+    images: dict[str, int]
+
+
+class CollectionIn(BaseModel):
+    """A collection to add. Nothing is read until a run is started."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(min_length=1, max_length=100)
+    uri: str = Field(
+        min_length=1, max_length=1000, description="A folder of the server's machine, or s3://bucket/prefix."
+    )
+    include: list[str] = Field(default=[], max_length=100)
+    exclude: list[str] | None = Field(default=None, max_length=100)
+    sensitive_attributes: list[str] = Field(default=[], max_length=100)
+
+
+class BoxOut(Dto):
+    """Where a face is, in pixels of the upright original: x1, y1, x2, y2."""
+
+    face_id: int
+    box: tuple[float, float, float, float]
+    quality: float
+    identity_id: int | None
+    identity_name: str | None
+
+
+class ImageOut(Dto):
+    """A photograph. `others`: how many more keys hold the same bytes."""
+
+    id: int
+    collection: str
+    key: str
+    others: int
+    status: str
+    width: int | None
+    height: int | None
+    taken_at: str | None
+    faces: list[BoxOut]
+    picture: str | None = Field(description="Address of the photograph as JPEG; ?size= gives others.")
+
+
+class AttributeOut(Dto):
+    """A model's estimate; not a fact."""
+
+    name: str
+    value: float
+    label: str | None
+    confidence: float | None
+    model: str
+
+
+class RestorationOut(Dto):
+    """A restored crop. Its detail is invented by the model."""
+
+    picture: str
+    accepted: bool
+    reason: str
+    identity_similarity: float
+    fidelity: float
+    model: str
+    synthetic: bool = True
+
+
+class FaceOut(Dto):
+    """A face with all that is known of it."""
+
+    id: int
+    collection: str
+    keys: list[str]
+    image_id: int | None = None
+    box: tuple[float, float, float, float]
+    score: float
+    quality: float
+    quality_parts: dict[str, float]
+    crop: str
+    identity_id: int | None
+    identity_name: str | None
+    attributes: list[AttributeOut]
+    restoration: RestorationOut | None
+
+
+class MatchOut(Dto):
+    """A face that resembles. `probability`: of one person, at even odds beforehand; None while not calibrated."""
+
+    face: FaceOut
+    similarity: float
+    probability: float | None
+
+
+class AnswerOut(Dto):
+    """The matches of one face, most similar first, and how they were found."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    matches: list[MatchOut]
+    model: str
+    method: str
+
+
+class IdentityOut(Dto):
+    """A person, as far as one embedding model can tell."""
+
+    id: int
+    name: str | None
+    faces: int
+    photos: int
+    cover: str | None = Field(default=None, description="Address of the crop that shows them best.")
+
+
+class RunOut(Dto):
+    """A night's work on one collection."""
+
+    id: int
+    collection: str
+    status: str
+    started_at: datetime
+    finished_at: datetime | None
+    counts: dict[str, Any]
+    error: str | None
+
+
+class ProgressOut(Dto):
+    """How far a run has got."""
+
+    run_id: int
+    status: str
+    done: int
+    total: int
+
+
+class FailureOut(Dto):
+    """What could not be processed, and why."""
+
+    id: int
+    run_id: int
+    collection: str
+    key: str
+    image_id: int | None
+    stage: str
+    reason: str
+    message: str
+    retryable: bool
+    failed_at: datetime
+
+
+class JobOut(Dto):
+    """Long work that the service has started."""
+
+    id: int
+    kind: str
+    subject: str
+    who: str
+    status: str
+    started_at: datetime
+    finished_at: datetime | None
+    result: dict[str, Any] | None
+    error: str | None
+
+
+class VersionOut(Dto):
+    """A version of a model. `serving`: queries use its embeddings."""
+
+    version: int
+    aliases: list[str]
+    digest: str
+    contract: str | None = None
+    faces: int | None = None
+    serving: bool = False
+    calibrated: bool = False
+
+
+class ModelOut(Dto):
+    """A model of this release, and its versions here."""
+
+    name: str
+    role: str
+    title: str
+    licence: str
+    source: str
+    paper: str
+    dimension: int | None
+    notes: str
+    versions: list[VersionOut]
+
+
+class ProblemOut(Dto):
+    """Problem details, RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+
+
+class EvaluationOut(Dto):
+    """What was measured of a model, and the files that show it."""
+
+    id: str
+    kind: str
+    name: str
+    when: datetime
+    metrics: dict[str, float]
+    params: dict[str, str]
+    tags: dict[str, str]
+    files: list[str]
+
+
+class HealthOut(Dto):
+    """The service answers."""
+
+    status: str
+
+
+class ReadyOut(Dto):
+    """Whether the service can do its work: `checks` says what of it is well."""
+
+    ready: bool
+    checks: dict[str, str]

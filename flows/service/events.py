@@ -1,0 +1,58 @@
+"""Server-sent events: how a run or a job gets on, asked of the catalog once a second."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+
+from fastapi import Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
+
+from flows.service.problems import Problem
+from flows.service.state import Service
+
+SECONDS = 1.0
+OVER = frozenset({"done", "done_with_failures", "failed", "crashed", "skipped", "missed"})
+EVENTS = {
+    200: {
+        "description": "Server-sent events: 'progress' with the same JSON as without /events, at last 'end'.",
+        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+    }
+}
+
+
+def stream(service: Service, request: Request, look: Callable[[], BaseModel]) -> StreamingResponse:
+    """Send `look()` whenever it changes, until its `status` says that it is over.
+
+    Raises:
+        Problem: 503 if too many are watching.
+    """
+    first = look()  # what is not there is a problem, not an empty stream
+    if not service.streams.acquire(blocking=False):
+        raise Problem(503, "too-many-streams", "Too many are watching", "Close other pages, or ask again later.")
+
+    async def events() -> AsyncIterator[str]:
+        seen, state = None, first
+        try:
+            yield "retry: 3000\n\n"
+            while True:
+                content = state.model_dump(mode="json")
+                if content != seen:
+                    yield _event("progress", content)
+                    seen = content
+                if content["status"] in OVER:
+                    yield _event("end", content)
+                    return
+                await asyncio.sleep(SECONDS)
+                if await request.is_disconnected():
+                    return
+                state = await run_in_threadpool(look)
+        finally:
+            service.streams.release()
+
+    return StreamingResponse(events(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+def _event(name: str, content: object) -> str:
+    return f"event: {name}\ndata: {json.dumps(content)}\n\n"

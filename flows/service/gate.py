@@ -1,0 +1,168 @@
+"""The gate that every request passes, before anything reads it: host, origin, size, rate; and the headers of every answer."""
+
+import ipaddress
+import logging
+from collections.abc import Callable
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from flows.service.limits import Limiter
+from flows.service.problems import Problem, problem_of
+
+logger = logging.getLogger(__name__)
+BUG = 500
+SAFE = ("GET", "HEAD", "OPTIONS")
+SMALL_BODY = 2**20  # bytes; forms and JSON are far smaller
+UPLOADS = ("/api/v1/search", "/search")
+ROOM_FOR_FORM = 64 * 2**10  # what a multipart form adds to the photograph in it
+
+POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "img-src 'self' data: blob:",
+        "style-src 'self'",
+        "script-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+HEADERS = {
+    "Content-Security-Policy": POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "X-Robots-Tag": "noindex, nofollow",
+    "Referrer-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
+}
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address can only mean this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host.lower() == "localhost"
+
+
+class Gate:
+    """ASGI middleware.
+
+    On localhost only names of this machine are accepted as `Host` (a page elsewhere could make its own name point here), and a
+    write that a browser sends from another site is refused wherever it comes from.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        requests: Limiter,
+        upload_bytes: int,
+        exposed: bool,
+        refuse: Callable[[Request, Problem], Response],
+    ) -> None:
+        self.app, self.requests, self.exposed, self.refuse = app, requests, exposed, refuse
+        self.upload_bytes = upload_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        begun = False
+
+        async def watched(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        answer = _with_headers(watched, secure=scope["scheme"] == "https")
+        try:
+            self._check(scope)
+            await self.app(scope, _limited(receive, self._most_bytes(scope["path"])), answer)
+        except Exception as error:
+            problem = problem_of(error)
+            if problem.status == BUG or begun:
+                logger.exception("%s %s", scope["method"], scope["path"])
+            if begun:
+                raise  # the connection is cut, so that nobody takes half an answer for a whole one
+            await self.refuse(Request(scope), problem)(scope, receive, answer)
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        client = scope["client"][0] if scope.get("client") else "unknown"
+        self.requests.take(client)
+        host = headers.get("host", "")
+        if not self.exposed and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+            raise Problem(
+                421,
+                "host",
+                "Not under this name",
+                f"This service is for this machine only, not for {host[:80]!r}. Open it as http://localhost, or let "
+                "'visage serve' know the name with --public-name.",
+            )
+        if scope["method"] not in SAFE:
+            _check_origin(headers, host)
+        length = headers.get("content-length", "0")
+        most = self._most_bytes(scope["path"])
+        if not length.isdigit() or int(length) > most:
+            raise too_large(most)
+
+    def _most_bytes(self, path: str) -> int:
+        return self.upload_bytes + ROOM_FOR_FORM if path in UPLOADS else SMALL_BODY
+
+
+def _check_origin(headers: Headers, host: str) -> None:
+    origin = headers.get("origin")
+    foreign = origin is not None and urlsplit(origin).netloc != host
+    if foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
+        raise Problem(
+            403,
+            "cross-site",
+            "Sent by another site",
+            "A page of another site sent this. Do it from this service's own page.",
+        )
+
+
+def too_large(most: int) -> Problem:
+    """The body is larger than the service takes."""
+    return Problem(
+        413,
+        "too-large",
+        "Too large",
+        f"More than the {most / 2**20:.0f} MiB that are taken here. Send a smaller picture, or raise VISAGE_UPLOAD_BYTES.",
+    )
+
+
+def _limited(receive: Receive, most: int) -> Receive:
+    """Count what really comes, whatever was announced."""
+    seen = 0
+
+    async def counted() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise too_large(most)
+        return message
+
+    return counted
+
+
+def _with_headers(send: Send, secure: bool) -> Send:
+    async def extended(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            headers = MutableHeaders(scope=message)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            headers.setdefault("Cache-Control", "private, no-cache")
+            if secure:
+                headers.setdefault("Strict-Transport-Security", "max-age=31536000")
+        await send(message)
+
+    return extended

@@ -1,0 +1,73 @@
+"""Start long work as `visage` processes of their own, and keep the book about them.
+
+A process of its own because a night must not end with the page, nor fill the page's memory with models.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import IO, Any
+
+from flows.service.state import Service
+from infra.catalog import jobs
+from infra.catalog.service_tables import Job, JobStatus
+from infra.settings import environment
+
+DONE = (0, 3)  # 3: done, but some images stand as failed
+COMMAND = "from flows.cli import main; main()"
+MOST_ERROR_CHARACTERS = 4000
+
+
+def start(service: Service, kind: str, subject: str, who: str, arguments: list[str]) -> Job:
+    """Run `visage ARGUMENTS --json` beside the service and return its job.
+
+    Raises:
+        JobRunning: if the same is at work.
+    """
+    with service.catalog.write() as session:
+        job = jobs.open_job(session, kind, subject, who)
+    out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed by the thread that reads them
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *arguments, "--json"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, **environment(service.settings)},
+            start_new_session=True,
+        )
+    except OSError as error:
+        _close(service, job.id, JobStatus.FAILED, None, f"could not be started: {error}")
+        raise
+    with service.catalog.write() as session:
+        jobs.hand_over(session, job.id, process.pid)
+    threading.Thread(target=_watch, args=(service, job.id, process, out, err), daemon=True).start()
+    return job
+
+
+def _watch(service: Service, job_id: int, process: "subprocess.Popen[bytes]", out: IO[bytes], err: IO[bytes]) -> None:
+    code = process.wait()
+    with out, err:
+        out.seek(0)
+        err.seek(0)
+        printed, said = out.read(), err.read().decode(errors="replace")
+    if code in DONE:
+        _close(service, job_id, JobStatus.DONE, _json(printed), None)
+    else:
+        _close(service, job_id, JobStatus.FAILED, None, said[-MOST_ERROR_CHARACTERS:].strip() or f"exit code {code}")
+
+
+def _json(printed: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(printed)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else {"rows": value}
+
+
+def _close(service: Service, job_id: int, status: JobStatus, result: dict[str, Any] | None, error: str | None) -> None:
+    with service.catalog.write() as session:
+        jobs.close_job(session, job_id, status, result, error)

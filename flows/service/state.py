@@ -1,0 +1,80 @@
+"""What one running service shares between its requests."""
+
+import threading
+import time
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from fastapi import Request
+
+from flows.service.limits import Limiter, Rates
+from infra.catalog import tokens
+from infra.catalog.database import Catalog
+from infra.evaluations import Evaluations
+from infra.registry import Registry
+from infra.settings import Settings
+from infra.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from tasks.probe import Prober
+
+PATIENCE_SECONDS = 5  # for another writer of the catalog: a page that waits for longer is better told so
+NOTE_USE_SECONDS = 600
+STREAMS = 32  # of server-sent events at once
+
+
+@dataclass
+class Service:
+    """The open catalog and stores, and the limits of one process. `exposed`: others than this machine can reach it."""
+
+    settings: Settings
+    exposed: bool = False
+    rates: Rates = field(default_factory=Rates)
+
+    def __post_init__(self) -> None:
+        self.catalog = Catalog(self.settings.catalog_url, busy_seconds=PATIENCE_SECONDS)
+        self.requests = Limiter(self.rates.requests, "requests")
+        self.searches = Limiter(self.rates.searches, "searches")
+        self.refusals = Limiter(self.rates.refusals, "wrong tokens")
+        self.decoding = threading.Semaphore(self.settings.cpu_count)
+        self.streams = threading.Semaphore(STREAMS)
+        self._noted: dict[int, float] = {}
+
+    @cached_property
+    def prober(self) -> "Prober":
+        """What searches by photograph; loads its models at the first one."""
+        from tasks.probe import Prober  # noqa: PLC0415 - imports torch
+
+        return Prober(self.settings)
+
+    @cached_property
+    def registry(self) -> Registry:
+        """The models' versions."""
+        return Registry(self.settings.mlflow_uri)
+
+    @cached_property
+    def evaluations(self) -> Evaluations:
+        """What was measured of models."""
+        return Evaluations(self.settings.mlflow_uri)
+
+    @property
+    def crops(self) -> Store:
+        return open_store(self.settings.crops_uri, self.settings.storage_options)
+
+    def note_use(self, token_id: int) -> None:
+        """Remember in the catalog that a token is used, now and then."""
+        if time.monotonic() - self._noted.get(token_id, -NOTE_USE_SECONDS) >= NOTE_USE_SECONDS:
+            self._noted[token_id] = time.monotonic()
+            with self.catalog.write() as session:
+                tokens.note_use(session, token_id)
+
+    def close(self) -> None:
+        self.catalog.close()
+
+
+def service_of(request: Request) -> Service:
+    """The service that a request reached."""
+    service = request.app.state.service
+    assert isinstance(service, Service)
+    return service

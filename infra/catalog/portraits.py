@@ -1,0 +1,82 @@
+"""People for looking at: a grid by count, one person's faces, proposals with their evidence."""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Select, and_, func, or_, select
+from sqlalchemy.orm import Session
+
+from infra.catalog.schema import Face, FaceIdentity, Identity
+from infra.catalog.versions import serving
+
+
+@dataclass(frozen=True)
+class PersonView:
+    """A person with the face that shows them best."""
+
+    identity_id: int
+    name: str | None
+    faces: int
+    photos: int
+    cover_face_id: int | None
+
+
+def people(
+    session: Session, min_faces: int, named: bool | None, text: str | None, after: tuple[int, ...] | None, limit: int
+) -> list[PersonView]:
+    """People by the number of their faces, most first, behind the place (faces, identity id)."""
+    version = serving(session)
+    if version is None:
+        return []
+    faces = func.count(FaceIdentity.face_id)
+    statement = _counted(version.id).having(faces >= min_faces)
+    if named is not None:
+        statement = statement.where(Identity.name.is_not(None) if named else Identity.name.is_(None))
+    if text is not None:
+        statement = statement.where(Identity.name.icontains(text, autoescape=True))
+    if after is not None:
+        statement = statement.having(or_(faces < after[0], and_(faces == after[0], Identity.id > after[1])))
+    rows = session.execute(statement.order_by(faces.desc(), Identity.id).limit(limit)).tuples().all()
+    return _views(session, list(rows))
+
+
+def person(session: Session, identity_id: int) -> PersonView | None:
+    """One person, of whatever embedding version; None if there is none, or they have no face."""
+    identity = session.get(Identity, identity_id)
+    if identity is None:
+        return None
+    rows = session.execute(_counted(identity.model_version_id).where(Identity.id == identity_id)).tuples().all()
+    views = _views(session, list(rows))
+    return views[0] if views else PersonView(identity_id, identity.name, 0, 0, None)
+
+
+def _counted(version_id: int) -> Select[tuple[int, str | None, int, int]]:
+    return (
+        select(
+            Identity.id,
+            Identity.name,
+            func.count(FaceIdentity.face_id),
+            func.count(func.distinct(Face.content_id)),
+        )
+        .join(FaceIdentity, FaceIdentity.identity_id == Identity.id)
+        .join(Face, Face.id == FaceIdentity.face_id)
+        .where(FaceIdentity.model_version_id == version_id)
+        .group_by(Identity.id, Identity.name)
+    )
+
+
+def _views(session: Session, rows: list[tuple[int, str | None, int, int]]) -> list[PersonView]:
+    best = (
+        select(
+            FaceIdentity.identity_id,
+            FaceIdentity.face_id,
+            func.row_number()
+            .over(partition_by=FaceIdentity.identity_id, order_by=(Face.quality.desc(), Face.id))
+            .label("rank"),
+        )
+        .join(Face, Face.id == FaceIdentity.face_id)
+        .where(FaceIdentity.identity_id.in_([row[0] for row in rows]))
+        .subquery()
+    )
+    statement = select(best.c.identity_id, best.c.face_id).where(best.c.rank == 1)
+    covers = dict(session.execute(statement).tuples().all())
+    return [PersonView(i, name, faces, photos, covers.get(i)) for i, name, faces, photos in rows]

@@ -1,0 +1,80 @@
+"""Probe: turn a photograph that somebody searches with into vectors. Its bytes stay in memory, and are not kept.
+
+Models stay loaded between photographs, as a service wants it.
+"""
+
+import threading
+from dataclasses import dataclass
+
+import numpy as np
+from torch import nn
+
+from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.settings import Settings
+from tasks.align import align_faces
+from tasks.decode import DecodeFailure, DecodeLimits, decode
+from tasks.detect import Decoded, Detect
+from tasks.embed import embed
+from tasks.install import ModelVersion, NotInstalled, champion, find_version, load_network
+from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
+from tasks.search import NothingToSearch, UnreadablePhoto
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Faces of a photograph: boxes (N, 4) in its upright pixels, scores (N,), vectors (N, D) of unit length."""
+
+    width: int
+    height: int
+    boxes: np.ndarray
+    scores: np.ndarray
+    vectors: np.ndarray
+
+
+class Prober:
+    """Find and embed the faces of photographs with the version that the catalog's queries use. Safe to share by threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=settings.max_megapixels)
+        self.lock = threading.Lock()
+        self._loaded: tuple[str, Detect, ModelVersion, nn.Module] | None = None
+
+    def __call__(self, data: bytes, version: ModelVersionRow) -> Probed:
+        """Probe a photograph.
+
+        Raises:
+            UnreadablePhoto: if it is no picture that can be read.
+            NothingToSearch: if no face is in it.
+            NotInstalled: if the models that made the catalog are not on this machine.
+        """
+        try:
+            picture = decode(data, self.limits, long_side=self.settings.detect_long_side)
+        except DecodeFailure as failure:
+            raise UnreadablePhoto(f"the photograph cannot be read: {failure}") from failure
+        with self.lock:  # one at a time: two would only share the processors, and take twice the memory
+            detect, embedder, network = self._models(version)
+            [found] = detect([Decoded(PhotoFaces(0, "probe", len(data)), picture, data)])
+            if not found.photo.face_count:
+                raise NothingToSearch(
+                    "no face was found in this picture; try one where the face is larger or turned less"
+                )
+            assert embedder.spec.preprocess is not None
+            template = embedder.spec.preprocess.template
+            photo = align_faces(found, self.limits, [template])
+            vectors = embed(network, embedder.spec, photo.arrays[crop(template)], "cpu")
+        return Probed(picture.width, picture.height, photo.arrays[BOXES], photo.arrays[SCORES], vectors)
+
+    def _models(self, version: ModelVersionRow) -> tuple[Detect, ModelVersion, nn.Module]:
+        if self._loaded is None or self._loaded[0] != version.contract:
+            settings = self.settings
+            reference = f"{version.name}@{version.version}"
+            detector = champion(settings.detect_model, settings.weights_folder, settings.mlflow_uri)
+            embedder = find_version(reference, settings.weights_folder, settings.mlflow_uri)
+            if embedder.contract != version.contract:
+                raise NotInstalled(
+                    f"the catalog was made with another {reference} than is installed here (other weights or "
+                    "preprocessing); 'visage run' brings the catalog to what is here"
+                )
+            self._loaded = (version.contract, Detect(detector, "cpu"), embedder, load_network(embedder))
+        return self._loaded[1:]

@@ -1,0 +1,192 @@
+"""Who may come in, and what they may do: every refusal says why, and nothing leaks to other sites."""
+
+import socket
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import select, update
+
+from flows.service.client import Client, ServiceProblem
+from flows.service.dto import CollectionIn
+from flows.service.limits import Limiter, Rate, Rates
+from flows.service.problems import Problem
+from infra.catalog import tokens
+from infra.catalog.database import Catalog
+from infra.catalog.schema import now
+from infra.catalog.service_tables import AccessToken
+from infra.catalog.tokens import Role
+from infra.settings import PREFIX, Settings
+from tests.command import visage
+from tests.serving import serving
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A home whose catalog is empty but for three tokens."""
+    return Settings(home=tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def secrets(empty: Settings) -> dict[str, str]:
+    """A token for each role, and one of each kind that does not count."""
+    with Catalog(empty.catalog_url).write() as session:
+        made = {role.label: tokens.create(session, role.label, role, timedelta(days=1)) for role in Role}
+        made["expired"] = tokens.create(session, "expired", Role.ADMIN, timedelta(seconds=-1))
+        made["revoked"] = tokens.create(session, "revoked", Role.ADMIN, None)
+        session.flush()
+        tokens.revoke(session, "revoked")
+    return made
+
+
+@pytest.fixture(scope="module")
+def address(empty: Settings, secrets: dict[str, str]) -> Iterator[str]:
+    generous = Rate(100_000, 100_000)
+    with serving(empty, rates=Rates(requests=generous, refusals=generous)) as url:
+        yield url
+
+
+def refusal(url: str, token: str | None) -> ServiceProblem:
+    with Client(url, token) as client, pytest.raises(ServiceProblem) as caught:
+        client.collections()
+    return caught.value
+
+
+def test_a_token_is_kept_as_a_digest_only(empty: Settings, secrets: dict[str, str]) -> None:
+    database = Path(empty.catalog_url.removeprefix("sqlite:///"))
+    stored = b"".join(path.read_bytes() for path in database.parent.glob("catalog.db*"))
+    assert tokens.digest(secrets["admin"]).encode() in stored
+    assert secrets["admin"].removeprefix(tokens.PREFIX).encode() not in stored
+
+
+def test_every_refused_token_says_why(address: str, secrets: dict[str, str]) -> None:
+    told = {kind: refusal(address, secrets[kind]) for kind in ("expired", "revoked")}
+    told |= {"none": refusal(address, None), "wrong": refusal(address, "visage_wrong")}
+    assert {problem.status for problem in told.values()} == {401}
+    assert "expired" in told["expired"].detail
+    assert "revoked" in told["revoked"].detail
+    assert "visage tokens create" in told["none"].detail
+    assert "unknown" in told["wrong"].detail
+
+
+def test_each_role_may_do_what_its_name_says(address: str, secrets: dict[str, str], tmp_path: Path) -> None:
+    def adding(role: str) -> None:
+        with Client(address, secrets[role]) as client:
+            client.add_collection(CollectionIn(name=f"by {role}", uri=str(tmp_path)))
+
+    for role in ("read", "curate"):
+        with Client(address, secrets[role]) as client:
+            assert client.me().role == role
+        with pytest.raises(ServiceProblem, match="needs the role admin") as caught:
+            adding(role)
+        assert caught.value.status == 403
+    adding("admin")
+    with Client(address, secrets["read"]) as client:
+        assert "by admin" in {collection.name for collection in client.collections()}
+
+
+def test_nobody_comes_in_once_a_token_was_made_even_if_it_is_revoked(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with serving(settings) as url:
+        with Client(url) as client:
+            assert client.me().role == "admin"
+        with Catalog(settings.catalog_url).write() as session:
+            tokens.create(session, "only", Role.READ, None)
+            session.flush()
+            tokens.revoke(session, "only")
+        assert refusal(url, None).status == 401
+
+
+def test_an_exposed_service_lets_nobody_in_without_a_token(tmp_path: Path) -> None:
+    with serving(Settings(home=tmp_path), exposed=True) as url:
+        assert refusal(url, None).status == 401
+
+
+def test_serving_others_is_refused_while_nobody_has_a_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}HOME", str(tmp_path))
+    for arguments in (["--host", "0.0.0.0"], ["--public-name", "photos.example.org"]):
+        ended = visage("serve", *arguments)
+        assert ended.code == 2
+        assert "visage tokens create" in ended.err.replace("\n", " ")
+
+
+def test_a_taken_port_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{PREFIX}HOME", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        ended = visage("serve", "--port", port)
+    assert ended.code == 1
+    assert f"port {port}" in ended.err
+    assert "--port" in ended.err
+
+
+def test_tokens_are_made_listed_and_revoked_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"{PREFIX}HOME", str(tmp_path))
+    made = visage("tokens", "create", "reading room", "--role", "read", "--days", 30).out
+    token = made.splitlines()[0]
+    assert token.startswith(tokens.PREFIX)
+    (row,) = visage("tokens", "list", "--json").json
+    assert (row["name"], row["role"], row["state"]) == ("reading room", "read", "active")
+    assert token not in visage("tokens", "list", "--json").out
+    assert "exists already" in visage("tokens", "create", "reading room", "--role", "admin").err
+    assert visage("tokens", "revoke", "reading room").code == 0
+    assert visage("tokens", "list", "--json").json[0]["state"] == "revoked"
+    assert "reading room" in visage("tokens", "revoke", "nobody").err
+
+
+def test_a_page_elsewhere_cannot_write_nor_borrow_the_name_of_this_machine(
+    address: str, secrets: dict[str, str]
+) -> None:
+    signed = {"Authorization": f"Bearer {secrets['admin']}"}
+    body = {"name": "x", "uri": "/tmp"}
+    for headers in ({"Origin": "https://evil.example"}, {"Sec-Fetch-Site": "cross-site"}):
+        answer = httpx.post(f"{address}/api/v1/collections", json=body, headers={**signed, **headers})
+        assert (answer.status_code, answer.json()["type"]) == (403, "urn:visage:problem:cross-site")
+    rebound = httpx.get(f"{address}/api/v1/collections", headers={**signed, "Host": "evil.example"})
+    assert rebound.status_code == 421
+
+
+def test_every_answer_carries_the_headers_that_keep_a_browser_strict(address: str) -> None:
+    for path in ("/api/v1/health", "/api/v1/me", "/api/v1/nothing"):
+        headers = httpx.get(address + path).headers
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert headers["cache-control"] == "private, no-cache"
+        assert "server" not in headers
+
+
+def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
+    with serving(Settings(home=tmp_path), exposed=True, rates=Rates(refusals=Rate(3, 0.01))) as url:
+        answers = [httpx.get(f"{url}/api/v1/me", headers={"Authorization": "Bearer guess"}) for _ in range(5)]
+    assert [a.status_code for a in answers] == [401, 401, 401, 429, 429]
+    assert int(answers[-1].headers["retry-after"]) > 50
+
+
+def test_a_bucket_fills_again_with_time() -> None:
+    time = [0.0]
+    limiter = Limiter(Rate(2, 0.5), "tests", lambda: time[0])
+    limiter.take("a")
+    limiter.take("a")
+    with pytest.raises(Problem, match="Wait 2 s"):
+        limiter.take("a")
+    limiter.take("b")
+    time[0] = 2.0
+    limiter.take("a")
+
+
+def test_the_use_of_a_token_is_noted(empty: Settings, address: str, secrets: dict[str, str]) -> None:
+    catalog = Catalog(empty.catalog_url)
+    with catalog.write() as session:
+        session.execute(update(AccessToken).values(last_used_at=None))
+    with serving(empty) as url, Client(url, secrets["curate"]) as client:
+        client.me()
+    with catalog.read() as session:
+        used = session.scalar(select(AccessToken.last_used_at).where(AccessToken.name == "curate"))
+    assert used is not None
+    assert now() - used < timedelta(minutes=1)

@@ -1,0 +1,214 @@
+"""The API over a catalog that the real pipeline made: what goes in comes out, in pages, pictures and problems."""
+
+import io
+from collections.abc import Iterator
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+
+from flows.service.client import Client, ServiceProblem
+from flows.service.dto import CollectionIn
+from flows.service.limits import Rate, Rates
+from infra.catalog.database import Catalog
+from infra.catalog.schema import Face
+from infra.settings import Settings
+from tests.archive import BROKEN
+from tests.hostile import hostile_files
+from tests.portraits import jpeg, landscape, mirrored, pair
+from tests.serving import serving
+
+pytestmark = pytest.mark.slow
+
+
+def bomb() -> bytes:
+    """A small file that claims to be a huge picture."""
+    return next(content for name, content, _ in hostile_files() if "bomb" in name)
+
+
+@pytest.fixture(scope="module")
+def client(own: Settings) -> Iterator[Client]:
+    generous = Rate(100_000, 100_000)
+    with serving(own, rates=Rates(generous, generous, generous)) as url, Client(url) as client:
+        yield client
+
+
+def test_photographs_come_with_their_faces_each_of_its_bytes_once(client: Client) -> None:
+    found = {image.key: image for image in client.images()}
+    assert set(found) == {"a.jpg", "b.jpg", "c/pair.jpg", "d.jpg"}
+    assert [len(found[key].faces) for key in ("a.jpg", "b.jpg", "c/pair.jpg", "d.jpg")] == [1, 1, 2, 0]
+    assert found["a.jpg"].others == 1
+    assert (found["c/pair.jpg"].width, found["c/pair.jpg"].height) == (768, 384)
+    left, right = found["c/pair.jpg"].faces
+    assert left.box[2] < 384 < right.box[0]
+
+
+def test_pages_join_without_gap_or_repetition_whatever_their_size(client: Client) -> None:
+    whole = [image.id for image in client.images(limit=200)]
+    assert whole == sorted(whole, reverse=True)
+    assert [image.id for image in client.images(limit=1)] == whole
+    assert [image.id for image in client.images(limit=3, order="oldest")] == whole[::-1]
+    faces = [face.id for face in client.faces(limit=100)]
+    assert [face.id for face in client.faces(limit=2)] == faces
+    failures = [failure.id for failure in client.failures()]
+    assert [failure.id for failure in client.failures(limit=1)] == failures
+
+
+def test_filters_narrow_the_wall(client: Client) -> None:
+    def keys(**wanted: object) -> set[str]:
+        return {image.key for image in client.images(**wanted)}
+
+    person = next(client.identities()).id
+    assert keys(text="PAIR") == {"c/pair.jpg"}
+    assert keys(text="%") == set()
+    assert keys(faces="without") == {"d.jpg"}
+    assert keys(faces="with", collection="archive") == {"a.jpg", "b.jpg", "c/pair.jpg"}
+    assert keys(person=person) == {face.keys[0] for face in client.faces(identity=person)}
+    assert keys(collection="nothing of the kind") == set()
+    assert keys(status="failed") == set(BROKEN)
+    shown = {a.label for face in client.faces() for a in face.attributes if a.name == "expression"}
+    assert {key for label in shown for key in keys(label=f"expression:{label}")} == keys(faces="with")
+    assert keys(taken_from="1900") == set()
+
+
+def test_pictures_are_small_upright_and_known_again(client: Client) -> None:
+    image = next(image for image in client.images() if image.key == "c/pair.jpg")
+    with Image.open(io.BytesIO(client.picture(image.id, 320))) as picture:
+        assert (picture.format, picture.size) == ("JPEG", (320, 160))
+    address = f"/images/{image.id}/picture?size=320"
+    first = client.http.get(address)
+    again = client.http.get(address, headers={"If-None-Match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    assert client.http.get(address, headers={"If-None-Match": '"other"'}).status_code == 200
+    other_size = client.http.get(
+        f"/images/{image.id}/picture?size=640", headers={"If-None-Match": first.headers["etag"]}
+    )
+    assert other_size.status_code == 200
+
+
+def test_a_restored_face_is_marked_wherever_it_is_given_out(client: Client) -> None:
+    face = next(face for face in client.faces() if face.restoration is not None)
+    assert face.restoration is not None
+    assert face.restoration.synthetic
+    answer = client.http.get(f"/faces/{face.id}/restored")
+    assert answer.headers["x-visage-synthetic"] == "true"
+    with Image.open(io.BytesIO(answer.content)) as picture:
+        assert "Synthetic detail" in picture.info["Description"]
+    assert "x-visage-synthetic" not in client.http.get(f"/faces/{face.id}/crop").headers
+    plain = next(face for face in client.faces() if face.restoration is None)
+    with pytest.raises(ServiceProblem, match="restored crop"):
+        client.restored(plain.id)
+
+
+def test_neighbours_are_others_with_probabilities(client: Client) -> None:
+    face = next(client.faces())
+    answer = client.neighbours(face.id, 2)
+    assert [match.face.id == face.id for match in answer.matches] == [False, False]
+    assert answer.matches[0].similarity >= answer.matches[1].similarity
+    assert all(m.probability is not None and 0 <= m.probability <= 1 for m in answer.matches)
+
+
+def test_a_photograph_finds_each_of_its_faces_and_leaves_nothing_behind(client: Client, own: Settings) -> None:
+    def everything() -> set[str]:
+        return {str(path) for path in own.home_folder.rglob("*") if not path.name.startswith("catalog.db")}
+
+    before = everything()
+    answers = client.search(jpeg(pair(500)), 3)
+    assert [len(answer.matches) for answer in answers] == [3, 3]
+    assert all(answer.matches[0].similarity > 0.95 for answer in answers)
+    assert everything() == before
+
+
+def test_what_cannot_be_searched_with_is_a_problem_that_says_what_to_do(client: Client) -> None:
+    def refused(photo: bytes) -> ServiceProblem:
+        with pytest.raises(ServiceProblem) as caught:
+            client.search(photo)
+        return caught.value
+
+    cases = {
+        b"": (422, "unreadable-photo"),
+        b"not a picture at all": (422, "unreadable-photo"),
+        jpeg(mirrored())[:3000]: (422, "unreadable-photo"),
+        bomb(): (422, "unreadable-photo"),
+        jpeg(landscape()): (422, "nothing-to-search"),
+        bytes(33 * 2**20): (413, "too-large"),
+    }
+    for photo, expected in cases.items():
+        problem = refused(photo)
+        assert (problem.status, problem.kind) == expected
+        assert len(problem.detail) > 20
+    assert len(client.search(jpeg(mirrored()))) == 1  # and goes on as if nothing had been
+
+
+def test_half_an_upload_is_no_photograph(client: Client) -> None:
+    whole = httpx.Request("POST", "http://x/", files={"photo": ("a.jpg", jpeg(mirrored()))})
+    body = whole.read()
+    headers = {"Content-Type": whole.headers["content-type"]}
+    answer = client.http.post("/search", content=body[: len(body) // 2], headers=headers)
+    assert (answer.status_code, answer.json()["type"]) == (400, "urn:visage:problem:cut-off")
+    answer = client.http.post("/search", content=b"{}", headers={"Content-Type": "application/json"})
+    assert answer.status_code == 415
+    answer = client.http.post("/search", files={"other": ("a.jpg", b"x")})
+    assert (answer.status_code, answer.json()["type"]) == (422, "urn:visage:problem:no-photo")
+
+
+def test_the_night_is_told_with_its_failures(client: Client) -> None:
+    (run,) = client.runs(collection="archive")
+    assert run.status in {"running", "done_with_failures"}
+    assert {failure.key for failure in client.failures(run=run.id)} == set(BROKEN)
+    progress = client.progress(run.id)
+    assert (progress.done, progress.total) == (7, 7)
+
+
+def test_models_tell_what_they_made(client: Client) -> None:
+    by_name = {model.name: model for model in client.models()}
+    (embedder,) = by_name["dlib-resnet"].versions
+    assert embedder.serving
+    assert embedder.calibrated
+    assert embedder.faces == 4
+    assert by_name["lightcnn-29v2"].versions == []
+    with pytest.raises(ServiceProblem, match="no version"):
+        client.promote("dlib-resnet", 99)
+
+
+def test_an_erased_face_is_gone_from_every_answer(client: Client, own: Settings) -> None:
+    """Ids that are in no row: nothing is guessed, and no path is made of them."""
+    with Catalog(own.catalog_url).read() as session:
+        largest = max(session.scalars(Face.__table__.select().with_only_columns(Face.id)))
+    for path in ("", "/crop", "/restored", "/neighbours"):
+        assert client.http.get(f"/faces/{largest + 1}{path}").status_code == 404
+    for path in ("/faces/..%2f..%2fcatalog.db/crop", "/faces/-1", "/faces/9223372036854775808", "/images/x/picture"):
+        assert client.http.get(path).status_code in {404, 422}
+
+
+def test_a_replayed_write_is_done_once_and_answered_alike(client: Client, own: Settings) -> None:
+    new = CollectionIn(name="second", uri=str(own.home_folder))
+    first = client.add_collection(new, "key-1")
+    assert client.add_collection(new, "key-1") == first
+    replayed = client.http.post("/collections", json=new.model_dump(), headers={"Idempotency-Key": "key-1"})
+    assert replayed.headers["idempotency-replayed"] == "true"
+    assert replayed.headers["location"] == "/api/v1/collections/second"
+    with pytest.raises(ServiceProblem, match="another request before"):
+        client.add_collection(CollectionIn(name="third", uri=str(own.home_folder)), "key-1")
+    with pytest.raises(ServiceProblem, match="exists already") as caught:
+        client.add_collection(new, "key-2")
+    assert caught.value.status == 409
+    with pytest.raises(ServiceProblem) as caught:
+        client.add_collection(CollectionIn(name="fourth", uri="https://elsewhere/photos"), "key-2")
+    assert caught.value.kind == "collection"  # a refused write leaves its key free
+
+
+def test_unknown_fields_and_values_are_named(client: Client) -> None:
+    answer = client.http.post("/collections", json={"name": "x", "uri": "/tmp", "colour": "red"})
+    assert answer.status_code == 422
+    assert "colour" in answer.json()["detail"]
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "size" in client.http.get("/images/1/picture?size=333").json()["detail"]
+
+
+def test_crops_are_what_the_pipeline_cut(client: Client) -> None:
+    face = next(client.faces(min_quality=0.1))
+    with Image.open(io.BytesIO(client.crop(face.id))) as picture:
+        assert picture.width == picture.height
+        assert np.asarray(picture).std() > 20
