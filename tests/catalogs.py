@@ -49,6 +49,10 @@ class PostgreSQL:
     def drop(self, url: str) -> None:
         self._admin.execute(f"DROP DATABASE {name_in(url)} WITH (FORCE)")
 
+    def execute(self, url: str, statement: str) -> None:
+        with psycopg.connect(self._server.get_uri(database=name_in(url)), autocommit=True) as connection:
+            connection.execute(statement)
+
     def a_user_without_rights(self, url: str) -> str:
         """Make a user who may create tables in a database, and no extension; returns the URL that logs them in."""
         self._admin.execute("CREATE ROLE clerk LOGIN")

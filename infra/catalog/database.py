@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
@@ -14,15 +14,22 @@ from infra.catalog import custody_tables, people_tables, service_tables  # noqa:
 from infra.catalog.faults import CatalogUnreachable, explain
 from infra.catalog.schema import Base
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
 MIGRATIONS = Path(__file__).parent / "migrations"
 BUSY_SECONDS = 60  # a writer waits so long for another before it reports a locked catalog
-
-
 CONNECT_SECONDS = 10
+COPYING = "copying to "  # a database with a revision like this is being copied into
 
 
 class CatalogTooNew(RuntimeError):
     """The database was migrated by a later Visage than this one."""
+
+
+class CatalogUnfinished(RuntimeError):
+    """A copy into this database was interrupted."""
 
 
 def location_of(url: str) -> URL:
@@ -89,21 +96,22 @@ def upgrade(engine: Engine) -> None:
 
     Raises:
         CatalogTooNew: if a later version of Visage has already migrated it further.
+        CatalogUnfinished: if a copy into it was interrupted.
     """
     from alembic import command  # noqa: PLC0415 - slow to import, needed once
-    from alembic.config import Config  # noqa: PLC0415
-    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
 
     from infra.catalog import vectors  # noqa: PLC0415 - it builds on this module
 
-    config = Config()
-    config.set_main_option("script_location", str(MIGRATIONS))
-    script = ScriptDirectory.from_config(config)
+    config, script = _migrations()
     known = {revision.revision for revision in script.walk_revisions()}
     with engine.begin() as connection:
         exclusive(connection, "upgrade")
-        current = MigrationContext.configure(connection).get_current_revision()
+        current = revision(connection)
+        if current is not None and current.startswith(COPYING):
+            raise CatalogUnfinished(
+                f"{engine.url.render_as_string()}: a copy into this database was interrupted; the same 'visage db copy' again "
+                "finishes it"
+            )
         if current is not None and current not in known:
             raise CatalogTooNew(
                 f"{engine.url.render_as_string()}: the catalog is at revision {current}, which this version of Visage does "
@@ -116,6 +124,27 @@ def upgrade(engine: Engine) -> None:
                 vectors.keep_journal(connection)
 
 
+def _migrations() -> tuple["Config", "ScriptDirectory"]:
+    from alembic.config import Config  # noqa: PLC0415
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    return config, ScriptDirectory.from_config(config)
+
+
+def head() -> str:
+    """The revision that this version of the code works with."""
+    return str(_migrations()[1].get_current_head())
+
+
+def revision(connection: Connection) -> str | None:
+    """The revision that a database is at; None if it is no catalog yet."""
+    from alembic.runtime.migration import MigrationContext  # noqa: PLC0415
+
+    return MigrationContext.configure(connection).get_current_revision()
+
+
 class Catalog:
     """A migrated catalog: `with catalog.write() as session` commits as one transaction, `read()` never locks writers out.
 
@@ -124,6 +153,7 @@ class Catalog:
     Raises:
         CatalogUnreachable: if the database cannot be opened.
         CatalogTooNew: if a later version of Visage has already migrated it further.
+        CatalogUnfinished: if a copy into it was interrupted.
     """
 
     def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:

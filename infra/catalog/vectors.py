@@ -13,7 +13,8 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import CatalogUnreachable, upsert
+from infra.catalog.database import upsert
+from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.schema import Embedding, EmbeddingChange, ModelVersion
 
 CHUNK = 10_000
@@ -164,6 +165,21 @@ def create_index(connection: Connection, model_version_id: int, dimension: int) 
 
 
 def has_index(connection: Connection, model_version_id: int) -> bool:
-    """Whether PostgreSQL has a usable index over a version's vectors."""
+    """Whether PostgreSQL has a usable index over a version's vectors; never on SQLite."""
+    if connection.dialect.name != "postgresql":
+        return False
     usable = text("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(:name)")
     return bool(connection.scalar(usable, {"name": index_name(model_version_id)}))
+
+
+def index_all(connection: Connection) -> list[str]:
+    """Make the indexes that are missing; returns their names."""
+    has_vectors = select(Embedding.model_version_id).distinct()
+    versions = select(ModelVersion.id, ModelVersion.dimension).where(ModelVersion.id.in_(has_vectors))
+    made = []
+    for version_id, dimension in connection.execute(versions).all():
+        before = has_index(connection, version_id)
+        create_index(connection, version_id, dimension)
+        if has_index(connection, version_id) and not before:
+            made.append(index_name(version_id))
+    return made

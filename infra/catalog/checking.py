@@ -1,0 +1,81 @@
+"""Is a catalog whole? What its database, its references, its vectors and its indexes say."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import LargeBinary, func, select, text, type_coerce
+from sqlalchemy.orm import Session
+
+from infra.catalog.copying import tables
+from infra.catalog.database import Catalog, revision
+from infra.catalog.schema import UNIT_TOLERANCE, Embedding, ModelVersion
+from infra.catalog.vectors import CHUNK, count_vectors, has_index
+
+SHOWN = 5  # faces that a problem names
+
+
+@dataclass(frozen=True)
+class Check:
+    """What is in a catalog, and what is wrong with it; `problems` is empty when all is well."""
+
+    location: str
+    revision: str
+    rows: dict[str, int]
+    problems: tuple[str, ...]
+
+
+def check(catalog: Catalog) -> Check:
+    """Read a whole catalog once and say what is wrong with it."""
+    with catalog.read() as session:
+        rows = {t.name: session.scalar(select(func.count()).select_from(t)) or 0 for t in tables()}
+        at = revision(session.connection())
+        problems = _database(session) + _embeddings(session)
+    return Check(catalog.engine.url.render_as_string(), str(at), rows, tuple(problems))
+
+
+def _database(session: Session) -> list[str]:
+    if session.get_bind().dialect.name != "sqlite":
+        return []  # PostgreSQL lets no reference dangle
+    damage = [row for (row,) in session.execute(text("PRAGMA integrity_check")).tuples() if row != "ok"]
+    dangling: dict[str, int] = {}
+    for row in session.execute(text("PRAGMA foreign_key_check")):
+        dangling[row[0]] = dangling.get(row[0], 0) + 1
+    problems = [f"the file is damaged: {line}; restore a backup" for line in damage[:SHOWN]]
+    return problems + [f"{count} rows of {table} refer to rows that are not there" for table, count in dangling.items()]
+
+
+def _embeddings(session: Session) -> list[str]:
+    problems = []
+    postgresql = session.get_bind().dialect.name == "postgresql"
+    versions = session.execute(select(ModelVersion.id, ModelVersion.name, ModelVersion.version, ModelVersion.dimension))
+    for version_id, name, version, dimension in versions.tuples().all():
+        if not count_vectors(session, version_id, at_most=1):
+            continue
+        wrong = _wrong_vectors(session, version_id, dimension or 0)
+        if wrong:
+            some = ", ".join(map(str, wrong[:SHOWN])) + (", ..." if len(wrong) > SHOWN else "")
+            problems.append(f"{len(wrong)} embeddings by {name}@{version} are no vectors of unit length: faces {some}")
+        if postgresql and not has_index(session.connection(), version_id):
+            problems.append(f"{name}@{version} has no index, so that search is slow; 'visage db upgrade' makes it")
+    return problems
+
+
+def _wrong_vectors(session: Session, version_id: int, dimension: int) -> list[int]:
+    """Faces whose stored bytes are not what they should be."""
+    wrong: list[int] = []
+    after = 0
+    stored = type_coerce(Embedding.vector, LargeBinary)
+    statement = select(Embedding.face_id, stored).where(Embedding.model_version_id == version_id)
+    while True:
+        page = statement.where(Embedding.face_id > after).order_by(Embedding.face_id).limit(CHUNK)
+        rows = session.execute(page).tuples().all()
+        right = [(face, data) for face, data in rows if len(data) == 4 * dimension]
+        wrong += [face for face, data in rows if len(data) != 4 * dimension]
+        lengths = np.linalg.norm(
+            np.array([np.frombuffer(data, "<f4") for _, data in right]).reshape(-1, dimension), axis=1
+        )
+        off = ~(np.abs(lengths - 1) <= UNIT_TOLERANCE)  # NaN too
+        wrong += [face for (face, _), bad in zip(right, off, strict=True) if bad]
+        if len(rows) < CHUNK:
+            return sorted(wrong)
+        after = rows[-1][0]
