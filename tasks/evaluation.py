@@ -166,8 +166,8 @@ def read_images(images: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes
     if missing:
         first = ", ".join(sorted(missing)[:5])
         raise ImagesMissing(
-            f"{images}: {len(missing)} of {len(names)} pictures that the pairs name are not there: {first}"
-            f"{' ...' if len(missing) > 5 else ''}. Are --images and --pairs of the same data set?"
+            f"{images}: {len(missing)} of {len(names)} pictures that are named are not there: {first}"
+            f"{' ...' if len(missing) > 5 else ''}. Do --images and the CSV belong to the same data set?"
         )
 
 

@@ -12,7 +12,19 @@ from types import FrameType
 
 import typer
 
-from flows.cli import attributes, catalog, collections, database, evaluate, models, nights, serve, train, upkeep
+from flows.cli import (
+    attributes,
+    catalog,
+    collections,
+    database,
+    evaluate,
+    evaluate_attributes,
+    models,
+    nights,
+    serve,
+    train,
+    upkeep,
+)
 from flows.cli.output import errors, print_error
 from infra.telemetry import silence
 
@@ -27,6 +39,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+evaluate.app.command()(evaluate_attributes.attributes)
 for module in (collections, models, evaluate, train, serve, database):
     app.add_typer(module.app)
 COMMANDS: tuple[Callable[..., None], ...] = (

@@ -36,7 +36,7 @@ def verification(
     """Verify pairs by LFW's protocol; store the calibrated thresholds with the model version."""
     from flows.measure import measure_verification  # noqa: PLC0415 - imports torch
 
-    with _progress() as on_progress:
+    with progress() as on_progress:
         measured = measure_verification(load_settings(), model, images, pairs, on_progress)
     result, reference = measured.verification, measured.verification.model.reference
     report = result.report
@@ -86,7 +86,7 @@ def compare(
     from flows.measure import measure_comparison  # noqa: PLC0415 - imports torch
 
     budget = None if budget_ms is None else int(budget_ms)
-    with _progress() as on_progress:
+    with progress() as on_progress:
         comparison, run = measure_comparison(load_settings(), models, images, pairs, budget, on_progress)
     if as_json:
         print_json({"tracking_run": run, "budget_ms": budget, "how": comparison.how, "models": comparison.rows})
@@ -116,8 +116,8 @@ def compare(
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[int, int], None]]:
+def progress(what: str = "embedding") -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr; yields what moves it."""
-    with Progress(console=errors) as progress:
-        task = progress.add_task("embedding", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+    with Progress(console=errors) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -94,7 +94,7 @@ def test_what_cannot_be_evaluated_is_told_without_a_trace(
         ((*data, "--model", "dlib-resnet@9"), "dlib-resnet has no version '9'; there are 1 (champion)"),
         ((*data, "--model", "sface-ir-50"), "Run 'visage models register sface-ir-50"),
         (("--images", images, "--pairs", tmp_path / "wrong.csv"), "wrong.csv, line 1: no column fold, same"),
-        (("--images", tmp_path / "empty", "--pairs", pairs), "pictures that the pairs name are not there: "),
+        (("--images", tmp_path / "empty", "--pairs", pairs), "pictures that are named are not there: "),
     ):
         ended = visage("evaluate", "verification", *options)
         assert (ended.code, ended.err.count("Traceback")) == (1, 0), ended.err
