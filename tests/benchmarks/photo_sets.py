@@ -40,6 +40,14 @@ def crops(folder: Path, number: int) -> Path:
     return folder
 
 
+def composites(folder: Path, number: int, width: int = 4000, height: int = 3000) -> Path:
+    """Write `number` JPEGs of 12 megapixels with many faces each, all different."""
+    folder.mkdir(parents=True)
+    for n in range(number):
+        (folder / f"{n:03}.jpg").write_bytes(jpeg(np.roll(mosaic(width, height), 500 * n, axis=1), quality=90))
+    return folder
+
+
 def mosaic(width: int, height: int, tile: int = 500) -> Pixels:
     """One large picture (H, W, 3) of squares cut from the photographs, with the detail and grain of each pixel their own."""
     large = [picture for picture in _pictures() if min(picture.shape[:2]) >= tile]
