@@ -161,7 +161,7 @@ def _write_derived(session: Session, contract: Contract, faces: Mapping[int, Fac
     ]
     for entity, rows in ((Attribute, attributes), (Restoration, restorations)):
         if rows:
-            session.execute(insert(entity), rows)
+            session.execute(insert(entity), rows, execution_options={"render_nulls": True})  # else a statement per row
 
 
 def crop_keys(session: Session, contents: Iterable[int] | Select[tuple[int]]) -> set[str]:
