@@ -22,13 +22,17 @@ from tasks.search import NothingToSearch, UnreadablePhoto
 
 @dataclass(frozen=True)
 class Probed:
-    """Faces of a photograph: boxes (N, 4) in its upright pixels, scores (N,), vectors (N, D) of unit length."""
+    """Faces of a photograph: boxes (N, 4) in its upright pixels, scores (N,), vectors (N, D) of unit length.
+
+    `pixels` (H, W, 3) uint8 is the photograph as the detector saw it, maybe reduced; `width` and `height` are the original's.
+    """
 
     width: int
     height: int
     boxes: np.ndarray
     scores: np.ndarray
     vectors: np.ndarray
+    pixels: np.ndarray
 
 
 class Prober:
@@ -63,7 +67,7 @@ class Prober:
             template = embedder.spec.preprocess.template
             photo = align_faces(found, self.limits, [template])
             vectors = embed(network, embedder.spec, photo.arrays[crop(template)], "cpu")
-        return Probed(picture.width, picture.height, photo.arrays[BOXES], photo.arrays[SCORES], vectors)
+        return Probed(picture.width, picture.height, photo.arrays[BOXES], photo.arrays[SCORES], vectors, picture.pixels)
 
     def _models(self, version: ModelVersionRow) -> tuple[Detect, ModelVersion, nn.Module]:
         if self._loaded is None or self._loaded[0] != version.contract:

@@ -14,12 +14,18 @@ from flows.service.api import collections, faces, health, identities, images, mo
 from flows.service.dto import ProblemOut
 from flows.service.gate import Gate
 from flows.service.limits import Rates
+from flows.service.page import door, render, wall
+from flows.service.page import faces as page_faces
+from flows.service.page import models as page_models
+from flows.service.page import nights as page_nights
+from flows.service.page import search as page_search
 from flows.service.problems import API, MEDIA_TYPE, Problem
 from flows.service.state import Service
 from infra.catalog import jobs
 from infra.settings import Settings
 
 ROUTERS = (collections, images, faces, search, identities, runs, models, health)
+PAGES = (door, wall, page_faces, page_search, page_nights, page_models)
 DESCRIPTION = (
     "Collections of face photographs: what is in them, who looks alike, and what people decided about it. Attributes, people "
     "and probabilities are estimates by models. Restored pictures hold detail that was invented. Errors are problem details "
@@ -56,6 +62,8 @@ def create_app(settings: Settings, *, exposed: bool = False, rates: Rates | None
     for module in ROUTERS:
         api.include_router(module.router)
     app.include_router(api)
+    for page in PAGES:
+        app.include_router(page.router)
     problems.install(app, refuse)
     app.add_middleware(
         Gate, requests=service.requests, upload_bytes=settings.upload_bytes, exposed=exposed, refuse=refuse
@@ -65,8 +73,8 @@ def create_app(settings: Settings, *, exposed: bool = False, rates: Rates | None
 
 
 def refuse(request: Request, problem: Problem) -> Response:
-    """Answer with a problem."""
-    return problems.as_json(request, problem)
+    """Answer with a problem: to programs as JSON, to people as a page."""
+    return (problems.as_json if request.url.path.startswith(API) else render.refuse)(request, problem)
 
 
 def _name(route: APIRoute) -> str:

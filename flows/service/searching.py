@@ -1,6 +1,7 @@
 """Search for the service: by a face of the catalog, or by a photograph that is not kept."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import select
@@ -34,8 +35,18 @@ def by_face(service: Service, who: Principal, face_id: int, limit: int) -> Answe
     return _answer(box, score, others, version)
 
 
-def by_photo(service: Service, who: Principal, data: bytes, limit: int) -> tuple[list[AnswerOut], int, int]:
-    """The matches of every face in a photograph, and its width and height. Nothing of it is kept."""
+@dataclass(frozen=True)
+class Found:
+    """The matches of every face in a photograph, with its size and, for showing, its pixels as the detector saw them."""
+
+    answers: list[AnswerOut]
+    width: int
+    height: int
+    pixels: np.ndarray
+
+
+def by_photo(service: Service, who: Principal, data: bytes, limit: int) -> Found:
+    """Look for everybody in a photograph. Nothing of it is kept."""
     service.searches.take(who.name)
     from tasks.search import nearest  # noqa: PLC0415 - imports torch
 
@@ -52,7 +63,7 @@ def by_photo(service: Service, who: Principal, data: bytes, limit: int) -> tuple
         _answer(box, score, matches, version)
         for box, score, matches in zip(probed.boxes, probed.scores, found, strict=True)
     ]
-    return answers, probed.width, probed.height
+    return Found(answers, probed.width, probed.height, probed.pixels)
 
 
 def _version(session: Session) -> ModelVersion:

@@ -2,9 +2,10 @@
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi import Request
 
@@ -19,8 +20,10 @@ from infra.storage import Store, open_store
 if TYPE_CHECKING:
     from tasks.probe import Prober
 
+Answer = TypeVar("Answer")
 PATIENCE_SECONDS = 5  # for another writer of the catalog: a page that waits for longer is better told so
 NOTE_USE_SECONDS = 600
+CACHE_SECONDS = 5.0
 STREAMS = 32  # of server-sent events at once
 
 
@@ -40,6 +43,16 @@ class Service:
         self.decoding = threading.Semaphore(self.settings.cpu_count)
         self.streams = threading.Semaphore(STREAMS)
         self._noted: dict[int, float] = {}
+        self._cached: dict[str, tuple[float, Any]] = {}
+
+    def cached(self, what: str, compute: Callable[[], Answer]) -> Answer:
+        """What costs a walk through the catalog, and may be some seconds old: counts, labels."""
+        when, value = self._cached.get(what, (-CACHE_SECONDS, None))
+        if time.monotonic() - when >= CACHE_SECONDS:
+            value = compute()
+            self._cached[what] = (time.monotonic(), value)
+        answer: Answer = value
+        return answer
 
     @cached_property
     def prober(self) -> "Prober":

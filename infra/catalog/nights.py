@@ -89,6 +89,12 @@ def failures(
     ]
 
 
+def failures_of_image(session: Session, image_id: int) -> list[Failure]:
+    """Why an image could not be processed, the latest first."""
+    standing = (Failure.image_id == image_id) & Failure.resolved_at.is_(None)
+    return list(session.scalars(select(Failure).where(standing).order_by(Failure.id.desc())))
+
+
 def failure_counts(session: Session, run_id: int | None = None) -> list[Row[tuple[str, str, bool, int]]]:
     """Standing failures by stage, reason and whether they are tried again, most first; of all runs, or those of one."""
     statement = (

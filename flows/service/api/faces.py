@@ -9,6 +9,7 @@ from flows.service.access import Here, Reader
 from flows.service.api.images import PICTURE, Cursor, Limit
 from flows.service.dto import AnswerOut, AttributeOut, FaceOut, Id, Page, RestorationOut
 from flows.service.problems import LARGEST_ID, not_found
+from flows.service.state import Service
 from infra.catalog import collections, photographs, views
 from infra.catalog.versions import serving
 
@@ -40,6 +41,11 @@ def list_faces(
 @router.get("/{face_id}")
 def show_face(service: Here, who: Reader, face_id: FaceId) -> FaceOut:
     """One face with everything derived from it."""
+    return face_of(service, face_id)
+
+
+def face_of(service: Service, face_id: int) -> FaceOut:
+    """Raises Problem 404 if there is no such face."""
     with service.catalog.read() as session:
         version = serving(session)
         view = views.faces_by_id(session, [face_id], None if version is None else version.id).get(face_id)

@@ -33,11 +33,7 @@ def show_model(service: Here, who: Reader, name: Name) -> ModelOut:
 @router.post("/models/{name}/versions/{version}/promote", tags=["models"])
 def promote_version(service: Here, who: Admin, name: Name, version: Annotated[int, Path(ge=1, le=2**31)]) -> ModelOut:
     """Make a version the champion: collections are processed with it from their next run on."""
-    from tasks.install import promote  # noqa: PLC0415 - imports torch
-
-    model(service, name)
-    promote(f"{name}@{version}", service.settings.weights_folder, service.settings.mlflow_uri)
-    return model(service, name)
+    return promote_to_champion(service, name, version)
 
 
 @router.get("/evaluations", tags=["evaluations"])
@@ -91,6 +87,15 @@ def model(service: Service, name: str) -> ModelOut:
     if found is None:
         raise not_found(f"A model {name!r}")
     return found
+
+
+def promote_to_champion(service: Service, name: str, version: int) -> ModelOut:
+    """Promote a version that is on this machine."""
+    from tasks.install import promote  # noqa: PLC0415 - imports torch
+
+    model(service, name)
+    promote(f"{name}@{version}", service.settings.weights_folder, service.settings.mlflow_uri)
+    return model(service, name)
 
 
 def evaluation_out(evaluation: Evaluation) -> EvaluationOut:

@@ -17,4 +17,4 @@ def search_by_photo(
     service: Here, who: Reader, photo: Photo, limit: Annotated[int, Query(ge=1, le=100)] = 12
 ) -> list[AnswerOut]:
     """Who looks like this? One answer for each face in the photograph, which is not kept."""
-    return searching.by_photo(service, who, photo, limit)[0]
+    return searching.by_photo(service, who, photo, limit).answers

@@ -1,0 +1,120 @@
+"""Nights: what was done, what is at work now, what failed and why."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from flows.service import jobs, paging
+from flows.service.access import Here, check_role
+from flows.service.api.images import Cursor
+from flows.service.dto import Id
+from flows.service.page.render import Form, Visitor, go, page
+from flows.service.problems import not_found
+from flows.service.state import Service
+from infra.catalog import collections, nights, photographs
+from infra.catalog import jobs as job_book
+from infra.catalog.nights import RunRow
+from infra.catalog.schema import RunStatus
+from infra.catalog.service_tables import Job
+from infra.catalog.tokens import Role
+
+router = APIRouter(include_in_schema=False)
+RUNS, FAILURES, JOBS = 30, 100, 5
+
+
+@dataclass(frozen=True)
+class Night:
+    """A run as the table shows it. `seconds` from start to end; `speed` in photographs a second."""
+
+    run: RunRow
+    images: int
+    faces: int
+    failed: int
+    seconds: float | None
+    speed: float | None
+
+
+def night_of(run: RunRow) -> Night:
+    """Read a run's counts, of which one that has crashed may lack any."""
+    seconds = None if run.finished_at is None else (run.finished_at - run.started_at).total_seconds()
+    images = int(run.counts.get("processed", 0))
+    work = float(run.counts.get("seconds", {}).get("process", 0.0))
+    failed = sum(run.counts.get("failed", {}).values())
+    return Night(
+        run, images, int(run.counts.get("faces", 0)), failed, seconds, images / work if images and work else None
+    )
+
+
+@router.get("/nights")
+def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -> Response:
+    """The latest runs, those at work first."""
+    place = paging.place(after)
+    with service.catalog.read() as session:
+        found = nights.runs(session, None, None if place is None else place[0], RUNS + 1)
+        running = [night_of(run) for run in nights.runs(session, None, None, RUNS) if run.status == RunStatus.RUNNING]
+        progress = {night.run.id: photographs.progress(session, night.run.id) for night in running}
+        names = [collection.name for collection in collections.every(session)]
+        reasons = nights.failure_counts(session)
+        lately = [job for job in job_book.jobs(session, None, JOBS) if _worth_a_word(job)]
+    more = f"/nights?after={paging.cursor([found[RUNS - 1].id])}" if len(found) > RUNS else None
+    return page(
+        request,
+        who,
+        "nights.html",
+        nights=[night_of(run) for run in found[:RUNS]],
+        running=running,
+        progress=progress,
+        collections=names,
+        reasons=reasons,
+        jobs=lately,
+        more=more,
+    )
+
+
+@router.get("/nights/{run_id}")
+def one(
+    request: Request,
+    service: Here,
+    who: Visitor,
+    run_id: Annotated[Id, Path()],
+    reason: Annotated[str | None, Query(max_length=100)] = None,
+) -> Response:
+    """One run with its failures by reason."""
+    with service.catalog.read() as session:
+        run = nights.run(session, run_id)
+        if run is None:
+            raise not_found(f"Run {run_id}")
+        reasons = nights.failure_counts(session, run_id)
+        failures = nights.failures(session, None, run_id, reason, False, None, FAILURES)
+        progress = photographs.progress(session, run_id)
+    return page(
+        request,
+        who,
+        "night.html",
+        night=night_of(run),
+        reasons=reasons,
+        failures=failures,
+        reason=reason,
+        progress=progress,
+        most=FAILURES,
+    )
+
+
+@router.post("/nights/start")
+def start(service: Here, form: Form) -> Response:
+    """Start a run now, in a process of its own."""
+    check_role(form.who, Role.CURATE)
+    _start(service, form.text("collection"), form.who.name)
+    return go("/nights")
+
+
+def _start(service: Service, name: str, who: str) -> None:
+    with service.catalog.read() as session:
+        collections.by_name(session, name)
+    jobs.start(service, "run", name, who, ["run", "--", name])
+
+
+def _worth_a_word(job: Job) -> bool:
+    """Whether a job is at work, or did not end well: what ended well shows as a run."""
+    return job.status != "done"

@@ -1,0 +1,57 @@
+"""Search by photograph: the picture goes back to the browser inside the page, and is then forgotten."""
+
+import base64
+import io
+
+from fastapi import APIRouter, Request, Response
+from PIL import Image
+
+from flows.service import searching
+from flows.service.access import Here, Principal
+from flows.service.page.render import Form, Visitor, page
+from flows.service.problems import Problem, problem_of
+from flows.service.state import Service
+from flows.service.upload import photo_of
+
+router = APIRouter(include_in_schema=False)
+SHOWN_PIXELS = 900
+MATCHES = 24
+
+
+@router.get("/search")
+def ask(request: Request, service: Here, who: Visitor) -> Response:
+    """The place to drop a photograph."""
+    return _page(request, service, who)
+
+
+@router.post("/search")
+def answer(request: Request, service: Here, form: Form) -> Response:
+    """The matches of every face in it. What cannot be searched with is said on the same page."""
+    try:
+        found = searching.by_photo(service, form.who, photo_of(form.form), MATCHES)
+    except Exception as error:
+        problem = problem_of(error)
+        if problem.status not in (422, 503):
+            raise
+        return _page(request, service, form.who, problem.status, problem=problem)
+    picture = Image.fromarray(found.pixels)
+    picture.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
+    file = io.BytesIO()
+    picture.save(file, "jpeg", quality=80)
+    probe = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return _page(request, service, form.who, found=found, probe=probe)
+
+
+def _page(
+    request: Request,
+    service: Service,
+    who: Principal,
+    status: int = 200,
+    problem: Problem | None = None,
+    found: searching.Found | None = None,
+    probe: str = "",
+) -> Response:
+    megabytes = service.settings.upload_bytes // 2**20
+    response = page(request, who, "search.html", status, problem=problem, found=found, probe=probe, megabytes=megabytes)
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,157 @@
+// What the page gains from scripts. Without them every link and form still works.
+"use strict";
+const $ = (selector, root = document) => root.querySelector(selector);
+const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
+document.documentElement.classList.add("js");
+
+// Endless scrolling: the link to the next page is followed before it comes into sight, and the address keeps the place.
+function endless(link) {
+  const watch = new IntersectionObserver(async ([entry]) => {
+    if (!entry.isIntersecting) return;
+    watch.disconnect();
+    link.textContent = "Loading…";
+    try {
+      const answer = await fetch(link.href, { headers: { "X-Part": "1" } });
+      if (!answer.ok) throw new Error(answer.status);
+      const part = new DOMParser().parseFromString(await answer.text(), "text/html");
+      const items = $$("[data-items] > *", part);
+      const place = link.href;
+      if (items.length) {
+        new IntersectionObserver(([seen]) => {
+          if (seen.isIntersecting) history.replaceState(null, "", place);
+        }).observe(items[0]);
+      }
+      $("[data-items]").append(...items);
+      const next = $("a.more", part);
+      if (next) { link.replaceWith(next); endless(next); } else link.remove();
+    } catch {
+      link.textContent = "Could not load more. Try again";
+      link.addEventListener("click", (event) => { event.preventDefault(); endless(link); }, { once: true });
+    }
+  }, { rootMargin: "1500px" });
+  watch.observe(link);
+}
+$$("a.more").forEach(endless);
+
+// Filters apply as they are chosen.
+$$("form[data-auto]").forEach((form) => {
+  form.addEventListener("change", () => form.requestSubmit());
+  form.addEventListener("submit", () => $$("input, select", form).forEach((field) => { field.disabled = field.value === ""; }));
+  addEventListener("pageshow", () => $$("input, select", form).forEach((field) => { field.disabled = false; }));
+});
+$$("details.filters").forEach((details) => { if (matchMedia("(max-width: 52rem)").matches && !details.dataset.active) details.open = false; });
+
+// Before and after.
+$$(".compare").forEach((box) => {
+  const slider = $("input", box);
+  const move = () => box.style.setProperty("--at", `${slider.value}%`);
+  slider.addEventListener("input", move);
+  move();
+});
+
+// Parts of a page that take longer come when they are ready.
+$$("[data-load]").forEach(async (place) => {
+  try {
+    const answer = await fetch(place.dataset.load, { headers: { "X-Part": "1" } });
+    const part = new DOMParser().parseFromString(await answer.text(), "text/html");
+    place.replaceChildren(...part.body.childNodes);
+  } catch {
+    place.textContent = "Could not be loaded. Reload the page to try again.";
+  }
+});
+
+// Live progress by server-sent events.
+$$("[data-events]").forEach((place) => {
+  const source = new EventSource(place.dataset.events);
+  const show = (event) => {
+    const state = JSON.parse(event.data);
+    if (state.total !== undefined) {
+      $("progress", place).max = Math.max(state.total, 1);
+      $("progress", place).value = state.done;
+      $("[data-count]", place).textContent = `${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")} photographs`;
+    }
+  };
+  source.addEventListener("progress", show);
+  source.addEventListener("end", () => { source.close(); location.reload(); });
+});
+
+// Search: drop, paste or choose.
+$$("form[data-drop]").forEach((form) => {
+  const field = $("input[type=file]", form), zone = $(".drop", form);
+  const send = (files) => { if (files.length) { field.files = files; $("[data-wait]", form).hidden = false; form.requestSubmit(); } };
+  field.addEventListener("change", () => send(field.files));
+  for (const kind of ["dragover", "dragleave", "drop"]) {
+    zone.addEventListener(kind, (event) => { event.preventDefault(); zone.classList.toggle("over", kind === "dragover"); });
+  }
+  zone.addEventListener("drop", (event) => send(event.dataTransfer.files));
+  addEventListener("paste", (event) => send(event.clipboardData.files));
+});
+
+// Matches of one face of the probe at a time.
+$$("[data-choices]").forEach((choices) => {
+  const choose = (id) => {
+    $$("[data-answer]").forEach((answer) => { answer.hidden = answer.id !== id; });
+    $$("a", choices).forEach((link) => link.classList.toggle("here", link.getAttribute("href") === `#${id}`));
+  };
+  choices.addEventListener("click", (event) => {
+    const link = event.target.closest("a[href^='#']");
+    if (link) { event.preventDefault(); choose(link.getAttribute("href").slice(1)); }
+  });
+  const first = $("[data-answer]");
+  if (first) choose(first.id);
+});
+
+// A question before what cannot be taken back; how many are chosen; outlines on and off.
+$$("form[data-ask]").forEach((form) => form.addEventListener("submit", (event) => { if (!confirm(form.dataset.ask)) event.preventDefault(); }));
+$$("form[data-choose]").forEach((form) => {
+  const count = () => {
+    const chosen = $$("input[name=face]:checked", form).length;
+    $("[data-chosen]", form).textContent = chosen ? `${chosen} chosen` : "Choose faces";
+    $$("button[data-needs]", form).forEach((button) => { button.disabled = !chosen; });
+  };
+  form.addEventListener("change", count);
+  count();
+});
+const outlines = $("[data-outlines]");
+const outline = (on) => { document.body.classList.toggle("plain", !on); if (outlines) outlines.setAttribute("aria-pressed", on); localStorage.setItem("outlines", on ? "1" : "0"); };
+if (outlines) {
+  outlines.hidden = false;
+  outline(localStorage.getItem("outlines") !== "0");
+  outlines.addEventListener("click", () => outline(document.body.classList.contains("plain")));
+}
+
+// Keyboard: arrows walk over pictures, [ and ] over pages, / to the search field, o for outlines, ? for help.
+addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  const press = (selector) => { const found = $(selector); if (found) { event.preventDefault(); found.click(); } };
+  if (event.key === "/") { const field = $("input[type=search]"); if (field) { event.preventDefault(); field.closest("details")?.setAttribute("open", ""); field.focus(); } }
+  else if (event.key === "o" && outlines) outlines.click();
+  else if (event.key === "?") $("#keys").showModal();
+  else if (event.key === "[" || (event.key === "ArrowLeft" && !$("[data-items]"))) press("a[rel=prev]");
+  else if (event.key === "]" || (event.key === "ArrowRight" && !$("[data-items]"))) press("a[rel=next]:not(.more)");
+  else if (event.key === "y" || event.key === "n") press(`.proposal button[data-key=${event.key}]`);
+  else if (event.key.startsWith("Arrow")) walk(event);
+});
+function walk(event) {
+  const links = $$("[data-items] > * > a:first-of-type");
+  if (!links.length) return;
+  const at = links.indexOf(document.activeElement);
+  let to = 0;
+  if (at >= 0) {
+    const here = links[at].getBoundingClientRect(), middle = here.left + here.width / 2;
+    if (event.key === "ArrowRight") to = at + 1;
+    else if (event.key === "ArrowLeft") to = at - 1;
+    else {
+      const down = event.key === "ArrowDown";
+      const rows = links.map((link, i) => [i, link.getBoundingClientRect()]).filter(([, r]) => (down ? r.top > here.top + 5 : r.top < here.top - 5));
+      const row = down ? Math.min(...rows.map(([, r]) => r.top)) : Math.max(...rows.map(([, r]) => r.top));
+      const best = rows.filter(([, r]) => Math.abs(r.top - row) < 5).sort(([, a], [, b]) => Math.abs(a.left + a.width / 2 - middle) - Math.abs(b.left + b.width / 2 - middle))[0];
+      to = best ? best[0] : at;
+    }
+  }
+  const link = links[Math.min(Math.max(to, 0), links.length - 1)];
+  event.preventDefault();
+  link.focus();
+  link.scrollIntoView({ block: "nearest" });
+}
+$$("[data-close]").forEach((button) => button.addEventListener("click", () => button.closest("dialog").close()));

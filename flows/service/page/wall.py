@@ -1,0 +1,144 @@
+"""The wall of photographs, and each of them."""
+
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Path, Request, Response
+
+from flows.service import paging
+from flows.service.access import Here
+from flows.service.api.images import Cursor, Wanted
+from flows.service.dto import Id
+from flows.service.page.render import Visitor, page
+from flows.service.problems import not_found
+from flows.service.state import Service
+from infra.catalog import collections, nights, photographs
+from infra.catalog.photographs import PhotoFilter
+from infra.catalog.schema import ImageStatus
+from infra.catalog.views import image_counts
+
+router = APIRouter(include_in_schema=False)
+TILES = 60
+
+
+@dataclass(frozen=True)
+class Standing:
+    """What there is, over all collections."""
+
+    collections: list[str]
+    done: int
+    failed: int
+    pending: int
+
+
+@router.get("/photographs")
+def wall(request: Request, service: Here, who: Visitor, wanted: Wanted, after: Cursor = None) -> Response:
+    """Photographs with their faces outlined; the address holds the filters and the place."""
+    place = paging.place(after)
+    with service.catalog.read() as session:
+        found = photographs.photographs(session, wanted, None if place is None else place[0], TILES + 1)
+    query = _query(wanted)
+    more = None
+    if len(found) > TILES:
+        more = _address({**query, "after": paging.cursor([found[TILES - 1].image_id])})
+    standing = service.cached("standing", lambda: _standing(service))
+    labels = service.cached("labels", lambda: _labels(service))
+    return page(
+        request,
+        who,
+        "wall.html",
+        photos=found[:TILES],
+        more=more,
+        after=after,
+        start=_address(query),
+        query=f"?{urlencode(query)}" if query else "",
+        wanted=wanted,
+        active=bool(query.keys() - {"order"}),
+        chips=_chips(wanted, query),
+        collections=standing.collections,
+        total=standing.done,
+        failed=standing.failed,
+        pending=standing.pending,
+        labels=labels,
+    )
+
+
+@router.get("/photographs/{image_id}")
+def photograph(
+    request: Request, service: Here, who: Visitor, wanted: Wanted, image_id: Annotated[Id, Path()]
+) -> Response:
+    """One photograph, and those before and after it on the wall."""
+    with service.catalog.read() as session:
+        photo = photographs.photograph(session, image_id)
+        if photo is None:
+            raise not_found(f"Photograph {image_id}")
+        before, later = photographs.neighbours(session, wanted, image_id)
+        failures = [] if photo.width else nights.failures_of_image(session, image_id)
+    query = _query(wanted)
+    return page(
+        request,
+        who,
+        "photograph.html",
+        photo=photo,
+        before=before,
+        later=later,
+        failures=failures,
+        query=f"?{urlencode(query)}" if query else "",
+    )
+
+
+def _standing(service: Service) -> Standing:
+    with service.catalog.read() as session:
+        there = collections.every(session)
+        counts = [image_counts(session, collection.id) for collection in there]
+    done, failed, pending = (
+        sum(c[status.value] for c in counts) for status in (ImageStatus.DONE, ImageStatus.FAILED, ImageStatus.PENDING)
+    )
+    return Standing([collection.name for collection in there], done, failed, pending)
+
+
+def _labels(service: Service) -> list[tuple[str, str]]:
+    with service.catalog.read() as session:
+        return photographs.labels(session)
+
+
+def _query(wanted: PhotoFilter) -> dict[str, str]:
+    """The filters as the address has them; what is the rule is left out."""
+    values = {
+        "collection": wanted.collection,
+        "person": wanted.person,
+        "text": wanted.text,
+        "faces": wanted.faces,
+        "min_quality": wanted.min_quality,
+        "label": None if wanted.label is None else ":".join(wanted.label),
+        "taken_from": wanted.taken_from,
+        "taken_to": wanted.taken_to,
+        "status": None if wanted.status is ImageStatus.DONE else wanted.status.value,
+        "order": None if wanted.order == "newest" else wanted.order,
+    }
+    return {name: str(value) for name, value in values.items() if value is not None}
+
+
+def _address(query: dict[str, str]) -> str:
+    return f"/photographs?{urlencode(query)}" if query else "/photographs"
+
+
+def _chips(wanted: PhotoFilter, query: dict[str, str]) -> list[tuple[str, str]]:
+    """What is filtered by, and the address without it."""
+    words = {
+        "collection": wanted.collection,
+        "person": f"person {wanted.person}",
+        "text": f"name has {wanted.text!r}",
+        "faces": f"{wanted.faces} faces",
+        "min_quality": f"quality from {wanted.min_quality}",
+        "label": "" if wanted.label is None else " ".join(wanted.label).replace("_", " "),
+        "taken_from": f"from {wanted.taken_from}",
+        "taken_to": f"to {wanted.taken_to}",
+        "status": wanted.status.value,
+    }
+    return [
+        (str(text), _address({name: value for name, value in query.items() if name != chip}))
+        for chip, text in words.items()
+        if chip in query
+    ]
