@@ -70,7 +70,13 @@ environment = Environment(
     lstrip_blocks=True,
 )
 environment.globals.update(
-    count=count, ratio=ratio, number=number, duration=duration, static=static, ADMIN=Role.ADMIN, CURATE=Role.CURATE
+    count=count,
+    ratio=ratio,
+    number=number,
+    duration=duration,
+    static=static,
+    ADMIN=Role.ADMIN,
+    CURATE=Role.CURATE,
 )
 
 
