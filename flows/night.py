@@ -14,9 +14,23 @@ from sqlalchemy.orm import Session
 
 from infra.catalog import collections
 from infra.catalog.database import Catalog
+from infra.catalog.heartbeat import beating
 from infra.catalog.images import count_pending
+from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.ledger import Audit, audit, prune, settle
-from infra.catalog.runs import close_run, crashes_before, open_run
+from infra.catalog.runs import (
+    HEARTBEAT_SECONDS,
+    LEASE,
+    RunInProgress,
+    Slot,
+    SlotTaken,
+    close_run,
+    crashes_before,
+    enter_unopened,
+    has_company,
+    hold,
+    open_run,
+)
 from infra.catalog.schema import Collection, ModelVersion, Run, RunStatus
 from infra.catalog.versions import serve_when_complete
 from infra.settings import Settings
@@ -28,7 +42,7 @@ from tasks.group import Grouped, group_new_faces
 from tasks.job import Job
 from tasks.photo_faces import PhotoFaces
 from tasks.pipeline import engine_for, process
-from tasks.recipe import current_recipe, enter
+from tasks.recipe import Recipe, current_recipe, enter
 from tasks.report import Tally, contact_sheet
 
 log = logging.getLogger("visage")
@@ -100,44 +114,91 @@ class Night:
 
 
 @contextmanager
-def night(settings: Settings, collection_name: str, observer: Observer | None = None) -> Iterator[Night]:
-    """Open a run on a collection, and close it whatever happens.
+def night(
+    settings: Settings,
+    collection_name: str,
+    observer: Observer | None = None,
+    keys: KeyRange = EVERY_KEY,
+    slot: Slot | None = None,
+) -> Iterator[Night]:
+    """Open a run on a collection, or on some of its keys, and close it whatever happens.
+
+    `slot` is the time of a schedule that the run claims.
 
     Raises:
-        UnknownCollection, RunInProgress, NotInstalled: before anything is done.
+        UnknownCollection, NotInstalled: before anything is done.
+        RunInProgress: if another run is at work on these keys; that this one was skipped is written down.
+        SlotTaken: if another run has claimed the slot.
     """
     catalog = Catalog(settings.catalog_url)
     try:
         with catalog.read() as session:
             collection = collections.by_name(session, collection_name)
-        recipe = current_recipe(settings, frozenset(collection.sensitive_attributes))
-        with catalog.write() as session:
-            run = open_run(session, collection.id, recipe.digest)
-            contract = enter(session, recipe)
-            least_similarity = _least_similarity(session, contract.embedder_id)
-            crashes = crashes_before(session, run)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        job = Job(settings, collection.id, collection.uri, run.id, recipe, contract, device, least_similarity)
+        job, crashes = _open(settings, catalog, collection, keys, slot)
         state = Night(settings, catalog, collection, job, observer or Silent(), crashes)
         try:
-            yield state
+            with beating(catalog, job.run_id):
+                yield state
         except BaseException as error:
-            _close_as_failed(state, error)
+            _close_as_failed(state, error, slot)
             raise
         status = RunStatus.DONE_WITH_FAILURES if state.failed_images else RunStatus.DONE
         with catalog.write() as session:
-            close_run(session, run.id, status, state.counts())
+            close_run(session, job.run_id, status, state.counts())
     finally:
         catalog.close()
 
 
-def _close_as_failed(state: Night, error: BaseException) -> None:
-    message = f"{type(error).__name__}: {error}" if isinstance(error, Exception) else "interrupted"
+def _close_as_failed(state: Night, error: BaseException, slot: Slot | None) -> None:
+    # A scheduled run that is told to end (a restart, say) has died, and may be made up for.
+    told_to_end = slot is not None and not isinstance(error, Exception | KeyboardInterrupt)
+    status = RunStatus.CRASHED if told_to_end else RunStatus.FAILED
     try:
         with state.catalog.write() as session:
-            close_run(session, state.job.run_id, RunStatus.FAILED, state.counts(), message)
+            close_run(session, state.job.run_id, status, state.counts(), _said_by(error))
     except Exception:  # the catalog itself is what fails: the next run closes this one as crashed
         log.exception("run %d could not be closed", state.job.run_id)
+
+
+def _open(
+    settings: Settings, catalog: Catalog, collection: Collection, keys: KeyRange, slot: Slot | None
+) -> tuple[Job, int]:
+    """Open the run; returns also how many before it have crashed in a row."""
+    try:
+        recipe = current_recipe(settings, frozenset(collection.sensitive_attributes))
+        try:
+            run = _open_run(catalog, collection, recipe, keys, slot)
+        except RunInProgress as error:
+            if slot is None or not error.waiting_helps:
+                raise
+            time.sleep(LEASE.total_seconds() + HEARTBEAT_SECONDS)  # by then it has shown that it lives, or it is dead
+            run = _open_run(catalog, collection, recipe, keys, slot)
+        with catalog.write() as session:
+            contract = enter(session, recipe)
+            least_similarity = _least_similarity(session, contract.embedder_id)
+            crashes = crashes_before(session, run)
+    except SlotTaken:
+        raise
+    except Exception as error:
+        if slot is not None or isinstance(error, RunInProgress):  # a run that is expected leaves its trace
+            status = RunStatus.SKIPPED if isinstance(error, RunInProgress) else RunStatus.FAILED
+            with catalog.write() as session:
+                enter_unopened(session, collection.id, status, _said_by(error), keys, slot)
+        raise
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    job = Job(settings, collection.id, collection.uri, run.id, recipe, contract, device, least_similarity, keys)
+    return job, crashes
+
+
+def _open_run(catalog: Catalog, collection: Collection, recipe: Recipe, keys: KeyRange, slot: Slot | None) -> Run:
+    with catalog.write() as session:
+        return open_run(session, collection.id, recipe.digest, keys, slot)
+
+
+def _said_by(error: BaseException) -> str:
+    if not isinstance(error, Exception):
+        return "interrupted"
+    return str(error) if isinstance(error, RunInProgress) else f"{type(error).__name__}: {error}"
 
 
 def _least_similarity(session: Session, embedder_id: int) -> float | None:
@@ -168,6 +229,7 @@ def discover_images(state: Night) -> Discovery:
             job.run_id,
             job.recipe.digest,
             state.observer.advance,
+            job.keys,
         )
     return state.discovery
 
@@ -176,7 +238,7 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
     """Run the pipeline over whatever is pending, and settle images that share their bytes with another."""
     job = state.job
     with state.catalog.read() as session:
-        pending = count_pending(session, job.collection_id)
+        pending = count_pending(session, job.collection_id, job.keys)
 
     def watch(photos: Sequence[PhotoFaces]) -> None:
         state.tally.add(photos)
@@ -188,8 +250,10 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
         process(state.catalog, job, state.engine, watch)
         crops = job.crops()
         with state.catalog.write() as session:
+            hold(session, job.run_id)
             settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
-            replaced = prune(session, job.collection_id)
+            # Beside other runs nobody can tell what is left over from what they are about to refer to.
+            replaced = [] if has_company(session, job.run_id, job.collection_id) else prune(session, job.collection_id)
         for key in replaced:
             crops.delete(key)
     return state.tally
@@ -211,7 +275,7 @@ def audit_catalog(state: Night) -> Audit:
     job = state.job
     with _timed(state, "audit"):
         with state.catalog.read() as session:
-            state.audited = audit(session, job.collection_id, job.contract, len(job.recipe.stored_attributes))
+            state.audited = audit(session, job.collection_id, job.contract, len(job.recipe.stored_attributes), job.keys)
         if state.audited.problems:
             raise AuditFailed(
                 f"run {job.run_id} of {state.collection.name!r} left the catalog incomplete: "

@@ -11,7 +11,10 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import night as steps
 from flows.night import Night, Observer, night
+from infra.catalog.key_range import EVERY_KEY, KeyRange
+from infra.catalog.runs import Slot
 from infra.settings import load_settings
+from tasks.parts import keys_of
 
 observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
@@ -47,9 +50,21 @@ def report(state: Night) -> None:
 
 
 @flow(name="nightly", flow_run_name="nightly {collection}", persist_result=False)
-def nightly(collection: str) -> dict[str, Any]:
-    """Process what is new or changed in a collection. Returns the run's counts, with its id and status."""
-    with night(load_settings(), collection, observer.get()) as state:
+def nightly(
+    collection: str, part: str | None = None, after_key: str | None = None, through_key: str | None = None
+) -> dict[str, Any]:
+    """Process what is new or changed in a collection. Returns the run's counts, with its id and status.
+
+    `part` ("2/4") or the two keys name a stretch of the collection's keys, so that several flow runs can share it.
+    """
+    settings = load_settings()
+    keys = keys_of(settings, collection, part) if part else KeyRange(after_key, through_key)
+    return work(collection, keys)
+
+
+def work(collection: str, keys: KeyRange = EVERY_KEY, slot: Slot | None = None) -> dict[str, Any]:
+    """All tasks of a night, in order, inside some flow."""
+    with night(load_settings(), collection, observer.get(), keys, slot) as state:
         for step in (discover, process, group, audit, report):
             step(state)
     return {"run": state.job.run_id, "failed_images": state.failed_images, **state.counts()}

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known, Listed, known, put_missing, put_pending, reopen
+from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.runs import FailureRecord, record_failures
 from infra.catalog.schema import ImageStatus
 from infra.storage.base import Entry, Filter, ListingProblem, Store
@@ -40,6 +41,7 @@ def discover(
     run_id: int,
     recipe: str,
     on_progress: Callable[[int], None] = lambda listed: None,
+    keys: KeyRange = EVERY_KEY,
 ) -> Discovery:
     """Bring the catalog's images up to date with the store, and reopen what this recipe has to do again.
 
@@ -62,7 +64,7 @@ def discover(
 
     unreadable = None  # a directory whose keys are unknown tonight, and so not missing
     with catalog.read() as reading:
-        for entry, remembered in merge(_listing(store), known(reading, collection_id)):
+        for entry, remembered in merge(_listing(store, keys), known(reading, collection_id, keys)):
             if isinstance(entry, ListingProblem):
                 problems.append(FailureRecord(entry.key, "discover", "unlistable", entry.message, retryable=True))
                 counts["unlisted"] += 1
@@ -84,13 +86,16 @@ def discover(
                 on_progress(counts["new"] + counts["changed"] + counts["unchanged"])
         flush()
     with catalog.write() as session:
-        reopen(session, collection_id, recipe)
+        reopen(session, collection_id, recipe, keys)
     return Discovery(**counts)
 
 
-def _listing(store: Store) -> Iterator[Entry | ListingProblem]:
-    for page in store.list():
-        yield from page
+def _listing(store: Store, keys: KeyRange) -> Iterator[Entry | ListingProblem]:
+    for page in store.list(start_after=keys.after):
+        for entry in page:
+            if keys.through is not None and entry.key > keys.through:
+                return
+            yield entry
 
 
 def _differs(entry: Entry, remembered: Known) -> bool:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from infra.catalog.faces import Contract
+from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings
 from infra.storage import Store, open_store
 from tasks.recipe import Recipe
@@ -21,6 +22,7 @@ class Job:
     device: str
     least_similarity: float | None
     """Cosine at which strangers are accepted once in a thousand; None while the recognition model is not calibrated."""
+    keys: KeyRange = EVERY_KEY
 
     def photographs(self) -> Store:
         """The store that the collection's photographs lie in."""

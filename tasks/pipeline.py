@@ -81,7 +81,7 @@ def process(
         keep(_in_process(catalog, job))
         return
     with catalog.read() as session:
-        count = count_pending(session, job.collection_id)
+        count = count_pending(session, job.collection_id, job.keys)
     with connected(settings.ray_address or None, settings.cpu_count):
         even = count // (4 * settings.cpu_count)  # pages so small that no actor ends long after all others
         keep(_execute(job, _pages(catalog, job, min(PAGE, max(even, 1)))))
@@ -110,7 +110,7 @@ def _record_all(
 @patient
 def _pages(catalog: Catalog, job: Job, size: int) -> list[Page]:
     with catalog.read() as session:
-        return pending_pages(session, job.collection_id, job.run_id, size)
+        return pending_pages(session, job.collection_id, job.run_id, size, job.keys)
 
 
 def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
@@ -125,7 +125,7 @@ def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
 def _lost(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     for page in _pages(catalog, job, PAGE):
         with catalog.read() as session:
-            works = pending(session, job.collection_id, job.run_id, page)
+            works = pending(session, job.collection_id, job.run_id, page, job.keys)
             contents = claimed_by(session, job.run_id, [work.image_id for work in works])
         yield [_killed_its_worker(work, contents.get(work.image_id)) for work in works]
 

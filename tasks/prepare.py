@@ -67,7 +67,7 @@ class Prepare:
     @patient
     def _pending(self, page: tuple[int, int]) -> list[Work]:
         with self.catalog.read() as session:
-            return pending(session, self.job.collection_id, self.job.run_id, page)
+            return pending(session, self.job.collection_id, self.job.run_id, page, self.job.keys)
 
     def _begin_reading(self, group: Sequence[Work]) -> list[Call[Read]]:
         return [self.threads.submit(self._read, work) for work in group]

@@ -26,7 +26,7 @@ from infra.catalog.faces import (
     record_photos,
 )
 from infra.catalog.ledger import fail_contents
-from infra.catalog.runs import record_failures
+from infra.catalog.runs import hold, record_failures
 from infra.storage import Store
 from models.spec import Attribute, Kind
 from tasks.install import ModelVersion
@@ -53,7 +53,11 @@ WRITERS = 8
 
 
 def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces]) -> None:
-    """Write what the stages found in a batch of photos. Doing it twice changes nothing."""
+    """Write what the stages found in a batch of photos. Doing it twice changes nothing.
+
+    Raises:
+        LeaseLost: if the run was closed meanwhile; then nothing is written.
+    """
     done = [photo for photo in photos if photo.failure is None and not photo.shared]
     with ThreadPoolExecutor(WRITERS) as writers:  # encoding, and waiting for disk or network, leave Python's lock
         records = list(writers.map(lambda photo: _photo_record(photo, job, crops), done))
@@ -71,6 +75,7 @@ def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces
     shared = [(photo.image_id, photo.content_id) for photo in photos if photo.shared and photo.content_id is not None]
     contents = [photo.content_id for photo in records]
     with catalog.write() as session:
+        hold(session, job.run_id)
         before = crop_keys(session, contents)
         record_photos(session, job.run_id, job.contract, records)
         link_duplicates(session, job.run_id, shared)

@@ -21,6 +21,7 @@ from flows.cli import (
     evaluate_attributes,
     models,
     nights,
+    schedules,
     serve,
     train,
     upkeep,
@@ -40,12 +41,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 evaluate.app.command()(evaluate_attributes.attributes)
-for module in (collections, models, evaluate, train, serve, database):
+for module in (collections, schedules, models, evaluate, train, serve, database):
     app.add_typer(module.app)
 COMMANDS: tuple[Callable[..., None], ...] = (
     nights.run,
     nights.runs,
     nights.failures,
+    schedules.schedules,
+    schedules.serve_schedules,
     catalog.search,
     catalog.faces,
     catalog.identities,

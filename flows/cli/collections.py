@@ -64,3 +64,22 @@ def list_(as_json: Json = False) -> None:
         return
     columns = ["name", "uri", "done", "failed", "pending", "missing", "sensitive"]
     print_table("Collections", columns, [[r[c] for c in columns] for r in rows])
+
+
+@app.command()
+def split(
+    name: Annotated[str, typer.Argument(help="Name of the collection.")],
+    parts: Annotated[int, typer.Argument(min=1, help="How many parts.")],
+    anew: Annotated[bool, typer.Option("--anew", help="Cut it afresh: it has grown unevenly.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show where a collection is cut into parts for 'visage run NAME --part 1/PARTS', which several machines can share."""
+    from tasks.parts import split as cut  # noqa: PLC0415
+
+    settings = load_settings()
+    ranges = cut(settings, Catalog(settings.catalog_url), name, parts, anew)
+    if as_json:
+        print_json(ranges)
+        return
+    rows = [[f"{number}/{parts}", keys.after, keys.through] for number, keys in enumerate(ranges, start=1)]
+    print_table(f"Parts of {name}", ["part", "after key", "up to key"], rows)

@@ -9,6 +9,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from flows.cli.output import Json, console, errors, print_json, print_table
 from infra.catalog import collections, views
 from infra.catalog.database import Catalog
+from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.settings import load_settings
 
 EXIT_WITH_FAILURES = 3
@@ -41,10 +42,16 @@ class Bars:
 
 def run(
     collection: Annotated[str, typer.Argument(help="Name of the collection.")],
+    part: Annotated[
+        str | None, typer.Option(help="Only this part of it, like 2/4: several machines can share a collection.")
+    ] = None,
+    after_key: Annotated[str | None, typer.Option(help="Only keys after this one.")] = None,
+    through_key: Annotated[str | None, typer.Option(help="Only keys up to and including this one.")] = None,
     as_json: Json = False,
 ) -> None:
     """Process what is new or changed in a collection. Exit code 3: done, but some images stand as failed."""
-    counts = run_nightly(collection)
+    keys = _keys(collection, part, after_key, through_key)
+    counts = run_nightly(collection, keys)
     if as_json:
         print_json(counts)
     else:
@@ -53,7 +60,22 @@ def run(
         raise typer.Exit(EXIT_WITH_FAILURES)
 
 
-def run_nightly(collection: str) -> dict[str, Any]:
+def _keys(collection: str, part: str | None, after_key: str | None, through_key: str | None) -> KeyRange:
+    from tasks.parts import UnusablePart, keys_of  # noqa: PLC0415
+
+    if part is not None and not after_key is through_key is None:
+        raise typer.BadParameter("give either --part, or --after-key and --through-key")
+    try:
+        if part is not None:
+            return keys_of(load_settings(), collection, part)
+        return KeyRange(after_key, through_key)
+    except UnusablePart as error:
+        raise typer.BadParameter(str(error), param_hint="--part") from error
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--after-key") from error
+
+
+def run_nightly(collection: str, keys: KeyRange = EVERY_KEY) -> dict[str, Any]:
     """Run the nightly flow in this process, with a local Prefect server of ours unless PREFECT_API_URL names another.
 
     Raises:
@@ -80,7 +102,7 @@ def run_nightly(collection: str) -> dict[str, Any]:
         bars = Bars(progress)
         token = observer.set(bars)
         try:
-            counts: dict[str, Any] = nightly(collection)
+            counts: dict[str, Any] = nightly(collection, after_key=keys.after, through_key=keys.through)
             bars.finish()
             return counts
         finally:

@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, and_, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
-from infra.catalog.schema import Content, ContentStatus, Image, ImageStatus
+from infra.catalog.key_range import EVERY_KEY, KeyRange
+from infra.catalog.schema import Content, ContentStatus, Image, ImageStatus, Run, RunStatus, now
 
 
 @dataclass(frozen=True)
@@ -42,25 +43,26 @@ class Work:
     size: int
 
 
-def known(session: Session, collection_id: int, page: int = 5000) -> Iterator[Known]:
-    """Walk all keys of a collection in the order of their bytes, holding one page at a time."""
-    after = ""
+def known(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY, page: int = 5000) -> Iterator[Known]:
+    """Walk the keys of a collection in the order of their bytes, holding one page at a time."""
+    after = keys.after or ""
     while True:
         statement = (
             select(Image.key, Image.etag, Image.size, Image.status)
-            .where(Image.collection_id == collection_id, Image.key > after)
+            .where(Image.collection_id == collection_id, KeyRange(after, keys.through).holds(Image.key))
             .order_by(Image.key)
             .limit(page)
         )
         rows = session.execute(statement).all()
         yield from (Known(row.key, row.etag, row.size, ImageStatus(row.status)) for row in rows)
-        if len(rows) < page:
+        if len(rows) < page or rows[-1].key == keys.through:
             return
         after = rows[-1].key
 
 
 def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) -> None:
     """Take in new objects, and changed ones anew."""
+    since = now()
     rows = [
         {
             "collection_id": collection_id,
@@ -70,10 +72,12 @@ def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) 
             "modified_at": entry.modified_at,
             "status": ImageStatus.PENDING.value,
             "retryable": False,
+            "pending_since": since,
         }
         for entry in listed
     ]
-    upsert(session, Image, rows, ["collection_id", "key"], ["etag", "size", "modified_at", "status", "retryable"])
+    fresh = ["etag", "size", "modified_at", "status", "retryable", "pending_since"]
+    upsert(session, Image, rows, ["collection_id", "key"], fresh)
 
 
 def put_missing(session: Session, collection_id: int, keys: Sequence[str]) -> None:
@@ -85,12 +89,13 @@ def put_missing(session: Session, collection_id: int, keys: Sequence[str]) -> No
     )
 
 
-def reopen(session: Session, collection_id: int, recipe: str) -> None:
+def reopen(session: Session, collection_id: int, recipe: str, keys: KeyRange = EVERY_KEY) -> None:
     """Make pending what was done by another recipe, and what failed for a reason that may have passed."""
     session.execute(
         update(Image)
         .where(
             Image.collection_id == collection_id,
+            keys.holds(Image.key),
             or_(
                 and_(
                     Image.status.in_([ImageStatus.DONE.value, ImageStatus.FAILED.value]),
@@ -99,31 +104,34 @@ def reopen(session: Session, collection_id: int, recipe: str) -> None:
                 and_(Image.status == ImageStatus.FAILED.value, Image.retryable),
             ),
         )
-        .values(status=ImageStatus.PENDING.value, retryable=False)
+        .values(status=ImageStatus.PENDING.value, retryable=False, pending_since=now())
     )
 
 
-def count_pending(session: Session, collection_id: int) -> int:
+def count_pending(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY) -> int:
     statement = select(func.count()).where(
-        Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value
+        Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value, keys.holds(Image.key)
     )
     return session.scalar(statement) or 0
 
 
-def _to_do(collection_id: int, run_id: int) -> ColumnElement[bool]:
+def _to_do(collection_id: int, run_id: int, keys: KeyRange) -> ColumnElement[bool]:
     """What is pending and not already in this run's hands (a copy of another image's bytes waits for that one)."""
     return and_(
         Image.collection_id == collection_id,
         Image.status == ImageStatus.PENDING.value,
         or_(Image.run_id.is_(None), Image.run_id != run_id),
+        keys.holds(Image.key),
     )
 
 
-def pending_pages(session: Session, collection_id: int, run_id: int, size: int) -> list[tuple[int, int]]:
+def pending_pages(
+    session: Session, collection_id: int, run_id: int, size: int, keys: KeyRange = EVERY_KEY
+) -> list[tuple[int, int]]:
     """Cut the images that a run still has to do into ranges (first id, last id) of `size` images each."""
     numbered = (
         select(Image.id, func.row_number().over(order_by=Image.id).label("position"))
-        .where(_to_do(collection_id, run_id))
+        .where(_to_do(collection_id, run_id, keys))
         .subquery()
     )
     page = (numbered.c.position - 1) // size
@@ -131,11 +139,13 @@ def pending_pages(session: Session, collection_id: int, run_id: int, size: int) 
     return [(first, last) for first, last in session.execute(statement)]
 
 
-def pending(session: Session, collection_id: int, run_id: int, page: tuple[int, int]) -> list[Work]:
+def pending(
+    session: Session, collection_id: int, run_id: int, page: tuple[int, int], keys: KeyRange = EVERY_KEY
+) -> list[Work]:
     """The images of one range that a run still has to do."""
     statement = (
         select(Image.id, Image.key, Image.etag, Image.size)
-        .where(_to_do(collection_id, run_id), Image.id.between(*page))
+        .where(_to_do(collection_id, run_id, keys), Image.id.between(*page))
         .order_by(Image.id)
     )
     return [Work(*row) for row in session.execute(statement)]
@@ -157,7 +167,8 @@ def claim(
     """Say for (image id, sha256) pairs which content they hold, and whether this image is the one to process it.
 
     Identical bytes are processed once: the first image of a run to claim a content owns it, and claims it again if its
-    work is repeated (Ray runs tasks at least once); the others share the result. Returns {image id: (content id, mine)}.
+    work is repeated (Ray runs tasks at least once); the others share the result, also that of a run on other keys that is at
+    work now. Returns {image id: (content id, mine)}.
     """
     digests = sorted(digests, key=itemgetter(1))  # all lock in one order: nobody waits for one who waits for them
     upsert(
@@ -188,11 +199,14 @@ def claim(
             .with_for_update()
         )
     }
+    of_others = {content.run_id for content in found.values()} - {run_id}
+    at_work = set(session.scalars(select(Run.id).where(Run.id.in_(of_others), Run.status == RunStatus.RUNNING.value)))
     claims = {}
     for image_id, sha256 in digests:
         content = found[sha256]
         ready = content.status == ContentStatus.DONE and content.recipe == recipe
-        if not ready and content.run_id != run_id:
+        in_hand = content.status == ContentStatus.CLAIMED and content.run_id in at_work
+        if not ready and not in_hand and content.run_id != run_id:
             content.run_id, content.owner_image_id = run_id, image_id
             content.status, content.recipe = ContentStatus.CLAIMED.value, recipe
         claims[image_id] = (content.id, not ready and content.owner_image_id == image_id)

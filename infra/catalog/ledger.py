@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, literal, not_, select, update
+from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, literal, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.faces import Contract, crop_keys
+from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.runs import FailureRecord
 from infra.catalog.schema import (
     Attribute,
@@ -17,6 +18,8 @@ from infra.catalog.schema import (
     Failure,
     Image,
     ImageStatus,
+    Run,
+    RunStatus,
     now,
 )
 
@@ -29,7 +32,8 @@ def settle(session: Session, run_id: int, collection_id: int, recipe: str, place
     waiting = and_(Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value)
     of_this_recipe = and_(Content.id == Image.content_id, Content.recipe == recipe)
     done = exists().where(of_this_recipe, Content.status == ContentStatus.DONE.value)
-    failed = and_(of_this_recipe, Content.status == ContentStatus.FAILED.value, Content.run_id == run_id)
+    tonight = or_(Content.run_id == run_id, Image.run_id == run_id)  # by this run, or by one beside it on other keys
+    failed = and_(of_this_recipe, Content.status == ContentStatus.FAILED.value, tonight)
     session.execute(
         update(Failure)
         .where(Failure.resolved_at.is_(None), Failure.image_id.in_(select(Image.id).where(waiting, done)))
@@ -103,12 +107,16 @@ class Audit:
     problems: tuple[str, ...]
 
 
-def audit(session: Session, collection_id: int, contract: Contract, attributes: int) -> Audit:
+def audit(
+    session: Session, collection_id: int, contract: Contract, attributes: int, keys: KeyRange = EVERY_KEY
+) -> Audit:
     """Prove that every image is accounted for and that every face has all that the recipe promises.
 
-    `attributes` is the number of estimates that each face must have.
+    `attributes` is the number of estimates that each face must have. Images are those of `keys`; one that shares its bytes
+    with an image that another run has in hand is that run's to close.
     """
-    by_status = select(Image.status, func.count()).where(Image.collection_id == collection_id).group_by(Image.status)
+    mine = and_(Image.collection_id == collection_id, keys.holds(Image.key))
+    by_status = select(Image.status, func.count()).where(mine).group_by(Image.status)
     images = dict(session.execute(by_status).tuples().all())
     faces = (
         select(func.count(Face.id))
@@ -118,9 +126,7 @@ def audit(session: Session, collection_id: int, contract: Contract, attributes: 
     in_recipe = Content.recipe == contract.recipe
 
     def images_where(*conditions: ColumnElement[bool]) -> int:
-        return (
-            session.scalar(select(func.count(Image.id)).where(Image.collection_id == collection_id, *conditions)) or 0
-        )
+        return session.scalar(select(func.count(Image.id)).where(mine, *conditions)) or 0
 
     described = (
         select(func.count())
@@ -130,6 +136,12 @@ def audit(session: Session, collection_id: int, contract: Contract, attributes: 
         .scalar_subquery()
     )
     done_content = exists().where(Content.id == Image.content_id, Content.status == ContentStatus.DONE.value, in_recipe)
+    in_hand = exists().where(
+        Content.id == Image.content_id,
+        Content.status == ContentStatus.CLAIMED.value,
+        Run.id == Content.run_id,
+        Run.status == RunStatus.RUNNING.value,
+    )
     reason = exists().where(Failure.image_id == Image.id, Failure.resolved_at.is_(None))
     embedded = exists().where(Embedding.face_id == Face.id, Embedding.model_version_id == contract.embedder_id)
     checks = {
@@ -137,7 +149,7 @@ def audit(session: Session, collection_id: int, contract: Contract, attributes: 
             Image.status == ImageStatus.DONE.value, not_(done_content)
         ),
         "images failed without a reason": images_where(Image.status == ImageStatus.FAILED.value, not_(reason)),
-        "images left pending": images.get(ImageStatus.PENDING.value, 0),
+        "images left pending": images_where(Image.status == ImageStatus.PENDING.value, not_(in_hand)),
         "faces without an embedding at the champion's contract": session.scalar(faces.where(in_recipe, not_(embedded))),
         "faces without all their attributes": session.scalar(faces.where(in_recipe, described != attributes)),
         "faces of another detector version": session.scalar(

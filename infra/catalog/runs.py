@@ -4,21 +4,48 @@ import os
 import socket
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from datetime import datetime, timedelta
 from itertools import takewhile
 from typing import Any
 
 import psutil
-from sqlalchemy import select, update
+from sqlalchemy import exists, func, select, update
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
-from infra.catalog.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, now
+from infra.catalog.key_range import EVERY_KEY, KeyRange
+from infra.catalog.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, UtcDateTime, now
 
+# A run on another machine is believed to be alive while it says so. Long enough for a slow network and a busy database.
+LEASE = timedelta(seconds=90)
+HEARTBEAT_SECONDS = 15.0
+MACHINES_OWN_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in Linux's include/linux/proc_ns.h
 MANY = 10  # crashes in a row: more make no difference
 
 
 class RunInProgress(RuntimeError):
-    """Another run works on this collection right now."""
+    """Another run works on these keys right now. `waiting_helps`: only its heartbeat says so, and it may be dead."""
+
+    def __init__(self, message: str, waiting_helps: bool) -> None:
+        super().__init__(message)
+        self.waiting_helps = waiting_helps
+
+
+class SlotTaken(RuntimeError):
+    """Another run has claimed this time of the schedule."""
+
+
+class LeaseLost(RuntimeError):
+    """The run was closed from outside: it had shown no sign of life for too long, and another may be at its work."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A time that a schedule names."""
+
+    schedule_id: int
+    at: datetime
 
 
 @dataclass(frozen=True)
@@ -33,10 +60,21 @@ class FailureRecord:
     image_id: int | None = None
 
 
-def _alive(run: Run) -> bool:
-    """Whether the process of a run still exists. One on another host is believed to."""
-    if run.host != socket.gethostname():
-        return True
+def host() -> str:
+    """This machine, as far as process numbers mean the same on it: a container's are its own."""
+    try:
+        namespace = os.readlink("/proc/self/ns/pid")
+    except OSError:  # no Linux
+        return socket.gethostname()
+    return socket.gethostname() + ("" if namespace == MACHINES_OWN_NAMESPACE else f" {namespace}")
+
+
+def _alive(session: Session, run: Run) -> bool:
+    """Whether the process of a run still exists; of one on another machine, whether it has said so lately."""
+    if run.host != host():
+        clock = session.scalar(select(func.now(type_=UtcDateTime())))
+        assert clock is not None
+        return clock - (run.heartbeat_at or run.started_at) < LEASE
     try:
         process = psutil.Process(run.process_id)
         return abs(process.create_time() - run.process_started) < 1 and process.status() != psutil.STATUS_ZOMBIE
@@ -44,51 +82,162 @@ def _alive(run: Run) -> bool:
         return False
 
 
-def open_run(session: Session, collection_id: int, recipe: str) -> Run:
+def key_range(run: Run) -> KeyRange:
+    """The keys that a run works on."""
+    return KeyRange(run.after_key, run.through_key)
+
+
+def close_dead_runs(session: Session, collection_id: int | None = None) -> list[Run]:
+    """Close as crashed what is running and dead, of one collection or of all; returns those that are alive."""
+    running = select(Run).where(Run.status == RunStatus.RUNNING.value).order_by(Run.id)
+    if collection_id is not None:
+        running = running.where(Run.collection_id == collection_id)
+    alive = []
+    for run in session.scalars(running.with_for_update()):
+        if _alive(session, run):
+            alive.append(run)
+            continue
+        run.status, run.finished_at = RunStatus.CRASHED.value, now()
+        run.error = f"its process {run.process_id} on {run.host} ended without closing it"
+    session.flush()
+    return alive
+
+
+def open_run(
+    session: Session, collection_id: int, recipe: str, keys: KeyRange = EVERY_KEY, slot: Slot | None = None
+) -> Run:
     """Start a run, closing those as crashed whose process is gone.
 
     Raises:
-        RunInProgress: if one is alive: two runs never work on the same collection at once.
+        RunInProgress: if one is alive on some of these keys: two runs never work on the same ones at once.
+        SlotTaken: if another run has claimed this time of the schedule, and has not crashed.
     """
-    session.execute(
-        select(Collection.id).where(Collection.id == collection_id).with_for_update()
-    )  # one opens at a time
-    running = select(Run).where(Run.collection_id == collection_id, Run.status == RunStatus.RUNNING.value)
-    for run in session.scalars(running):
-        if _alive(run):
+    # Two that start at once, on whatever machines, come here one after the other.
+    session.execute(select(Collection.id).where(Collection.id == collection_id).with_for_update())
+    if slot is not None and _is_taken(session, slot):
+        raise SlotTaken(f"another run has taken the time {slot.at:%Y-%m-%d %H:%M %Z}")
+    for run in close_dead_runs(session, collection_id):
+        if key_range(run).overlaps(keys):
             raise RunInProgress(
-                f"run {run.id} of this collection has been at work since {run.started_at:%Y-%m-%d %H:%M} "
-                f"(process {run.process_id} on {run.host}); wait for it, or stop that process first"
+                f"run {run.id} of this collection has been at work since {run.started_at:%Y-%m-%d %H:%M} on "
+                f"{key_range(run)} (process {run.process_id} on {run.host}); wait for it, or stop that process first",
+                waiting_helps=run.host != host(),
             )
-        run.status, run.finished_at = RunStatus.CRASHED.value, now()
-        run.error = f"its process {run.process_id} on {run.host} ended without closing it"
+    return _enter(session, collection_id, recipe, keys, slot, RunStatus.RUNNING)
+
+
+def _is_taken(session: Session, slot: Slot) -> bool:
+    taken = exists().where(
+        Run.schedule_id == slot.schedule_id, Run.slot == slot.at, Run.status != RunStatus.CRASHED.value
+    )
+    return bool(session.scalar(select(taken)))
+
+
+def _enter(
+    session: Session, collection_id: int, recipe: str, keys: KeyRange, slot: Slot | None, status: RunStatus
+) -> Run:
     run = Run(
         collection_id=collection_id,
-        status=RunStatus.RUNNING.value,
+        status=status.value,
         recipe=recipe,
-        host=socket.gethostname(),
+        host=host(),
         process_id=os.getpid(),
         process_started=psutil.Process().create_time(),
         counts={},
+        after_key=keys.after,
+        through_key=keys.through,
+        schedule_id=None if slot is None else slot.schedule_id,
+        slot=None if slot is None else slot.at,
+        heartbeat_at=func.now(),
     )
-    session.add(run)
-    session.flush()
+    try:
+        with session.begin_nested():
+            session.add(run)
+    except IntegrityError as error:
+        if slot is None:
+            raise
+        raise SlotTaken(f"another run has taken the time {slot.at:%Y-%m-%d %H:%M %Z}") from error
     return run
 
 
 def crashes_before(session: Session, run: Run) -> int:
     """How many runs of a collection died in a row right before `run`."""
-    earlier = select(Run.status).where(Run.collection_id == run.collection_id, Run.id < run.id).order_by(Run.id.desc())
+    never_began = RunStatus.SKIPPED.value, RunStatus.MISSED.value
+    earlier = (
+        select(Run.status)
+        .where(Run.collection_id == run.collection_id, Run.id < run.id, Run.status.not_in(never_began))
+        .order_by(Run.id.desc())
+    )
     statuses = session.scalars(earlier.limit(MANY))
     return sum(1 for _ in takewhile(lambda status: status == RunStatus.CRASHED.value, statuses))
+
+
+def enter_unopened(
+    session: Session,
+    collection_id: int,
+    status: RunStatus,
+    error: str,
+    keys: KeyRange = EVERY_KEY,
+    slot: Slot | None = None,
+) -> Run:
+    """Write down a run that never began: skipped, missed, or failed before it could open.
+
+    Raises:
+        SlotTaken: if another run has claimed this time of the schedule, and has not crashed.
+    """
+    if slot is not None and _is_taken(session, slot):
+        raise SlotTaken(f"another run has taken the time {slot.at:%Y-%m-%d %H:%M %Z}")
+    run = _enter(session, collection_id, "", keys, slot, status)
+    run.finished_at, run.error = now(), error
+    return run
+
+
+def beat(session: Session, run_id: int) -> None:
+    """Say that a run is at work.
+
+    Raises:
+        LeaseLost: if it was closed meanwhile.
+    """
+    at_work = Run.id == run_id, Run.status == RunStatus.RUNNING.value
+    result = session.execute(update(Run).where(*at_work).values(heartbeat_at=func.now()))
+    if not result.rowcount:  # type: ignore[attr-defined]
+        raise _lost(run_id)
+
+
+def hold(session: Session, run_id: int) -> None:
+    """Keep a run from being closed until this transaction ends.
+
+    Raises:
+        LeaseLost: if it was closed already.
+    """
+    status = session.scalar(select(Run.status).where(Run.id == run_id).with_for_update(read=True))
+    if status != RunStatus.RUNNING.value:
+        raise _lost(run_id)
+
+
+def _lost(run_id: int) -> LeaseLost:
+    return LeaseLost(
+        f"run {run_id} was closed by another process while it was at work (was this machine suspended, or cut off from the "
+        "catalog?). What it has recorded stays; run it again."
+    )
+
+
+def has_company(session: Session, run_id: int, collection_id: int) -> bool:
+    """Whether other runs work on other keys of the collection now."""
+    at_work = exists().where(
+        Run.collection_id == collection_id, Run.id != run_id, Run.status == RunStatus.RUNNING.value
+    )
+    return bool(session.scalar(select(at_work)))
 
 
 def close_run(
     session: Session, run_id: int, status: RunStatus, counts: dict[str, Any], error: str | None = None
 ) -> None:
-    """End a run."""
+    """End a run; one that was closed from outside stays as it is."""
     session.execute(
-        update(Run).where(Run.id == run_id).values(status=status.value, finished_at=now(), counts=counts, error=error)
+        update(Run)
+        .where(Run.id == run_id, Run.status == RunStatus.RUNNING.value)
+        .values(status=status.value, finished_at=now(), counts=counts, error=error)
     )
 
 

@@ -23,6 +23,7 @@ from sqlalchemy import (
     Text,
     TypeDecorator,
     UniqueConstraint,
+    text,
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
@@ -54,6 +55,8 @@ class RunStatus(StrEnum):
     DONE_WITH_FAILURES = "done_with_failures"
     FAILED = "failed"
     CRASHED = "crashed"
+    SKIPPED = "skipped"  # another run was at work on the collection
+    MISSED = "missed"  # nothing was there to start it when its time came
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -160,10 +163,48 @@ class ModelVersion(Base):
     created_at: Mapped[datetime] = mapped_column(default=now)
 
 
+class Schedule(Base):
+    """When a collection is processed. `active_since`: times before it are nobody's loss (it was added or resumed then)."""
+
+    __tablename__ = "schedule"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collection.id", ondelete="CASCADE"), index=True)
+    cron: Mapped[str]
+    timezone: Mapped[str]
+    catch_up: Mapped[bool]
+    paused: Mapped[bool] = mapped_column(default=False)
+    active_since: Mapped[datetime] = mapped_column(default=now)
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
+class Split(Base):
+    """Where the keys of a collection are cut, so that `parts` runs can share it."""
+
+    __tablename__ = "split"
+    collection_id: Mapped[int] = mapped_column(ForeignKey("collection.id", ondelete="CASCADE"), primary_key=True)
+    parts: Mapped[int] = mapped_column(primary_key=True)
+    boundaries: Mapped[list[str]]
+    created_at: Mapped[datetime] = mapped_column(default=now)
+
+
 class Run(Base):
-    """One night's work on one collection."""
+    """One night's work on one collection, or on the keys of it after `after_key` up to and including `through_key`.
+
+    A scheduled one claims its slot, the time that the schedule names: no two runs may have it, unless one has crashed.
+    """
 
     __tablename__ = "run"
+    __table_args__ = (
+        Index(
+            "uq_run_slot",
+            "schedule_id",
+            "slot",
+            unique=True,
+            sqlite_where=text("status <> 'crashed'"),
+            postgresql_where=text("status <> 'crashed'"),
+        ),
+    )
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     collection_id: Mapped[int] = mapped_column(ForeignKey("collection.id", ondelete="CASCADE"), index=True)
     status: Mapped[str]
@@ -176,6 +217,12 @@ class Run(Base):
     counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     tracking_run_id: Mapped[str | None]
     error: Mapped[str | None]
+    after_key: Mapped[str | None] = mapped_column(KeyText)
+    through_key: Mapped[str | None] = mapped_column(KeyText)
+    schedule_id: Mapped[int | None] = mapped_column(Id)
+    slot: Mapped[datetime | None]
+    heartbeat_at: Mapped[datetime | None]  # by the database's clock
+    reported_at: Mapped[datetime | None]  # when somebody was told that it did not end well
 
 
 class Content(Base):
@@ -221,6 +268,7 @@ class Image(Base):
     recipe: Mapped[str | None]
     content_id: Mapped[int | None] = mapped_column(ForeignKey("content.id", ondelete="SET NULL"), index=True)
     run_id: Mapped[int | None] = mapped_column(Id)
+    pending_since: Mapped[datetime | None]
 
 
 class Face(Base):

@@ -127,7 +127,7 @@ def test_flow_returns_what_happened(first: First) -> None:
 
 def test_prefect_shows_the_flow_and_its_tasks_completed(first: First) -> None:
     run = first.flow_run
-    assert (run.name, run.parameters, run.state.name) == ("nightly archive", {"collection": "archive"}, "Completed")
+    assert (run.name, run.parameters["collection"], run.state.name) == ("nightly archive", "archive", "Completed")
     assert [task.name.rpartition("-")[0] for task in first.task_runs] == STEPS
     assert {task.state.name for task in first.task_runs} == {"Completed"}
 
