@@ -40,13 +40,7 @@ def assess(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
 
     The restorer's view of the others is dropped, unless another model looks at faces in the same view.
     """
-    arrays = photo.arrays
-    crops, landmarks, scores = (torch.from_numpy(arrays[name]) for name in (PORTRAIT, LANDMARKS, SCORES))
-    quality = assess_quality(crops, landmarks, scores)
-    photo = photo.having(**{QUALITY: quality.overall.numpy()})
-    photo = photo.having(**{quality_part(name): value.numpy() for name, value in quality.parts().items()})
-    facts = measured(quality, crops, _beyond_border(photo))
-    photo = photo.having(**columns(MEASURED_VERSION, facts, frozenset(facts)))
+    photo = measure(photo)
     if recipe.restorer is None or recipe.restorer.spec.preprocess is None:
         return photo
     view = crop(recipe.restorer.spec.preprocess.template)
@@ -57,6 +51,17 @@ def assess(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
     if view in {crop(preprocess.template) for preprocess in others if preprocess is not None}:
         return photo
     return replace(photo, arrays={name: value for name, value in photo.arrays.items() if name != view})
+
+
+def measure(photo: PhotoFaces) -> PhotoFaces:
+    """Add what is measured of each face, and the quality score with its parts."""
+    crops, landmarks, scores = (torch.from_numpy(photo.arrays[name]) for name in (PORTRAIT, LANDMARKS, SCORES))
+    quality = assess_quality(crops, landmarks, scores)
+    parts = {quality_part(name): value.numpy() for name, value in quality.parts().items()}
+    facts = measured(quality, crops, _beyond_border(photo))
+    return photo.having(
+        **{QUALITY: quality.overall.numpy()}, **parts, **columns(MEASURED_VERSION, facts, frozenset(facts))
+    )
 
 
 def _beyond_border(photo: PhotoFaces) -> torch.Tensor:

@@ -2,22 +2,21 @@
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
 from infra.settings import Settings
 from models.spec import Attribute, Kind
 from models.table import MODELS
 from tasks.attribute_metrics import ClassReport, NumberReport, class_report, number_report
-from tasks.describe import Columns, describe_crops, joined
-from tasks.evaluation import GROUP, FaceFinder, Progress, read_images, template_of
-from tasks.install import ModelVersion, load_network
+from tasks.describe import Columns
+from tasks.evaluation import Progress
+from tasks.install import ModelVersion
 from tasks.labels import Table, UnusableLabels, classes_of, labelled_attributes, numbers
-from tasks.photo_faces import crop, estimate
+from tasks.photo_faces import estimate
+from tasks.seen import Seen, look_at
 
 
 @dataclass(frozen=True)
@@ -58,48 +57,14 @@ def evaluate_attributes(
     judged = [(version, what) for version in describers if (what := opinions_on(version, list(labels)))]
     if not judged:
         raise UnusableLabels(_nobody_gives(list(labels), describers))
-    found = described(settings, detector, [version for version, _ in judged], images, table.names, on_progress)
+    versions = [version for version, _ in judged]
+    found = look_at(settings, detector, images, table.names, versions, on_progress=on_progress)
     place = {name: row for row, name in enumerate(table.names)}
     return [
         _judged(version, given, labels[labelled], found, place)
         for version, what in judged
         for given, labelled in what.items()
     ]
-
-
-@dataclass(frozen=True)
-class Described:
-    """Pictures with a face, and what each version says of them, as columns of as many rows."""
-
-    names: tuple[str, ...]
-    columns: Columns
-
-
-def described(
-    settings: Settings,
-    detector: ModelVersion,
-    versions: Sequence[ModelVersion],
-    images: Path,
-    names: Sequence[str],
-    on_progress: Progress,
-) -> Described:
-    """Let versions describe the central face of pictures by name, with everything that they can say."""
-    finder = FaceFinder(settings, detector)
-    networks: list[tuple[ModelVersion, nn.Module]] = [(version, load_network(version)) for version in versions]
-    templates = [template_of(version) for version in versions]
-    pictures, kept, parts, done = read_images(images, names), list[str](), list[Columns](), 0
-    while group := list(islice(pictures, GROUP)):
-        faces = [finder.align(item, templates) for item in finder(group)]
-        kept += [face.key for face in faces]
-        columns: Columns = {}
-        for version, network in networks if faces else ():
-            crops = np.concatenate([face.arrays[crop(template_of(version))] for face in faces])
-            wanted = frozenset(attribute.name for attribute in version.spec.attributes)
-            columns |= describe_crops(version, network, crops, wanted, "cpu")
-        parts += [columns] if columns else []
-        done += len(group)
-        on_progress(done, len(names))
-    return Described(tuple(kept), joined(parts))
 
 
 def opinions_on(version: ModelVersion, labelled: Sequence[Attribute]) -> dict[Attribute, Attribute]:
@@ -130,7 +95,7 @@ def _judged(
     version: ModelVersion,
     given: Attribute,
     labels: NDArray[np.float64],
-    found: Described,
+    found: Seen,
     place: dict[str, int],
 ) -> AttributeEvaluation:
     rows = np.array([place[name] for name in found.names], np.int64)

@@ -19,6 +19,7 @@ from flows.cli import (
     database,
     evaluate,
     evaluate_attributes,
+    evaluate_fairness,
     models,
     nights,
     schedules,
@@ -40,7 +41,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-evaluate.app.command()(evaluate_attributes.attributes)
+for judge in (evaluate_attributes.attributes, evaluate_fairness.fairness):
+    evaluate.app.command()(judge)
 for module in (collections, schedules, models, evaluate, train, serve, database):
     app.add_typer(module.app)
 COMMANDS: tuple[Callable[..., None], ...] = (
