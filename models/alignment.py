@@ -30,9 +30,12 @@ def align(photos: Sequence[Tensor], transforms: Tensor, photo_index: Tensor, siz
         raise ValueError(f"the transforms of rows {rows} are not finite; drop those faces before aligning")
     device = photos[0].device if len(photos) else torch.device("cpu")
     crops = torch.zeros(len(transforms), size, size, 3, dtype=torch.uint8, device=device)
+    windows = _windows(
+        transforms.double().cpu(), torch.tensor([p.shape[:2] for p in photos]).reshape(-1, 2)[photo_index], size
+    )
     # One crop at a time: each works in the cache, and memory does not grow with the batch.
-    for crop, transform, photo in zip(crops, transforms.double().cpu(), photo_index.tolist(), strict=True):
-        _sample(photos[photo], transform, crop)
+    for crop, to_grid, bounds, block, photo in zip(crops, *windows, photo_index.tolist(), strict=True):
+        _sample(photos[photo], to_grid.to(device), bounds, block, crop)
     return crops
 
 
@@ -56,27 +59,38 @@ def _positions(transform: Tensor, size: int) -> Tensor:
     return along_x[:, None, None] * steps + (along_y[:, None] * steps + origin[:, None])[..., None]
 
 
-def _sample(photo: Tensor, transform: Tensor, crop: Tensor) -> None:
-    size = len(crop)
+def _windows(transforms: Tensor, sizes: Tensor, size: int) -> tuple[Tensor, list[list[int]], list[list[int]]]:
+    """What each of N crops has to look at: how it is sampled there, the part of the photo, and the blocks to average there.
+
+    `transforms` (N, 2, 3) float64, `sizes` (N, 2) height and width of the photos. Returns transforms (N, 2, 3) float32 from
+    crop pixels to grid_sample's coordinates in that part, its bounds (left, top, right, bottom), and block widths and heights.
+    """
     # Photo pixels per crop pixel, along the photo's x and y.
-    step = torch.linalg.vector_norm(transform[:, :2], dim=1)
-    block = [int(s) if s > 2 else 1 for s in step.tolist()]
-    corners = transform @ torch.tensor([[0, size - 1, 0, size - 1], [0, 0, size - 1, size - 1], [1, 1, 1, 1]]).double()
-    low = [max(int(value) - n, 0) for value, n in zip(corners.amin(dim=1).floor().tolist(), block, strict=True)]
+    step = torch.linalg.vector_norm(transforms[:, :, :2], dim=2)
+    block = torch.where(step > 2, step.floor(), 1)
+    corners = transforms @ torch.tensor([[0, size - 1, 0, size - 1], [0, 0, size - 1, size - 1], [1, 1, 1, 1]]).double()
+    low = (corners.amin(dim=2).floor() - block).clamp_min(0)
     # The neighbour to the right of the last position belongs to a block that must be whole.
-    high = [int(value) + 2 * n + 1 for value, n in zip(corners.amax(dim=1).ceil().tolist(), block, strict=True)]
-    patch = photo[low[1] : max(high[1], 0), low[0] : max(high[0], 0)]
+    high = (corners.amax(dim=2).ceil() + 2 * block + 1).minimum(sizes.flip(1)).clamp_min(0)
+    # In grid_sample's coordinates the edges of the outer pixels, here of whole blocks, are -1 and 1.
+    extent = ((high - low) / block).ceil() * block
+    to_grid = transforms.clone()
+    to_grid[:, :, 2] += 0.5 - low
+    to_grid *= 2 / extent[..., None].clamp_min(1)
+    to_grid[:, :, 2] -= 1
+    return to_grid.float(), torch.cat([low, high], dim=1).long().tolist(), block.long().tolist()
+
+
+def _sample(photo: Tensor, to_grid: Tensor, bounds: list[int], block: list[int], crop: Tensor) -> None:
+    left, top, right, bottom = bounds
+    patch = photo[top:bottom, left:right]
     if not patch.numel():
         return
-    means = _block_sums(_block_sums(patch, block[1]).transpose(0, 1), block[0]).permute(2, 1, 0).float()
-    means /= block[0] * block[1]
-    # To grid_sample's coordinates, in which the edges of the outer pixels are -1 and 1.
-    extent = torch.tensor([[means.shape[2] * block[0]], [means.shape[1] * block[1]]])
-    to_grid = transform.clone()
-    to_grid[:, 2] += 0.5 - torch.tensor(low)
-    to_grid = to_grid * 2 / extent
-    to_grid[:, 2] -= 1
-    grid = _positions(to_grid.float().to(photo.device), size).permute(1, 2, 0)
+    width, height = block
+    means = _block_sums(_block_sums(patch, height).transpose(0, 1), width).permute(2, 1, 0).float()
+    if width * height > 1:
+        means /= width * height
+    grid = _positions(to_grid, len(crop)).permute(1, 2, 0)
     values = F.grid_sample(means[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
     crop.copy_(values[0].permute(1, 2, 0).round_())
 

@@ -1,5 +1,6 @@
 """Assess: what can be measured of a face without learning, how good it is, and whether it needs restoring."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -35,12 +36,34 @@ MAX_RESTORED_SHARPNESS = 0.35  # of 0..1; blurring a sharp portrait by a sigma o
 MIN_RESTORED_QUALITY = 0.5  # seen on the demo's old scans and on old photographs: 0.47 grotesque, 0.51 and up plausible
 
 
-def assess(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
+def assess(photos: Sequence[PhotoFaces], recipe: Recipe) -> list[PhotoFaces]:
     """Add what is measured and the quality score with its parts, and select the crops of the faces that need restoring.
 
     The restorer's view of the others is dropped, unless another model looks at faces in the same view.
     """
-    photo = measure(photo)
+    return [_to_restore(photo, recipe) for photo in measure(photos)]
+
+
+def measure(photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
+    """Add what is measured of each face, and the quality score with its parts."""
+    if not photos:
+        return []
+    crops, landmarks, scores = (torch.from_numpy(_of_all(photos, name)) for name in (PORTRAIT, LANDMARKS, SCORES))
+    quality = assess_quality(crops, landmarks, scores)
+    arrays = {quality_part(name): value.numpy() for name, value in quality.parts().items()}
+    arrays[QUALITY] = quality.overall.numpy()
+    facts = measured(quality, crops, _beyond_border(photos))
+    arrays |= columns(MEASURED_VERSION, facts, frozenset(facts))
+    ends = np.cumsum([photo.face_count for photo in photos])[:-1]
+    split = {name: np.split(values, ends) for name, values in arrays.items()}
+    return [photo.having(**{name: parts[k] for name, parts in split.items()}) for k, photo in enumerate(photos)]
+
+
+def _of_all(photos: Sequence[PhotoFaces], name: str) -> np.ndarray:
+    return np.concatenate([photo.arrays[name] for photo in photos])
+
+
+def _to_restore(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
     if recipe.restorer is None or recipe.restorer.spec.preprocess is None:
         return photo
     view = crop(recipe.restorer.spec.preprocess.template)
@@ -53,22 +76,11 @@ def assess(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
     return replace(photo, arrays={name: value for name, value in photo.arrays.items() if name != view})
 
 
-def measure(photo: PhotoFaces) -> PhotoFaces:
-    """Add what is measured of each face, and the quality score with its parts."""
-    crops, landmarks, scores = (torch.from_numpy(photo.arrays[name]) for name in (PORTRAIT, LANDMARKS, SCORES))
-    quality = assess_quality(crops, landmarks, scores)
-    parts = {quality_part(name): value.numpy() for name, value in quality.parts().items()}
-    facts = measured(quality, crops, _beyond_border(photo))
-    return photo.having(
-        **{QUALITY: quality.overall.numpy()}, **parts, **columns(MEASURED_VERSION, facts, frozenset(facts))
-    )
-
-
-def _beyond_border(photo: PhotoFaces) -> torch.Tensor:
-    """Share (n,) of each face, brow to chin and cheek to cheek, that lies beyond the photo's border."""
-    boxes, landmarks = (torch.from_numpy(photo.arrays[name]) for name in (BOXES, LANDMARKS))
-    sizes = torch.tensor([[photo.height, photo.width]]).expand(len(boxes), 2)
-    return outside_share(ARCFACE_112.transforms(boxes, landmarks), sizes, ARCFACE_112.size)
+def _beyond_border(photos: Sequence[PhotoFaces]) -> torch.Tensor:
+    """Share (n,) of each face, brow to chin and cheek to cheek, that lies beyond its photo's border."""
+    boxes, landmarks = (torch.from_numpy(_of_all(photos, name)) for name in (BOXES, LANDMARKS))
+    sizes = torch.tensor([[photo.height, photo.width] for photo in photos for _ in range(photo.face_count)])
+    return outside_share(ARCFACE_112.transforms(boxes, landmarks), sizes.reshape(-1, 2), ARCFACE_112.size)
 
 
 def needs_restoration(arrays: dict[str, np.ndarray]) -> np.ndarray:

@@ -148,10 +148,11 @@ class Prepare:
         for item in items:
             start = time.perf_counter()
             photo = align_faces(item, self.limits, recipe.templates)
-            aligned = time.perf_counter()
-            photo = assess(photo.timed("align", aligned - start), recipe)
-            photos.append(photo.timed("assess", time.perf_counter() - aligned))
-        return photos
+            photos.append(photo.timed("align", time.perf_counter() - start))
+        start = time.perf_counter()
+        photos = assess(photos, recipe)
+        share = (time.perf_counter() - start) / max(len(photos), 1)
+        return [photo.timed("assess", share) for photo in photos]
 
 
 def _photo(work: Work) -> PhotoFaces:

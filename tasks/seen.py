@@ -48,7 +48,7 @@ def look_at(
     pictures, kept, parts, done = read_images(images, names), list[str](), list[Columns](), 0
     embeddings: dict[str, NDArray[np.float32]] = {}
     while group := list(islice(pictures, GROUP)):
-        faces = [measure(finder.align(item, templates)) for item in finder(group)]
+        faces = measure([finder.align(item, templates) for item in finder(group)])
         kept += [face.key for face in faces]
         columns: Columns = {}
         for attribute in MEASURED_VERSION.spec.attributes if faces else ():

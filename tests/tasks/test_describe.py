@@ -62,7 +62,7 @@ def prepared(detect: Detect, recipe: Recipe, *pictures: Pixels) -> list[PhotoFac
         for i, data in enumerate(map(jpeg, pictures), 1)
         for p in [decode(data, LIMITS, long_side=1280)]
     ])  # fmt: skip
-    return [assess(align_faces(item, LIMITS, recipe.templates), recipe) for item in found]
+    return assess([align_faces(item, LIMITS, recipe.templates) for item in found], recipe)
 
 
 def through_stages(photos: list[PhotoFaces], job: Job) -> list[PhotoFaces]:

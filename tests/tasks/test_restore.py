@@ -57,7 +57,7 @@ def prepared(detect: Detect, recipe: Recipe, *pictures: Pixels) -> list[PhotoFac
         Decoded(PhotoFaces(i, f"{i}.jpg", len(data), content_id=i), decode(data, LIMITS, long_side=1280), data)
         for i, data in enumerate(map(jpeg, pictures))
     ])  # fmt: skip
-    return [assess(align_faces(item, LIMITS, recipe.templates), recipe) for item in found]
+    return assess([align_faces(item, LIMITS, recipe.templates) for item in found], recipe)
 
 
 @pytest.fixture(scope="module")
