@@ -21,11 +21,12 @@ from infra.catalog.ledger import Audit, audit, prune, settle
 from infra.catalog.runs import (
     HEARTBEAT_SECONDS,
     LEASE,
+    Before,
     RunInProgress,
     Slot,
     SlotTaken,
+    before,
     close_run,
-    crashes_before,
     enter_unopened,
     has_company,
     hold,
@@ -33,6 +34,7 @@ from infra.catalog.runs import (
 )
 from infra.catalog.schema import Collection, ModelVersion, Run, RunStatus
 from infra.catalog.versions import serve_when_complete
+from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Filter
 from infra.tracking import track
@@ -44,6 +46,7 @@ from tasks.photo_faces import PhotoFaces
 from tasks.pipeline import engine_for, process
 from tasks.recipe import Recipe, current_recipe, enter
 from tasks.report import Tally, contact_sheet
+from tasks.sweep import sweep
 
 log = logging.getLogger("visage")
 
@@ -83,7 +86,7 @@ class Night:
     collection: Collection
     job: Job
     observer: Observer
-    crashes: int = 0  # runs of this collection that died, one after the other, right before this one
+    before: Before
     tally: Tally = field(default_factory=Tally)
     discovery: Discovery = field(default_factory=Discovery)
     grouped: Grouped = field(default_factory=Grouped)
@@ -134,8 +137,8 @@ def night(
     try:
         with catalog.read() as session:
             collection = collections.by_name(session, collection_name)
-        job, crashes = _open(settings, catalog, collection, keys, slot)
-        state = Night(settings, catalog, collection, job, observer or Silent(), crashes)
+        job, earlier = _open(settings, catalog, collection, keys, slot)
+        state = Night(settings, catalog, collection, job, observer or Silent(), earlier)
         try:
             with beating(catalog, job.run_id):
                 yield state
@@ -162,7 +165,7 @@ def _close_as_failed(state: Night, error: BaseException, slot: Slot | None) -> N
 
 def _open(
     settings: Settings, catalog: Catalog, collection: Collection, keys: KeyRange, slot: Slot | None
-) -> tuple[Job, int]:
+) -> tuple[Job, Before]:
     """Open the run; returns also how many before it have crashed in a row."""
     try:
         recipe = current_recipe(settings, frozenset(collection.sensitive_attributes))
@@ -176,7 +179,7 @@ def _open(
         with catalog.write() as session:
             contract = enter(session, recipe)
             least_similarity = _least_similarity(session, contract.embedder_id)
-            crashes = crashes_before(session, run)
+            earlier = before(session, run)
     except SlotTaken:
         raise
     except Exception as error:
@@ -187,7 +190,7 @@ def _open(
         raise
     device = "cuda" if torch.cuda.is_available() else "cpu"
     job = Job(settings, collection.id, collection.uri, run.id, recipe, contract, device, least_similarity, keys)
-    return job, crashes
+    return job, earlier
 
 
 def _open_run(catalog: Catalog, collection: Collection, recipe: Recipe, keys: KeyRange, slot: Slot | None) -> Run:
@@ -246,17 +249,24 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
         on_batch()
 
     with _timed(state, "process", pending):
-        state.engine = engine_for(state.settings, pending, state.crashes)
+        state.engine = engine_for(state.settings, pending, state.before.crashes)
         process(state.catalog, job, state.engine, watch)
         crops = job.crops()
-        with state.catalog.write() as session:
-            hold(session, job.run_id)
-            settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
-            # Beside other runs nobody can tell what is left over from what they are about to refer to.
-            replaced = [] if has_company(session, job.run_id, job.collection_id) else prune(session, job.collection_id)
-        for key in replaced:
+        for key in _settled(state.catalog, job):
             crops.delete(key)
+        if not state.before.well:
+            sweep(state.catalog, crops, job.collection_id, job.run_id)
     return state.tally
+
+
+@patient
+def _settled(catalog: Catalog, job: Job) -> list[str]:
+    """Close the books on copies and replaced photos; returns the crops that nothing refers to any more."""
+    with catalog.write() as session:
+        hold(session, job.run_id)
+        settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
+        # Beside other runs nobody can tell what is left over from what they are about to refer to.
+        return [] if has_company(session, job.run_id, job.collection_id) else prune(session, job.collection_id)
 
 
 def group_faces(state: Night) -> Grouped:

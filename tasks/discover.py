@@ -12,7 +12,8 @@ from infra.catalog.images import Known, Listed, known, put_missing, put_pending,
 from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.runs import FailureRecord, record_failures
 from infra.catalog.schema import ImageStatus
-from infra.storage.base import Entry, Filter, ListingProblem, Store
+from infra.patience import patient
+from infra.storage.base import Entry, Filter, ListingProblem, Page, Store, StoreError
 
 WRITE_EVERY = 1000
 
@@ -91,11 +92,26 @@ def discover(
 
 
 def _listing(store: Store, keys: KeyRange) -> Iterator[Entry | ListingProblem]:
-    for page in store.list(start_after=keys.after):
+    """The entries of a store within a range of keys; a listing that breaks off is continued where it did."""
+    pages: Iterator[Page] | None = None
+    last = keys.after
+
+    @patient
+    def following() -> Page | None:
+        nonlocal pages
+        pages = pages or store.list(start_after=last)
+        try:
+            return next(pages, None)
+        except StoreError:
+            pages = None
+            raise
+
+    while page := following():
         for entry in page:
             if keys.through is not None and entry.key > keys.through:
                 return
             yield entry
+        last = page[-1].key
 
 
 def _differs(entry: Entry, remembered: Known) -> bool:

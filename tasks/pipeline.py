@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from infra.catalog.database import Catalog
-from infra.catalog.faults import patient
 from infra.catalog.images import Work, claimed_by, count_pending, pending, pending_pages
+from infra.patience import patient
 from infra.ray_cluster import connected, gpus, set_threads
 from infra.settings import Settings
 from tasks.describe import Describe

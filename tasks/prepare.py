@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from infra.catalog.database import Catalog
-from infra.catalog.faults import patient
 from infra.catalog.images import Work, claim, pending
+from infra.patience import patient
 from infra.storage import InvalidKey, ObjectTooLarge, StoreError
 from tasks.align import align_faces
 from tasks.assess import assess
@@ -97,7 +97,7 @@ class Prepare:
             refused = isinstance(item, PhotoFaces) and item.failure is not None and item.failure.reason in REFUSALS
             self.refused = self.refused + 1 if refused else 0
         if self.refused >= GROUP:
-            next(self.store.list(), None)
+            patient(lambda: next(self.store.list(), None))()
             self.refused = 0
 
     def _prepare(self, read: Sequence[Read]) -> list[PhotoFaces]:

@@ -27,6 +27,7 @@ from infra.catalog.faces import (
 )
 from infra.catalog.ledger import fail_contents
 from infra.catalog.runs import hold, record_failures
+from infra.patience import patient
 from infra.storage import Store
 from models.spec import Attribute, Kind
 from tasks.install import ModelVersion
@@ -74,21 +75,36 @@ def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces
     }
     shared = [(photo.image_id, photo.content_id) for photo in photos if photo.shared and photo.content_id is not None]
     contents = [photo.content_id for photo in records]
-    with catalog.write() as session:
-        hold(session, job.run_id)
-        before = crop_keys(session, contents)
-        record_photos(session, job.run_id, job.contract, records)
-        link_duplicates(session, job.run_id, shared)
-        record_failures(session, job.run_id, job.collection_id, failures)
-        fail_contents(session, failed_contents)
-        replaced = before - crop_keys(session, contents)
-    for key in replaced:  # by another detector or restorer, or none: nothing refers to these crops any more
-        crops.delete(key)
+
+    @patient
+    def write_rows() -> set[str]:
+        with catalog.write() as session:
+            hold(session, job.run_id)
+            before = crop_keys(session, contents)
+            record_photos(session, job.run_id, job.contract, records)
+            link_duplicates(session, job.run_id, shared)
+            record_failures(session, job.run_id, job.collection_id, failures)
+            fail_contents(session, failed_contents)
+            return before - crop_keys(session, contents)
+
+    for key in write_rows():  # by another detector or restorer, or none: nothing refers to these crops any more
+        patient(crops.delete)(key)
+
+
+def folder_of(collection_id: int) -> str:
+    """What the keys of a collection's crops begin with."""
+    return f"{collection_id}/"
+
+
+def digest_of(key: str) -> str:
+    """The SHA-256 of the photo that a crop was cut from, by the crop's key; empty for a key of another kind."""
+    parts = key.split("/")
+    return parts[2] if len(parts) == 4 else ""
 
 
 def _photo_record(photo: PhotoFaces, job: Job, crops: Store) -> PhotoRecord:
     assert photo.content_id is not None
-    stem = f"{job.collection_id}/{photo.sha256[:2]}/{photo.sha256}/{job.recipe.detector.contract}"
+    stem = f"{folder_of(job.collection_id)}{photo.sha256[:2]}/{photo.sha256}/{job.recipe.detector.contract}"
     return PhotoRecord(
         image_id=photo.image_id,
         content_id=photo.content_id,
@@ -106,7 +122,7 @@ def _face_record(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store
     key = f"{stem}.jpg"
     pixels = np.ascontiguousarray(arrays[PORTRAIT][face])
     jpeg = simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444")
-    crops.put(key, jpeg, "image/jpeg")
+    patient(crops.put)(key, jpeg, "image/jpeg")
     return FaceRecord(
         box=arrays[BOXES][face],
         landmarks=arrays[LANDMARKS][face],
@@ -156,7 +172,8 @@ def _restoration(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store
     fidelity = float(photo.arrays[FIDELITY][row])
     similarity = float(photo.arrays[IDENTITY_SIMILARITY][row])
     key = f"{stem}-{restorer.contract}.png"
-    crops.put(key, marked_png(photo.arrays[RESTORED][row], f"{restorer.spec.name} {restorer.version}"), "image/png")
+    png = marked_png(photo.arrays[RESTORED][row], f"{restorer.spec.name} {restorer.version}")
+    patient(crops.put)(key, png, "image/png")
     reason = judge(fidelity, similarity, job.least_similarity)
     return RestorationRecord(job.contract.restorer_id, not reason, reason, key, similarity, fidelity)
 

@@ -1,12 +1,10 @@
-"""What a database does to us: errors that say what happened to which catalog, and patience with what passes."""
+"""What a database does to us, as errors that say what happened to which catalog and what to do."""
 
 import sqlite3
 
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
-from tenacity import retry, retry_if_exception_type, stop_after_delay, wait_exponential_jitter
 
-PATIENCE = 120  # seconds: as long as a database server needs to restart and recover
 GONE = ("57P01", "57P02", "57P03", "53300")  # PostgreSQL shuts down, crashed, starts up, or has no connection left
 AGAIN = ("40001", "40P01", "55P03")  # a conflict with another transaction, a deadlock, a lock not to be had
 NO_ROOM = ("53100", "53200")
@@ -19,18 +17,11 @@ class CatalogUnreachable(ConnectionError):
 class CatalogUnavailable(CatalogUnreachable):
     """The database is down, went away in the middle of the work, or stays locked: the same may succeed later."""
 
+    retryable = True
+
 
 class CatalogFull(CatalogUnreachable):
     """The database has no room left. Nothing of the transaction was written."""
-
-
-# Run a function that reads, or that changes nothing if it is done twice, again from its start while the database is away.
-patient = retry(
-    retry=retry_if_exception_type(CatalogUnavailable),
-    wait=wait_exponential_jitter(initial=0.2, max=15, jitter=1),
-    stop=stop_after_delay(PATIENCE),
-    reraise=True,
-)
 
 
 def explain(engine: Engine) -> None:

@@ -10,7 +10,9 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
 from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.schema import Content, ContentStatus, Image, ImageStatus, Run, RunStatus, now
+from infra.catalog.schema import Content, ContentStatus, Failure, Image, ImageStatus, Run, RunStatus, now
+
+CHUNK = 10_000  # ids in one statement
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,47 @@ def reopen(session: Session, collection_id: int, recipe: str, keys: KeyRange = E
     )
 
 
+@dataclass(frozen=True)
+class StandsFailed:
+    """An image that stands as failed, and the latest reason."""
+
+    image_id: int
+    key: str
+    reason: str
+
+
+def stand_failed(session: Session, collection_id: int | None) -> list[StandsFailed]:
+    """The failed images of a collection, or of all, by their keys."""
+    latest = (
+        select(func.max(Failure.id)).where(Failure.image_id.is_not(None), Failure.resolved_at.is_(None))
+    ).group_by(Failure.image_id)
+    statement = (
+        select(Image.id, Image.key, Failure.reason)
+        .join(Failure, Failure.image_id == Image.id)
+        .where(Image.status == ImageStatus.FAILED.value, Failure.id.in_(latest))
+        .order_by(Image.key)
+    )
+    if collection_id is not None:
+        statement = statement.where(Image.collection_id == collection_id)
+    return [StandsFailed(*row) for row in session.execute(statement).tuples()]
+
+
+def take_up(session: Session, image_ids: Iterable[int]) -> int:
+    """Have the next run `reopen` failed images, and the failed copies of their bytes with them; returns how many."""
+    taken: set[int] = set()
+    ids = list(image_ids)
+    for start in range(0, len(ids), CHUNK):
+        these = ids[start : start + CHUNK]
+        contents = select(Image.content_id).where(Image.id.in_(these), Image.content_id.is_not(None))
+        chosen = Image.status == ImageStatus.FAILED.value, or_(Image.id.in_(these), Image.content_id.in_(contents))
+        found = select(Image.id).where(*chosen)
+        taken.update(session.scalars(found))
+        open_failures = Failure.image_id.in_(found), Failure.resolved_at.is_(None)
+        session.execute(update(Failure).where(*open_failures).values(retryable=True))
+        session.execute(update(Image).where(*chosen).values(retryable=True))
+    return len(taken)
+
+
 def count_pending(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY) -> int:
     statement = select(func.count()).where(
         Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value, keys.holds(Image.key)
@@ -159,6 +202,26 @@ def claimed_by(session: Session, run_id: int, image_ids: Sequence[int]) -> dict[
         Content.status == ContentStatus.CLAIMED.value,
     )
     return dict(session.execute(statement).tuples().all())
+
+
+def contents_by_digest(
+    session: Session, collection_id: int, digests: Iterable[str], lock: bool = False
+) -> dict[str, int]:
+    """Which of these bytes the catalog knows, as {sha256: content id}; `lock` keeps others from claiming them."""
+    statement = select(Content.sha256, Content.id).where(
+        Content.collection_id == collection_id, Content.sha256.in_(list(digests))
+    )
+    return dict(session.execute(statement.with_for_update() if lock else statement).tuples().all())
+
+
+def in_live_hands(session: Session, contents: Iterable[int], besides: int) -> set[int]:
+    """Those contents that some other run than `besides` works on right now."""
+    statement = (
+        select(Content.id)
+        .join(Run, Run.id == Content.run_id)
+        .where(Content.id.in_(list(contents)), Run.id != besides, Run.status == RunStatus.RUNNING.value)
+    )
+    return set(session.scalars(statement))
 
 
 def claim(

@@ -160,16 +160,25 @@ def _enter(
     return run
 
 
-def crashes_before(session: Session, run: Run) -> int:
-    """How many runs of a collection died in a row right before `run`."""
-    never_began = RunStatus.SKIPPED.value, RunStatus.MISSED.value
+@dataclass(frozen=True)
+class Before:
+    """How the runs of a collection before this one ended: whether the last one did well, and how many died in a row."""
+
+    well: bool
+    crashes: int
+
+
+def before(session: Session, run: Run) -> Before:
+    """Look back at a collection's runs before `run`."""
+    of_no_matter = RunStatus.SKIPPED.value, RunStatus.MISSED.value, RunStatus.RUNNING.value
     earlier = (
         select(Run.status)
-        .where(Run.collection_id == run.collection_id, Run.id < run.id, Run.status.not_in(never_began))
+        .where(Run.collection_id == run.collection_id, Run.id < run.id, Run.status.not_in(of_no_matter))
         .order_by(Run.id.desc())
     )
-    statuses = session.scalars(earlier.limit(MANY))
-    return sum(1 for _ in takewhile(lambda status: status == RunStatus.CRASHED.value, statuses))
+    statuses = list(session.scalars(earlier.limit(MANY)))
+    crashes = sum(1 for _ in takewhile(lambda status: status == RunStatus.CRASHED.value, statuses))
+    return Before(not statuses or statuses[0] in (RunStatus.DONE.value, RunStatus.DONE_WITH_FAILURES.value), crashes)
 
 
 def enter_unopened(

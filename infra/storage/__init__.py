@@ -17,6 +17,7 @@ from infra.storage.base import (
     Page,
     Store,
     StoreError,
+    StoreFull,
     StoreMissing,
     StoreUnavailable,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "S3Options",
     "Store",
     "StoreError",
+    "StoreFull",
     "StoreMissing",
     "StoreUnavailable",
     "open_store",

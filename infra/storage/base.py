@@ -88,6 +88,10 @@ class ListingOutOfOrder(StoreError):
     """The server does not list in ascending order of keys, on which resuming and detecting deletions rest."""
 
 
+class StoreFull(StoreError):
+    """There is no room left to write to. Nothing of the object was written."""
+
+
 class StoreUnavailable(StoreError):
     """The store did not answer, or answered with an error of its own, after bounded retries."""
 

@@ -32,6 +32,7 @@ from infra.storage.base import (
     ObjectTooLarge,
     Page,
     StoreError,
+    StoreFull,
     StoreMissing,
     StoreUnavailable,
     ascending,
@@ -238,6 +239,8 @@ class Folder:
                 return AccessDenied(f"{where}: {why}. Give this user the right to it.")
             case errno.EEXIST | errno.EISDIR | errno.ENAMETOOLONG | errno.EINVAL | errno.EILSEQ:
                 return InvalidKey(f"{where}: {why}. No file can be kept under this key.")
+            case errno.ENOSPC | errno.EDQUOT | errno.EFBIG:
+                return StoreFull(f"{where}: {why}. Free some room, then run again; nothing is half-written.")
             case _:
                 return StoreUnavailable(f"{where}: {why}. Look after the disk or its connection, then run again.")
 

@@ -19,6 +19,7 @@ from botocore.exceptions import (
     PartialCredentialsError,
     ProfileNotFound,
 )
+from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
 from infra.storage.base import (
     PAGE_SIZE,
@@ -31,6 +32,7 @@ from infra.storage.base import (
     ObjectTooLarge,
     Page,
     StoreError,
+    StoreFull,
     StoreMissing,
     StoreUnavailable,
     ascending,
@@ -39,6 +41,14 @@ from infra.storage.base import (
 ATTEMPTS = 4  # a request is sent at most so often, with growing pauses between (botocore's "standard" mode)
 CONNECT_TIMEOUT = 10  # seconds
 READ_TIMEOUT = 60  # seconds without a byte
+CHANGED = "the object changed since it was listed. The next run lists it anew."
+EXPIRED = (
+    "ExpiredToken",
+    "ExpiredTokenException",
+    "RequestExpired",
+    "TokenRefreshRequired",
+    "InvalidToken",
+)  # some are 400
 CONNECTIONS = 32  # threads of one process that may talk to the server at once
 
 
@@ -85,17 +95,15 @@ class S3:
 
     def read(self, key: str, max_bytes: int, etag: str | None = None) -> Blob:
         condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
-        for attempt in range(1, ATTEMPTS + 1):
-            with self._errors(key):
-                answer = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
-            try:
-                return self._receive(key, answer, max_bytes)
-            except (HTTPClientError, BotoCoreError) as error:  # the connection broke while the content came
-                if attempt == ATTEMPTS:
-                    raise StoreUnavailable(
-                        f"{self.url(key)}: only part of the object arrived, {ATTEMPTS} times ({error}). Run again later."
-                    ) from error
-        raise AssertionError("unreachable")
+        try:
+            blob = self._fetch(key, max_bytes, condition)
+        except (HTTPClientError, BotoCoreError) as error:
+            raise StoreUnavailable(
+                f"{self.url(key)}: only part of the object arrived, {ATTEMPTS} times ({error}). Run again later."
+            ) from error
+        if etag is not None and blob.etag != etag:  # of a server that does not know If-Match
+            raise ObjectChanged(f"{self.url(key)}: {CHANGED}")
+        return blob
 
     def put(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str] | None = None) -> str:
         with self._errors(key):
@@ -139,6 +147,18 @@ class S3:
     def _entry(self, found: Mapping[str, Any]) -> Entry:
         key, etag = found["Key"].removeprefix(self.prefix), found["ETag"].strip('"')
         return Entry(key, etag, found["Size"], found["LastModified"])
+
+    # A connection that breaks while the content comes is no error to botocore's own retries any more.
+    @retry(
+        retry=retry_if_exception_type((HTTPClientError, BotoCoreError)),
+        wait=wait_exponential_jitter(initial=0.1, max=5, jitter=0.5),
+        stop=stop_after_attempt(ATTEMPTS),
+        reraise=True,
+    )
+    def _fetch(self, key: str, max_bytes: int, condition: Mapping[str, str]) -> Blob:
+        with self._errors(key):
+            answer = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
+        return self._receive(key, answer, max_bytes)
 
     def _receive(self, key: str, answer: Mapping[str, Any], max_bytes: int) -> Blob:
         size = answer["ContentLength"]
@@ -188,13 +208,19 @@ def _refusal(error: ClientError, where: str) -> StoreError:
         case ("NoSuchKey" | "NoSuchVersion", _) | (_, 404):
             kind, advice = ObjectMissing, "there is no such object. Removed since it was listed?"
         case _, 412:
-            kind, advice = ObjectChanged, "the object changed since it was listed. The next run lists it anew."
+            kind, advice = ObjectChanged, CHANGED
         case "InvalidObjectState", _:
             kind, advice = AccessDenied, "the object is archived (Glacier). Restore it in the bucket first."
         case "KeyTooLongError", _:
             kind, advice = InvalidKey, "the key is longer than the 1,024 bytes that S3 allows."
         case ("SlowDown" | "RequestTimeout" | "Throttling", _) | (_, 408 | 429 | 500 | 502 | 503 | 504):
             kind, advice = StoreUnavailable, f"the server answered {said}, {ATTEMPTS} times. Run again later."
+        case _, 507:
+            kind, advice = StoreFull, f"the server answered {said}. Free some room, then run again."
+        case ("XMinioStorageFull" | "QuotaExceeded", _):
+            kind, advice = StoreFull, f"the server answered {said}. Free some room, then run again."
+        case (code, _) if code in EXPIRED:
+            kind, advice = AccessDenied, f"the server answered {said}. Renew the credentials, then run again."
         case _, 401 | 403:
             kind, advice = AccessDenied, f"the server answered {said}. Check the credentials and what they may do here."
         case _:

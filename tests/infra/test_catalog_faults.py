@@ -13,8 +13,9 @@ from sqlalchemy import func, select, text
 
 from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.faults import CatalogFull, CatalogUnavailable, patient
+from infra.catalog.faults import CatalogFull, CatalogUnavailable
 from infra.catalog.schema import Collection
+from infra.patience import patient
 
 
 def add(catalog: Catalog, name: str) -> None:

@@ -1,13 +1,17 @@
 """One bad item never takes its neighbours along."""
 
 import logging
-from collections.abc import Sequence
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.guard import guarded, halving
+from tasks import guard
+from tasks.guard import guarded, halving, set_time_limit
 from tasks.photo_faces import PhotoFaces
 
 BATCHES = st.integers(0, 40).flatmap(
@@ -98,3 +102,71 @@ def test_the_time_of_a_stage_is_shared_out_among_its_photos(monkeypatch: pytest.
     monkeypatch.setattr("tasks.guard.time.perf_counter", lambda: next(times))
     results = guarded("embed", photos(3), list)
     assert [photo.seconds["embed"] for photo in results] == pytest.approx([1.0, 1.0, 1.0])
+
+
+@pytest.fixture
+def short_limit() -> Iterator[None]:
+    set_time_limit(0.2)
+    yield
+    guard._clock.worker = None
+
+
+@pytest.mark.usefixtures("short_limit")
+def test_a_photo_that_a_stage_hangs_on_times_out_and_its_neighbours_do_not() -> None:
+    def work(batch: Sequence[PhotoFaces]) -> list[PhotoFaces]:
+        if any(photo.key == "2.jpg" for photo in batch):
+            threading.Event().wait()
+        return list(batch)
+
+    results = guarded("embed", photos(5), work)
+    assert [photo.failure is None for photo in results] == [True, True, False, True, True]
+    failure = results[2].failure
+    assert failure is not None
+    assert (failure.stage, failure.reason, failure.retryable) == ("embed", "timeout", False)
+    assert "more than 0.2 s" in failure.message
+
+
+def cannot_allocate(count: int) -> None:
+    """Ask torch and Python for more memory than any machine has, by turns."""
+    if count % 2:
+        torch.empty(2**50, dtype=torch.uint8)
+    bytearray(2**62)
+
+
+def test_a_batch_too_large_for_the_memory_is_halved_until_it_fits() -> None:
+    sizes = []
+
+    def work(batch: Sequence[PhotoFaces]) -> list[PhotoFaces]:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            cannot_allocate(len(sizes))
+        return list(batch)
+
+    assert all(photo.failure is None for photo in guarded("restore", photos(8), work))
+    assert sizes == [8, 4, 2, 2, 4, 2, 2]
+
+
+def test_a_photo_too_large_for_the_memory_by_itself_fails_alone_for_that_reason() -> None:
+    def work(batch: Sequence[PhotoFaces]) -> list[PhotoFaces]:
+        if any(photo.key == "3.jpg" for photo in batch):
+            cannot_allocate(len(batch))
+        return list(batch)
+
+    failures = [photo.failure for photo in guarded("restore", photos(4), work)]
+    assert failures[:3] == [None, None, None]
+    assert failures[3] is not None
+    assert (failures[3].reason, failures[3].retryable) == ("out_of_memory", False)
+
+
+def test_what_filled_the_memory_is_let_go_before_the_halves_are_tried() -> None:
+    left: list[weakref.ref[torch.Tensor]] = []
+
+    def work(batch: Sequence[int]) -> Sequence[int]:
+        assert all(tensor() is None for tensor in left)
+        filling = torch.zeros(1000)
+        left.append(weakref.ref(filling))
+        if len(batch) > 1:
+            raise MemoryError
+        return batch
+
+    assert list(halving(range(4), work, lambda item, error: -1)) == [0, 1, 2, 3]

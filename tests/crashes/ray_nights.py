@@ -1,0 +1,92 @@
+"""Kills in a night that Ray works on: of an actor's process, of Ray itself, of the driver."""
+
+import os
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from infra.ray_cluster import PREFIX
+from infra.settings import PREFIX as VARIABLES
+
+DRIVER = """
+import sys
+from flows import night as steps
+from flows.night import night
+from infra.settings import load_settings
+with night(load_settings(), "archive") as state:
+    steps.discover_images(state)
+    steps.process_images(state, lambda: print("batch", flush=True))
+    steps.group_faces(state)
+    steps.audit_catalog(state)
+"""
+PATIENCE = 180  # seconds in which a night must have ended one way or the other, whatever was killed
+
+
+@dataclass(frozen=True)
+class RayEnded:
+    """How the driver ended: its exit code (negative: the signal), what it said, and what it left running."""
+
+    code: int
+    said: str
+    seconds: float
+    survivors: list[str]
+
+
+def ray_night(settings: dict[str, Any], victim: str, rng: random.Random) -> RayEnded:
+    """Run a night with Ray and kill `victim` at a random moment of it: "worker", "raylet", "gcs_server" or "driver"."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
+    environment |= {VARIABLES + name.upper(): str(value) for name, value in (settings | {"engine": "ray"}).items()}
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            [sys.executable, "-c", DRIVER], env=environment, stdout=subprocess.PIPE, stderr=said, text=True
+        ) as driver,
+    ):
+        family = _kill(driver, victim, rng)
+        start = time.monotonic()
+        driver.wait(PATIENCE)
+        seconds = time.monotonic() - start
+        _, alive = psutil.wait_procs(family, timeout=20)
+        said.seek(0)
+        return RayEnded(driver.returncode, said.read()[-3000:], seconds, [process.name() for process in alive])
+
+
+def _kill(driver: "subprocess.Popen[str]", victim: str, rng: random.Random) -> list[psutil.Process]:
+    """Kill it between the start of the actors and the end of the work; returns the processes there were."""
+    while driver.poll() is None:
+        family = psutil.Process(driver.pid).children(recursive=True)
+        actors = [process for process in family if _name(process).startswith("ray::")]
+        if len(actors) >= 3:
+            break
+        time.sleep(0.1)
+    time.sleep(rng.uniform(0, 6))
+    family = psutil.Process(driver.pid).children(recursive=True)
+    actors = [process for process in family if _name(process).startswith("ray::")]
+    chosen = {
+        "driver": [psutil.Process(driver.pid)],
+        "worker": [rng.choice(actors)] if actors else [],
+    }.get(victim, [process for process in family if _name(process) == victim])
+    for process in chosen:
+        process.kill()
+    return family
+
+
+def _name(process: psutil.Process) -> str:
+    try:
+        command = process.cmdline()
+    except psutil.Error:
+        return ""
+    return command[0] if command and command[0].startswith("ray::") else process.name()
+
+
+def folders_left() -> list[Path]:
+    """What runs of processes that are gone have left in the temporary folder."""
+    found = Path(tempfile.gettempdir()).glob(f"{PREFIX}*")
+    return [path for path in found if not psutil.pid_exists(int(path.name.removeprefix(PREFIX).split("-")[0]))]
