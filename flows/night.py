@@ -27,6 +27,7 @@ from infra.catalog.runs import (
     SlotTaken,
     before,
     close_run,
+    disown,
     enter_unopened,
     has_company,
     hold,
@@ -161,6 +162,7 @@ def _close_as_failed(state: Night, error: BaseException, slot: Slot | None) -> N
             close_run(session, state.job.run_id, status, state.counts(), _said_by(error))
     except Exception:  # the catalog itself is what fails: the next run closes this one as crashed
         log.exception("run %d could not be closed", state.job.run_id)
+        disown(state.catalog.engine.url, state.job.run_id)
 
 
 def _open(
@@ -253,7 +255,7 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
         process(state.catalog, job, state.engine, watch)
         crops = job.crops()
         for key in _settled(state.catalog, job):
-            crops.delete(key)
+            patient(crops.delete)(key)
         if not state.before.well:
             sweep(state.catalog, crops, job.collection_id, job.run_id)
     return state.tally

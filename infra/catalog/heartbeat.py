@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from sqlalchemy.exc import SQLAlchemyError
 
 from infra.catalog.database import Catalog
+from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.runs import HEARTBEAT_SECONDS, LeaseLost, beat
 
 
@@ -26,7 +27,7 @@ def beating(catalog: Catalog, run_id: int, every: float = HEARTBEAT_SECONDS) -> 
                     beat(session, run_id)
             except LeaseLost:
                 return
-            except SQLAlchemyError:
+            except (SQLAlchemyError, CatalogUnreachable):
                 continue
 
     thread = threading.Thread(target=work, name=f"heartbeat of run {run_id}", daemon=True)

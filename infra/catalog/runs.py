@@ -9,7 +9,7 @@ from itertools import takewhile
 from typing import Any
 
 import psutil
-from sqlalchemy import exists, func, select, update
+from sqlalchemy import URL, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -69,8 +69,18 @@ def host() -> str:
     return socket.gethostname() + ("" if namespace == MACHINES_OWN_NAMESPACE else f" {namespace}")
 
 
+_disowned: set[tuple[URL, int]] = set()
+
+
+def disown(catalog: URL, run_id: int) -> None:
+    """Remember that a run of this process is over, though its catalog could not be told."""
+    _disowned.add((catalog, run_id))
+
+
 def _alive(session: Session, run: Run) -> bool:
     """Whether the process of a run still exists; of one on another machine, whether it has said so lately."""
+    if (session.get_bind().engine.url, run.id) in _disowned:
+        return False
     if run.host != host():
         clock = session.scalar(select(func.now(type_=UtcDateTime())))
         assert clock is not None
