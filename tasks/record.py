@@ -145,7 +145,7 @@ def _attributes(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store)
         mask_key = None
         if attribute.kind is Kind.MASK:
             mask_key = f"{stem}-{version.contract}-{attribute.name}.png"
-            crops.put(mask_key, mask_png(value, attribute, version), "image/png")
+            patient(crops.put)(mask_key, mask_png(value, attribute, version), "image/png")
         yield AttributeRecord(
             model_version_id=ids[version.contract],
             name=attribute.name,

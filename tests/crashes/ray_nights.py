@@ -26,6 +26,7 @@ with night(load_settings(), "archive") as state:
     steps.group_faces(state)
     steps.audit_catalog(state)
 """
+VICTIMS = ("worker", "driver", "raylet", "gcs_server")
 PATIENCE = 180  # seconds in which a night must have ended one way or the other, whatever was killed
 
 
@@ -40,7 +41,7 @@ class RayEnded:
 
 
 def ray_night(settings: dict[str, Any], victim: str, rng: random.Random) -> RayEnded:
-    """Run a night with Ray and kill `victim` at a random moment of it: "worker", "raylet", "gcs_server" or "driver"."""
+    """Run a night with Ray and kill `victim` at a random moment of it: one of `VICTIMS`."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
     environment |= {VARIABLES + name.upper(): str(value) for name, value in (settings | {"engine": "ray"}).items()}
     with (

@@ -10,7 +10,7 @@ import pytest
 from infra.settings import Settings
 from tests.crashes.left import left
 from tests.crashes.nights import NIGHT, Place, Report, archive, changing_rounds, place, rounds
-from tests.crashes.ray_nights import ray_night
+from tests.crashes.ray_nights import VICTIMS, ray_night
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +63,7 @@ def test_photographs_that_come_change_and_go_between_kills_leave_no_orphan(somew
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("victim", ["worker", "driver", "raylet", "gcs_server"])
+@pytest.mark.parametrize("victim", VICTIMS)
 def test_a_night_with_ray_survives_the_death_of_any_of_its_processes(somewhere: Place, seed: int, victim: str) -> None:
     photos = archive(somewhere.folder / f"photos for {victim}", 40)
     expected, _ = somewhere.undisturbed(f"undisturbed {victim}", photos)
