@@ -1,6 +1,7 @@
 """Opening MLflow: lazily, quietly, without a server where the URI is a database."""
 
 import logging
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,17 +19,35 @@ def connect(uri: str) -> Any:
     from mlflow.tracking import MlflowClient  # noqa: PLC0415  takes 0.8 s: only those who need it pay
 
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table migration
-    with _alone(uri):
+    with _alone(uri) as database:
+        if database is not None and not database.exists():
+            _create(database)
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
-def _alone(uri: str) -> Iterator[None]:
-    """Keep other processes from creating the same SQLite tables at once: MLflow's migrations cannot bear it."""
+def _alone(uri: str) -> Iterator[Path | None]:
+    """Keep other processes from creating the same SQLite tables at once: MLflow's migrations cannot bear it.
+
+    Gives the file, if the URI is one.
+    """
     if not uri.startswith("sqlite:///"):
-        yield
+        yield None
         return
     database = Path(make_url(uri).database or "")
     database.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{database}.lock"):
-        yield
+        yield database
+
+
+def _create(database: Path) -> None:
+    """Let MLflow make its tables aside: killed in the middle, it could neither use nor mend what it has left."""
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+
+    for left in database.parent.glob(f"{database.name}.new-*"):
+        left.unlink()
+    aside = database.with_name(f"{database.name}.new-{secrets.token_hex(4)}")  # MLflow remembers what it has opened
+    uri = f"sqlite:///{aside}"
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client._tracking_client.store.engine.dispose()
+    aside.rename(database)

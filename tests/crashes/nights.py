@@ -81,7 +81,7 @@ class Place:
 @contextmanager
 def place(folder: Path, weights: Path, registry: Path, **options: Any) -> Iterator[Place]:
     """Open a place in a folder; `options` are settings of every night."""
-    with zygote(folder, "tests.crashes.nights", "mlflow.tracking", "infra.tracking", "alembic.command") as forks:
+    with zygote(folder, "tests.crashes.nights", "mlflow.tracking", "infra.tracking", "tests.crashes.upkeep") as forks:
         yield Place(folder, weights, registry, forks, {"restore_model": "", **options})
 
 

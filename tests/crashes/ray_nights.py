@@ -26,7 +26,7 @@ with night(load_settings(), "archive") as state:
     steps.group_faces(state)
     steps.audit_catalog(state)
 """
-VICTIMS = ("worker", "driver", "raylet", "gcs_server")
+VICTIMS = ("worker", "driver", "raylet", "gcs_server", "ray::DashboardAgent")
 PATIENCE = 180  # seconds in which a night must have ended one way or the other, whatever was killed
 
 
@@ -54,7 +54,7 @@ def ray_night(settings: dict[str, Any], victim: str, rng: random.Random) -> RayE
         start = time.monotonic()
         driver.wait(PATIENCE)
         seconds = time.monotonic() - start
-        _, alive = psutil.wait_procs(family, timeout=20)
+        _, alive = psutil.wait_procs(family, timeout=90)  # Ray's agents take their time
         said.seek(0)
         return RayEnded(driver.returncode, said.read()[-3000:], seconds, [process.name() for process in alive])
 
@@ -63,20 +63,23 @@ def _kill(driver: "subprocess.Popen[str]", victim: str, rng: random.Random) -> l
     """Kill it between the start of the actors and the end of the work; returns the processes there were."""
     while driver.poll() is None:
         family = psutil.Process(driver.pid).children(recursive=True)
-        actors = [process for process in family if _name(process).startswith("ray::")]
-        if len(actors) >= 3:
+        if len(_called(family, "ray::MapWorker")) >= 3:
             break
         time.sleep(0.1)
     time.sleep(rng.uniform(0, 6))
     family = psutil.Process(driver.pid).children(recursive=True)
-    actors = [process for process in family if _name(process).startswith("ray::")]
-    chosen = {
-        "driver": [psutil.Process(driver.pid)],
-        "worker": [rng.choice(actors)] if actors else [],
-    }.get(victim, [process for process in family if _name(process) == victim])
-    for process in chosen:
-        process.kill()
+    actors = _called(family, "ray::MapWorker")
+    if victim == "driver":
+        driver.kill()
+    elif victim == "worker":
+        rng.choice(actors).kill()
+    else:
+        _called(family, victim)[0].kill()
     return family
+
+
+def _called(processes: list[psutil.Process], name: str) -> list[psutil.Process]:
+    return [process for process in processes if _name(process).startswith(name)]
 
 
 def _name(process: psutil.Process) -> str:

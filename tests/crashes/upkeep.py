@@ -15,6 +15,7 @@ from tests.tasks.tiny_models import left_in, tiny_table
 
 MIGRATION = "tests.crashes.upkeep:migrate"
 INSTALLATION = "tests.crashes.upkeep:install_tiny"
+INSTALLED_WHOLE = "tests.crashes.upkeep:installed_whole"
 
 
 def migrate(url: str) -> None:
@@ -62,12 +63,17 @@ def clear(place: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def installed_whole(place: Path) -> None:
-    """After another installation all is there, once, sound and in use, and nothing lies around."""
-    install_tiny(str(place))
+def installed_whole(folder: str) -> None:
+    """After another installation all is there, once, sound and in use, and nothing lies around.
+
+    In a process of its own: MLflow remembers the databases that it has opened.
+    """
+    place = Path(folder)
+    install_tiny(folder)
     uri = f"sqlite:///{place / 'mlflow.db'}"
     versions = Registry(uri).versions()
     assert [(v.name, v.version, v.aliases) for v in versions] == [(f"tiny-{x}", 1, (CHAMPION,)) for x in "ab"]
     for version in versions:
         load_network(champion(version.name, place / "weights", uri))
     assert left_in(place / "weights") == ["tiny-a", "tiny-b"]
+    assert sorted(path.name for path in place.glob("mlflow*")) == ["mlflow.db", "mlflow.db.lock"]

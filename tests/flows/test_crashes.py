@@ -2,15 +2,23 @@
 
 import random
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import text
 
+from infra.catalog.database import MIGRATIONS, Catalog, create_catalog_engine
 from infra.settings import Settings
+from models import table
 from tests.crashes.left import left
 from tests.crashes.nights import NIGHT, Place, Report, archive, changing_rounds, place, rounds
 from tests.crashes.ray_nights import VICTIMS, ray_night
+from tests.crashes.upkeep import INSTALLATION, INSTALLED_WHOLE, MIGRATION, clear, kill_each
+from tests.tasks.tiny_models import tiny_table
 
 
 @pytest.fixture(scope="module")
@@ -77,3 +85,80 @@ def test_a_night_with_ray_survives_the_death_of_any_of_its_processes(somewhere: 
     found = left(Settings(**settings))
     assert found.problems + found.differences(expected) == []
     assert "running" not in found.runs
+
+
+@pytest.fixture(scope="module")
+def first_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The file of a catalog with the first schema and a collection in it."""
+    path = tmp_path_factory.mktemp("first schema") / "catalog.db"
+    engine = create_catalog_engine(f"sqlite:///{path}")
+    config = Config()
+    config.set_main_option("script_location", str(MIGRATIONS))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "0001")
+        connection.execute(
+            text(
+                "INSERT INTO collection (name, uri, include, exclude, sensitive_attributes, created_at) "
+                "VALUES ('archive', '/photos', '[]', '[]', '[]', '2026-01-01 00:00:00')"
+            )
+        )
+    engine.dispose()
+    return path
+
+
+def schema(path: Path) -> set[str]:
+    catalog = Catalog(f"sqlite:///{path}")
+    with catalog.read() as session:
+        found = set(session.scalars(text("SELECT sql FROM sqlite_master WHERE sql IS NOT NULL")))
+        assert session.scalar(text("SELECT name FROM collection")) == "archive"
+    catalog.close()
+    return found
+
+
+def migrations_survive(somewhere: Place, first_schema: Path, tmp_path: Path, seed: int, kills: int) -> None:
+    database = tmp_path / "catalog.db"
+
+    def begin() -> None:
+        for path in tmp_path.glob("catalog.db*"):
+            path.unlink()
+        shutil.copyfile(first_schema, database)
+
+    begin()
+    expected = schema(database)
+
+    def whole(moment: str) -> None:
+        assert schema(database) == expected, moment
+
+    url = {"url": f"sqlite:///{database}"}
+    assert kill_each(somewhere.forks, MIGRATION, url, random.Random(seed), kills, begin, whole) > 0
+
+
+@pytest.mark.slow
+def test_a_killed_migration_leaves_a_catalog_that_is_old_or_new(
+    somewhere: Place, first_schema: Path, tmp_path: Path, seed: int
+) -> None:
+    migrations_survive(somewhere, first_schema, tmp_path, seed, 2)
+
+
+@pytest.mark.long
+def test_twenty_five_killed_migrations_leave_a_catalog_that_is_old_or_new(
+    somewhere: Place, first_schema: Path, tmp_path: Path, seed: int
+) -> None:
+    migrations_survive(somewhere, first_schema, tmp_path, seed, 25)
+
+
+@pytest.mark.long
+def test_killed_installations_leave_nothing_half_installed(
+    somewhere: Place, tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wheels").mkdir()
+    monkeypatch.setattr(table, "MODELS", tiny_table(tmp_path / "wheels").models)
+    folder = {"folder": str(tmp_path)}
+
+    def whole(moment: str) -> None:
+        ended = somewhere.forks.run(INSTALLED_WHOLE, folder)
+        assert ended.code == 0, f"{moment}: {ended.said}"
+
+    forks, rng = somewhere.forks, random.Random(seed)
+    assert kill_each(forks, INSTALLATION, folder, rng, 10, lambda: clear(tmp_path), whole) > 0
