@@ -17,7 +17,14 @@ from tasks.detect import Decoded, Detect
 from tasks.embed import embed
 from tasks.install import ModelVersion, NotInstalled, champion, find_version, load_network
 from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
-from tasks.search import NothingToSearch, UnreadablePhoto
+
+
+class NothingToSearch(LookupError):
+    """The catalog holds no complete embedding version yet, or the photo shows no face."""
+
+
+class UnreadablePhoto(ValueError):
+    """The file to search with is no picture, or a damaged one."""
 
 
 @dataclass(frozen=True)

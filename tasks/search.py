@@ -1,23 +1,70 @@
-"""Search: who looks like this? Exact, over the vectors of the catalog, with calibrated probabilities."""
+"""Search: who looks like this? By faces of the catalog, by photographs that are not kept, or by a person, with filters.
 
-from dataclasses import dataclass
+Several faces of one person are asked for together: the nearest are those with the highest mean similarity to them, which is
+their mean vector's order. Every answer says how it was found: "exact", or by which approximate index.
+"""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from sqlalchemy import ColumnElement, not_, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.people import visible_vectors
+from infra.catalog.database import Catalog
+from infra.catalog.filters import FaceFilter, of_identity, visible
+from infra.catalog.hnsw import HnswIndex
+from infra.catalog.neighbours import Neighbours, VectorIndex, nearest_faces
+from infra.catalog.projection import folder_of, forget, open_projection
+from infra.catalog.schema import UNIT_TOLERANCE, Face, FaceIdentity, Identity
 from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.catalog.vectors import vectors_of
 from infra.catalog.versions import serving
 from infra.catalog.views import FaceView, faces_by_id
 from infra.settings import Settings
-from tasks.align import align_faces
 from tasks.calibration import Calibration
-from tasks.decode import DecodeFailure, DecodeLimits, decode
-from tasks.detect import Decoded, Detect
-from tasks.embed import embed
-from tasks.install import ModelVersion, NotInstalled, champion, find_version, load_network
-from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
+from tasks.probe import NothingToSearch, Probed, Prober, UnreadablePhoto
+
+MOST_PROBES = 20  # faces of a person that a search by identity asks with: the best ones
+
+
+class UnknownFace(LookupError):
+    """The catalog has no such face or person, or no embedding of it by the version that queries use."""
+
+
+class InvalidQuery(ValueError):
+    """A query that asks for nothing, for two things at once, or goes on from an answer to another question."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """A photograph to search with: its name for messages, its bytes, and which of its faces is meant.
+
+    `face` counts from 1 in the order in which `search_photo` answers; None: the largest one, weighed by the detector's score.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+    face: int | None = None
+
+
+@dataclass(frozen=True)
+class Query:
+    """Whom to look for: faces of the catalog and photographs, all of one person, or a person the catalog knows.
+
+    Faces that are asked with are not among the matches, nor are those of the person. `after` goes on where an answer ended.
+    """
+
+    faces: tuple[int, ...] = ()
+    photos: tuple[Photo, ...] = ()
+    identity_id: int | None = None
+    filter: FaceFilter = FaceFilter()  # noqa: RUF009 - it is frozen
+    limit: int = 10
+    after: str | None = None
 
 
 @dataclass(frozen=True)
@@ -32,100 +79,279 @@ class Match:
 
 @dataclass(frozen=True)
 class Answer:
-    """The matches of one face of the photo, most similar first, and how they were found."""
+    """The matches, most similar first, equal ones by their ids, and how they were found.
+
+    `box` and `score` are of the face in the photograph, or of the first face that was asked with. `asked`: how many faces were
+    asked with; similarity is the mean to them. `after`: what a query for the next matches passes on; None after the last.
+    """
 
     box: tuple[float, ...]
     score: float
     matches: tuple[Match, ...]
     model: str
     method: str = "exact"
+    asked: int = 1
+    after: str | None = None
 
 
-class NothingToSearch(LookupError):
-    """The catalog holds no complete embedding version yet, or the photo shows no face."""
+@dataclass(frozen=True)
+class _Asked:
+    """Vectors (N, D) to search with, the box and score of the first face, and what is not to be found."""
+
+    vectors: np.ndarray
+    box: tuple[float, ...]
+    score: float
+    without: tuple[ColumnElement[bool], ...] = ()
 
 
-class UnreadablePhoto(ValueError):
-    """The file to search with is no picture, or a damaged one."""
+def search_faces(catalog: Catalog, settings: Settings, query: Query, prober: Prober | None = None) -> Answer:
+    """Find the faces of the catalog that look most like those of the query. Photographs are not kept.
+
+    `prober` keeps its models loaded between searches.
+
+    Raises:
+        InvalidQuery, InvalidFilter, UnknownCollection, UnknownFace: naming what does not fit.
+        NothingToSearch: if there is no face in a photo, or nothing in the catalog.
+        UnreadablePhoto, NotInstalled: as `Prober`.
+    """
+    _check(query)
+    with catalog.read() as session:
+        version = serving_version(session)
+        query.filter.check(session)
+        asked = _asked(session, settings, version, query, prober)
+        index = open_index(session, version, settings)
+        return _answer(session, index, version, query, asked)
 
 
-def search_photo(session: Session, settings: Settings, photo: Path, limit: int) -> list[Answer]:
+def search_photo(
+    session: Session, settings: Settings, photo: Path, limit: int, conditions: FaceFilter | None = None
+) -> list[Answer]:
     """Find for every face in a photo the most similar ones of the catalog. The photo is not kept.
 
     Raises:
+        InvalidFilter, UnknownCollection: naming the condition that does not fit.
         NothingToSearch: if there is no face in the photo, or nothing in the catalog.
         UnreadablePhoto: if the file is no picture that can be read.
         NotInstalled: if the models that made the catalog are not on this machine.
     """
-    version_row = serving(session)
-    if version_row is None:
-        raise NothingToSearch("the catalog holds no embeddings yet; 'visage run COLLECTION' makes them")
-    detector = champion(settings.detect_model, settings.weights_folder, settings.mlflow_uri)
-    reference = f"{version_row.name}@{version_row.version}"
-    embedder = find_version(reference, settings.weights_folder, settings.mlflow_uri)
-    if embedder.contract != version_row.contract:
-        raise NotInstalled(
-            f"the catalog was made with another {reference} than is installed here (other weights or preprocessing); "
-            "run 'visage run' to bring the catalog to what is here"
+    version = serving_version(session)
+    conditions = conditions or FaceFilter()
+    conditions.check(session)
+    asked_with = read_photo(photo, settings)
+    probed = _probe(settings, version, asked_with, None)
+    index = open_index(session, version, settings)
+    answers = []
+    for i, (box, score, vector) in enumerate(zip(probed.boxes, probed.scores, probed.vectors, strict=True)):
+        query = Query(photos=(replace(asked_with, face=i + 1),), filter=conditions, limit=limit)
+        asked = _Asked(vector[None], tuple(map(float, box)), float(score))
+        answers.append(_answer(session, index, version, query, asked))
+    return answers
+
+
+def nearest(
+    session: Session,
+    version: ModelVersionRow,
+    queries: np.ndarray,
+    limit: int,
+    settings: Settings | None = None,
+    conditions: FaceFilter | None = None,
+) -> list[tuple[Match, ...]]:
+    """The most similar visible faces for each query vector (Q, D), unit length; ties in the order of face ids.
+
+    With `settings`, an index on disk is used and kept.
+
+    Raises:
+        ValueError: for queries that are no vectors of this version, among them NaN and zero.
+    """
+    right = queries.ndim == 2 and queries.shape[1] == version.dimension
+    if not (right and (np.abs(np.linalg.norm(queries, axis=1) - 1) <= UNIT_TOLERANCE).all()):  # NaN fails too
+        raise ValueError(
+            f"queries {queries.shape} must be vectors of {version.dimension} finite numbers and of length 1, as the catalog's "
+            "are"
         )
-    probe = _probe(settings, photo, detector, embedder)
-    assert embedder.spec.preprocess is not None
-    network = load_network(embedder)
-    vectors = embed(network, embedder.spec, probe.arrays[crop(embedder.spec.preprocess.template)], "cpu")
-    found = nearest(session, version_row, vectors, limit)
-    return [
-        Answer(tuple(float(v) for v in box), float(score), matches, reference)
-        for box, score, matches in zip(probe.arrays[BOXES], probe.arrays[SCORES], found, strict=True)
-    ]
+    index = open_index(session, version, settings)
+    clauses = [visible(), *(conditions.clauses() if conditions else ())]
+    found = [nearest_faces(session, index, version.id, query, limit, clauses) for query in queries]
+    return [_matches(session, version, neighbours) for neighbours in found]
 
 
-def _probe(settings: Settings, photo: Path, detector: ModelVersion, embedder: ModelVersion) -> PhotoFaces:
-    limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=settings.max_megapixels)
-    with photo.open("rb") as file:
+def serving_version(session: Session) -> ModelVersionRow:
+    """The embedding version that queries use.
+
+    Raises:
+        NothingToSearch: before the first complete run.
+    """
+    version = serving(session)
+    if version is None:
+        raise NothingToSearch("the catalog holds no embeddings yet; 'visage run COLLECTION' makes them")
+    return version
+
+
+def open_index(session: Session, version: ModelVersionRow, settings: Settings | None) -> VectorIndex:
+    """The index over a version's vectors: PostgreSQL's own, or a projection of SQLite's rows, kept in the home folder."""
+    if session.get_bind().dialect.name == "postgresql":
+        return HnswIndex(session, version.id, version.dimension or 0)
+    folder = None if settings is None else folder_of(settings.home_folder, settings.catalog_url)
+    return open_projection(session, version, folder)
+
+
+def forget_erased(catalog: Catalog, settings: Settings) -> None:
+    """Take out of the indexes on disk what is no longer in the catalog. To be called after an erasure; repeating is harmless.
+
+    PostgreSQL's index is its own, and an index in memory follows before it answers.
+    """
+    with catalog.read() as session:
+        forget(session, folder_of(settings.home_folder, settings.catalog_url))
+
+
+def read_photo(path: Path, settings: Settings, face: int | None = None) -> Photo:
+    """Read a photograph to search with.
+
+    Raises:
+        UnreadablePhoto: if it is larger than the settings allow.
+    """
+    with path.open("rb") as file:
         data = file.read(settings.max_bytes + 1)
     if len(data) > settings.max_bytes:
         raise UnreadablePhoto(
-            f"{photo}: larger than {settings.max_bytes:,} bytes, which VISAGE_MAX_BYTES allows at most"
+            f"{path}: larger than {settings.max_bytes:,} bytes, which VISAGE_MAX_BYTES allows at most"
         )
-    try:
-        picture = decode(data, limits, long_side=settings.detect_long_side)
-    except DecodeFailure as failure:
-        raise UnreadablePhoto(f"{photo}: {failure}") from failure
-    [decoded] = Detect(detector, "cpu")([Decoded(PhotoFaces(0, photo.name, len(data)), picture, data)])
-    if not decoded.photo.face_count:
-        raise NothingToSearch(
-            f"{photo}: no face was found in this picture; try one where the face is larger or turned less"
-        )
-    assert embedder.spec.preprocess is not None
-    return align_faces(decoded, limits, [embedder.spec.preprocess.template])
+    return Photo(str(path), data, face)
 
 
-def nearest(session: Session, version: ModelVersionRow, queries: np.ndarray, limit: int) -> list[tuple[Match, ...]]:
-    """The most similar visible faces for each query vector (Q, D), unit length; ties in the order of face ids."""
-    if queries.ndim != 2 or queries.shape[1] != version.dimension or not np.isfinite(queries).all():
-        raise ValueError(
-            f"queries {queries.shape} must be finite vectors of {version.dimension} numbers, as the catalog's are"
-        )
-    best_ids = np.zeros((len(queries), 0), np.int64)
-    best = np.zeros((len(queries), 0), np.float32)
-    for chunk in visible_vectors(session, version.id, queries.shape[1]):
-        similarities = np.concatenate([best, queries @ chunk.embeddings.T], axis=1)
-        ids = np.concatenate([best_ids, np.broadcast_to(chunk.ids, (len(queries), len(chunk)))], axis=1)
-        order = np.lexsort((ids, -similarities), axis=1)[:, :limit]
-        best, best_ids = np.take_along_axis(similarities, order, 1), np.take_along_axis(ids, order, 1)
-    views = faces_by_id(session, [int(i) for i in np.unique(best_ids)], version.id)
-    calibration = None if version.calibration is None else Calibration.model_validate(version.calibration)
-    return [_matches(views, ids, similarities, calibration) for ids, similarities in zip(best_ids, best, strict=True)]
+def _check(query: Query) -> None:
+    if query.limit < 1:
+        raise InvalidQuery(f"limit {query.limit}: ask for one match or more")
+    if not (query.faces or query.photos or query.identity_id is not None):
+        raise InvalidQuery("the query names nobody to look for: a face, a photograph or a person")
+    if query.identity_id is not None and (query.faces or query.photos):
+        raise InvalidQuery("the query names a person and faces besides; search by one of them")
 
 
-def _matches(
-    views: dict[int, FaceView], ids: np.ndarray, similarities: np.ndarray, calibration: Calibration | None
-) -> tuple[Match, ...]:
-    return tuple(
-        Match(
-            face=views[int(face_id)],
-            similarity=float(similarity),
-            probability=None if calibration is None else float(calibration.probability(float(similarity))),
+def _asked(
+    session: Session, settings: Settings, version: ModelVersionRow, query: Query, prober: Prober | None
+) -> _Asked:
+    if query.identity_id is not None:
+        faces = _faces_of(session, version, query.identity_id)
+        without = not_(of_identity(query.identity_id))
+    else:
+        faces, without = query.faces, Face.id.not_in(query.faces)
+    parts: list[np.ndarray] = []
+    places: list[tuple[tuple[float, ...], float]] = []
+    if faces:
+        parts.append(_stored(session, version, faces))
+        first = session.get_one(Face, faces[0])
+        places.append(((first.x1, first.y1, first.x2, first.y2), first.score))
+    prober = prober or Prober(settings)
+    for photo in query.photos:
+        probed = _probe(settings, version, photo, prober)
+        place = _place(photo, probed)
+        parts.append(probed.vectors[place][None])
+        places.append((tuple(map(float, probed.boxes[place])), float(probed.scores[place])))
+    box, score = places[0]
+    return _Asked(np.concatenate(parts), box, score, (without,) if faces else ())
+
+
+def _stored(session: Session, version: ModelVersionRow, faces: Sequence[int]) -> np.ndarray:
+    ids, vectors = vectors_of(session, version.id, version.dimension or 0, np.array(faces, np.int64))
+    missing = sorted(set(faces) - set(ids.tolist()))
+    if missing:
+        raise UnknownFace(
+            f"face {', '.join(map(str, missing))}: not in the catalog, or without an embedding by {version.name}@"
+            f"{version.version}; 'visage faces' lists the faces"
         )
-        for face_id, similarity in zip(ids, similarities, strict=True)
+    return vectors
+
+
+def _faces_of(session: Session, version: ModelVersionRow, identity_id: int) -> tuple[int, ...]:
+    """The faces that stand for a person best: exemplars, then by quality."""
+    identity = session.get(Identity, identity_id)
+    if identity is None or identity.model_version_id != version.id:
+        raise UnknownFace(f"the catalog knows no person {identity_id}; 'visage identities' lists them")
+    statement = (
+        select(Face.id)
+        .join(FaceIdentity, FaceIdentity.face_id == Face.id)
+        .where(FaceIdentity.identity_id == identity_id)
+        .order_by(FaceIdentity.exemplar.desc(), Face.quality.desc(), Face.id)
+        .limit(MOST_PROBES)
     )
+    faces = tuple(session.scalars(statement))
+    if not faces:
+        raise UnknownFace(f"person {identity_id} has no face to search with")
+    return faces
+
+
+def _probe(settings: Settings, version: ModelVersionRow, photo: Photo, prober: Prober | None) -> Probed:
+    try:
+        return (prober or Prober(settings))(photo.data, version)
+    except (UnreadablePhoto, NothingToSearch) as error:
+        raise type(error)(f"{photo.name}: {error}") from error
+
+
+def _place(photo: Photo, probed: Probed) -> int:
+    if photo.face is None:
+        sides = probed.boxes[:, 2:] - probed.boxes[:, :2]
+        return int(np.argmax(sides.prod(axis=1) * probed.scores))
+    if not 1 <= photo.face <= len(probed.boxes):
+        raise InvalidQuery(f"{photo.name}: there is no face {photo.face}; {len(probed.boxes)} were found")
+    return photo.face - 1
+
+
+def _answer(session: Session, index: VectorIndex, version: ModelVersionRow, query: Query, asked: _Asked) -> Answer:
+    mean = asked.vectors.mean(axis=0, dtype=np.float64)
+    length = float(np.linalg.norm(mean))
+    if length < UNIT_TOLERANCE:
+        raise InvalidQuery("the faces asked with have nothing in common: their mean vector is zero")
+    question = _question(version, query)
+    after, seen = _continued(query, question)
+    clauses = [visible(), *query.filter.clauses(), *asked.without]
+    found = nearest_faces(session, index, version.id, mean / length, query.limit + 1, clauses, after, seen)
+    more = len(found.ids) > query.limit
+    found = Neighbours(found.ids[: query.limit], found.similarities[: query.limit], found.method)
+    return Answer(
+        asked.box,
+        asked.score,
+        _matches(session, version, found, scale=length),
+        f"{version.name}@{version.version}",
+        found.method,
+        len(asked.vectors),
+        _cursor(question, found, seen) if more else None,
+    )
+
+
+def _matches(session: Session, version: ModelVersionRow, found: Neighbours, scale: float = 1.0) -> tuple[Match, ...]:
+    """Matches with similarities times `scale`: the length of the mean vector makes them means of similarities."""
+    views = faces_by_id(session, found.ids.tolist(), version.id)
+    calibration = None if version.calibration is None else Calibration.model_validate(version.calibration)
+    similarities = np.clip(found.similarities * scale, -1, 1)
+    return tuple(
+        Match(views[face], similarity, None if calibration is None else float(calibration.probability(similarity)))
+        for face, similarity in zip(found.ids.tolist(), similarities.tolist(), strict=True)
+    )
+
+
+def _question(version: ModelVersionRow, query: Query) -> str:
+    """What an answer belongs to: a query for more of it must ask the same."""
+    photos = [(hashlib.sha256(photo.data).hexdigest(), photo.face) for photo in query.photos]
+    told = json.dumps([version.contract, query.faces, photos, query.identity_id, query.filter.canonical()])
+    return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+def _cursor(question: str, found: Neighbours, seen: int) -> str:
+    place = [question, float(found.similarities[-1]).hex(), int(found.ids[-1]), seen + len(found.ids)]
+    return base64.urlsafe_b64encode(json.dumps(place).encode()).decode()
+
+
+def _continued(query: Query, question: str) -> tuple[tuple[float, int] | None, int]:
+    """Similarity and id of the last face seen, and how many were."""
+    if query.after is None:
+        return None, 0
+    try:
+        asked, similarity, face, seen = json.loads(base64.urlsafe_b64decode(query.after.encode()))
+        place = (float.fromhex(similarity), int(face))
+        count = int(seen)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InvalidQuery(f"{query.after!r} is no place in an answer; pass on what the last one gave") from error
+    if asked != question or count < 0:
+        raise InvalidQuery("this place belongs to the answer to another question; ask the same again, or begin anew")
+    return place, count

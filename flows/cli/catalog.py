@@ -1,54 +1,15 @@
-"""`visage search`, `faces`, `identities`: questions to the catalog."""
+"""`visage faces`, `identities`: questions to the catalog."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from flows.cli.output import Json, console, print_json, print_table
+from flows.cli.output import Json, print_json, print_table
 from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 
 Limit = Annotated[int, typer.Option(min=1, help="At most so many rows.")]
-
-
-def search(
-    photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A photograph; it is not kept.")],
-    limit: Limit = 10,
-    as_json: Json = False,
-) -> None:
-    """Find the faces of the catalog that look like those in a photo."""
-    from tasks.search import search_photo  # noqa: PLC0415 - imports torch
-
-    settings = load_settings()
-    with Catalog(settings.catalog_url).read() as session:
-        answers = search_photo(session, settings, photo, limit)
-    if as_json:
-        print_json(answers)
-        return
-    for number, answer in enumerate(answers, start=1):
-        x1, y1, x2, y2 = (round(v) for v in answer.box)
-        title = f"Face {number} of {len(answers)} at ({x1}, {y1})-({x2}, {y2}), compared by {answer.model} ({answer.method})"
-        columns = ["face", "photo", "collection", "similarity", "probability", "person"]
-        print_table(
-            title,
-            columns,
-            [
-                [
-                    match.face.face_id,
-                    ", ".join(match.face.keys),
-                    match.face.collection,
-                    match.similarity,
-                    match.probability,
-                    match.face.identity_name or match.face.identity_id,
-                ]
-                for match in answer.matches
-            ],
-        )
-        console.print()
-    if any(match.probability is None for answer in answers for match in answer.matches):
-        console.print("This model version is not calibrated: 'visage evaluate verification' gives it probabilities.")
 
 
 def faces(

@@ -1,0 +1,161 @@
+"""Which faces: conditions that compose, for search, queries and exports alike."""
+
+import json
+from datetime import date, timedelta
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
+from sqlalchemy import ColumnElement, and_, exists, select
+from sqlalchemy.orm import Session
+
+from infra.catalog import collections
+from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
+
+
+class InvalidFilter(ValueError):
+    """A filter that no face can be meant by; the message names the condition."""
+
+
+class _Condition(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @classmethod
+    def of(cls, **conditions: Any) -> Self:
+        """Make one, with an error that people can read.
+
+        Raises:
+            InvalidFilter: naming the condition that does not fit.
+        """
+        try:
+            return cls(**conditions)
+        except ValidationError as error:
+            told = "; ".join(
+                (".".join(map(str, e["loc"])) + f"={e['input']!r}: " if e["loc"] else "") + e["msg"]
+                for e in error.errors()
+            )
+            raise InvalidFilter(f"this filter does not fit: {told}") from error
+
+
+class AttributeFilter(_Condition):
+    """An attribute that some model gave a face: of this label, in this range, at least this sure."""
+
+    name: str = Field(min_length=1)
+    label: str | None = None
+    least: FiniteFloat | None = None
+    most: FiniteFloat | None = None
+    min_confidence: float = Field(0, ge=0, le=1)
+
+    @model_validator(mode="after")
+    def _range_is_one(self) -> Self:
+        if self.least is not None and self.most is not None and self.least > self.most:
+            raise ValueError(f"the range of {self.name} from {self.least} to {self.most} is empty")
+        return self
+
+    @classmethod
+    def parse(cls, told: str) -> Self:
+        """Read `name=label`, or `name=least..most`, of which one number may be left out.
+
+        Raises:
+            InvalidFilter: for anything else.
+        """
+        name, equals, wanted = told.partition("=")
+        least, dots, most = wanted.partition("..")
+        if not equals or not wanted.strip(".") or not name:
+            raise InvalidFilter(f"{told!r}: an attribute is written as name=label or name=least..most, like age=20..30")
+        if not dots:
+            return cls.of(name=name, label=wanted)
+        return cls.of(name=name, least=least or None, most=most or None)
+
+    def clause(self) -> ColumnElement[bool]:
+        given = [Attribute.face_id == Face.id, Attribute.name == self.name]
+        if self.label is not None:
+            given.append(Attribute.label == self.label)
+        if self.least is not None:
+            given.append(Attribute.value >= self.least)
+        if self.most is not None:
+            given.append(Attribute.value <= self.most)
+        if self.min_confidence:
+            given.append(Attribute.confidence >= self.min_confidence)
+        return exists().where(*given)
+
+    def check(self, session: Session) -> None:
+        """See that the catalog knows such an attribute.
+
+        Raises:
+            InvalidFilter: naming those that it knows.
+        """
+        known = select(Attribute.name).where(Attribute.name == self.name)
+        if session.scalar(known.limit(1)) is None:
+            names = ", ".join(sorted(session.scalars(select(Attribute.name).distinct()))) or "none"
+            raise InvalidFilter(f"no face has the attribute {self.name!r}; the catalog holds: {names}")
+        if self.label is not None and session.scalar(known.where(Attribute.label == self.label).limit(1)) is None:
+            labels = select(Attribute.label).where(Attribute.name == self.name, Attribute.label.is_not(None)).distinct()
+            found = ", ".join(sorted(label for label in session.scalars(labels) if label)) or "none: it is a number"
+            raise InvalidFilter(f"no face has {self.name} {self.label!r}; the catalog holds: {found}")
+
+
+class FaceFilter(_Condition):
+    """Faces of these collections, taken between two days (both included), of this quality, with all of these attributes."""
+
+    collections: tuple[str, ...] = ()
+    taken_from: date | None = None
+    taken_until: date | None = None
+    min_quality: float = Field(0, ge=0, le=1)
+    max_quality: float = Field(1, ge=0, le=1)
+    attributes: tuple[AttributeFilter, ...] = ()
+    identity_id: int | None = None
+
+    @model_validator(mode="after")
+    def _ranges_are_some(self) -> Self:
+        if self.taken_from is not None and self.taken_until is not None and self.taken_from > self.taken_until:
+            raise ValueError(f"there is no day from {self.taken_from} until {self.taken_until}")
+        if self.min_quality > self.max_quality:
+            raise ValueError(f"there is no quality from {self.min_quality} to {self.max_quality}")
+        return self
+
+    def check(self, session: Session) -> None:
+        """See that what the filter names is there.
+
+        Raises:
+            UnknownCollection, InvalidFilter: naming what there is instead.
+        """
+        for name in self.collections:
+            collections.by_name(session, name)
+        for attribute in self.attributes:
+            attribute.check(session)
+        if self.identity_id is not None and session.get(Identity, self.identity_id) is None:
+            raise InvalidFilter(f"the catalog knows no person {self.identity_id}; 'visage identities' lists them")
+
+    def clauses(self) -> list[ColumnElement[bool]]:
+        """Conditions on `Face`, all of which must hold. That its photo is still there is not among them: see `visible`."""
+        clauses: list[ColumnElement[bool]] = [attribute.clause() for attribute in self.attributes]
+        if self.collections:
+            of = select(Collection.id).where(Collection.name.in_(self.collections))
+            clauses.append(exists().where(Content.id == Face.content_id, Content.collection_id.in_(of)))
+        taken: list[ColumnElement[bool]] = []  # EXIF times are text without a zone, whose order is that of time
+        if self.taken_from is not None:
+            taken.append(Content.taken_at >= self.taken_from.isoformat())
+        if self.taken_until is not None:
+            taken.append(Content.taken_at < (self.taken_until + timedelta(days=1)).isoformat())
+        if taken:
+            clauses.append(exists().where(Content.id == Face.content_id, and_(*taken)))
+        if self.min_quality > 0:
+            clauses.append(Face.quality >= self.min_quality)
+        if self.max_quality < 1:
+            clauses.append(Face.quality <= self.max_quality)
+        if self.identity_id is not None:
+            clauses.append(of_identity(self.identity_id))
+        return clauses
+
+    def canonical(self) -> str:
+        """The same text for the same filter."""
+        return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def visible() -> ColumnElement[bool]:
+    """A face that some photo still in its collection shows."""
+    return exists().where(Image.content_id == Face.content_id, Image.status != ImageStatus.MISSING.value)
+
+
+def of_identity(identity_id: int) -> ColumnElement[bool]:
+    return exists().where(FaceIdentity.face_id == Face.id, FaceIdentity.identity_id == identity_id)

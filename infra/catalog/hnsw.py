@@ -1,0 +1,73 @@
+"""Nearest faces by PostgreSQL itself: pgvector's HNSW index over half-precision vectors, or a scan where there are few."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from pgvector.sqlalchemy import HALFVEC
+from sqlalchemy import ColumnElement, Float, Integer, bindparam, cast, func, literal_column, select
+from sqlalchemy.orm import Session
+
+from infra.catalog.neighbours import EXACT
+from infra.catalog.schema import Embedding, Face
+from infra.catalog.vectors import count_vectors, has_index
+
+EXACT_UP_TO = 10_000  # vectors: a scan takes about as long as the index then
+SEARCHED = 200  # nodes that a search keeps in sight (ef_search); pgvector's 40 loses one of ten at a million
+LARGEST_SEARCHED = 1000  # pgvector's limit; beyond it the scan goes on iteratively
+MAX_TUPLES = 200_000
+
+HALF: ColumnElement[object] = literal_column("embedding.half", HALFVEC)
+
+
+class HnswIndex:
+    """The index that the database keeps over one version's vectors; without it, or with few vectors, a scan."""
+
+    def __init__(self, session: Session, model_version_id: int, dimension: int) -> None:
+        self.model_version_id, self.dimension = model_version_id, dimension
+        few = count_vectors(session, model_version_id, at_most=EXACT_UP_TO + 1) <= EXACT_UP_TO
+        self.exact = few or not has_index(session.connection(), model_version_id)
+        self.method = EXACT if self.exact else "hnsw"
+
+    def scan(self, session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        if self.exact:
+            return self.within(session, query, count, ())
+        settings = {
+            "hnsw.ef_search": str(min(max(SEARCHED, count), LARGEST_SEARCHED)),
+            "hnsw.iterative_scan": "relaxed_order",
+            "hnsw.max_scan_tuples": str(MAX_TUPLES),
+            "enable_seqscan": "off",
+            "enable_sort": "off",
+        }
+        session.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
+        half = cast(HALF, HALFVEC(self.dimension))
+        found = self._rows(session, half, query, count, ())
+        session.execute(
+            select(func.set_config("enable_seqscan", "on", True), func.set_config("enable_sort", "on", True))
+        )
+        return found
+
+    def within(
+        self, session: Session, query: np.ndarray, count: int, clauses: Sequence[ColumnElement[bool]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        return self._rows(session, HALF, query, count, clauses)  # an expression that no index is over
+
+    def _rows(
+        self,
+        session: Session,
+        half: ColumnElement[object],
+        query: np.ndarray,
+        count: int,
+        clauses: Sequence[ColumnElement[bool]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        asked = bindparam("asked", query.astype(np.float32), HALFVEC(self.dimension))
+        distance = half.op("<#>", return_type=Float())(cast(asked, HALFVEC(self.dimension)))
+        # A number in the text, not a parameter: only so does the planner know that the partial index is meant.
+        version = bindparam("version", self.model_version_id, Integer, literal_execute=True)
+        statement = select(Embedding.face_id, distance.label("distance")).where(Embedding.model_version_id == version)
+        if clauses:
+            statement = statement.join(Face, Face.id == Embedding.face_id).where(*clauses)
+        rows = session.execute(statement.order_by(distance).limit(count)).all()
+        ids = np.array([face for face, _ in rows], np.int64)
+        similarities = -np.array([distance for _, distance in rows], np.float64)
+        order = np.argsort(-similarities, kind="stable")
+        return ids[order], similarities[order]

@@ -1,0 +1,131 @@
+"""The nearest faces: candidates from an index, judged by the rows.
+
+Both kinds of index hold half-precision vectors and only propose. Whether a proposed face is still there, and whether a filter
+keeps it, the database says; how similar it is, its full vector. So an index that lags behind can never show what is gone, and
+similarities are the same on both engines. Where a filter lets too few candidates through, more are asked for, and at last
+all faces that it keeps are compared: a filter never costs results.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from sqlalchemy import ColumnElement, select
+from sqlalchemy.orm import Session
+
+from infra.catalog.schema import Embedding, Face
+from infra.catalog.vectors import CHUNK
+
+HALF_ERROR = 1e-3  # what rounding both vectors to 11 bits can change of a product of unit vectors: 2 * 2**-11
+SPARE = 64  # candidates beyond those wanted: for what half precision put in a wrong place, and for photos that are gone
+MORE = 4  # times as many candidates, when they were too few
+MOST = 20_000  # candidates after which comparing all faces that a filter keeps is cheaper
+
+
+class VectorIndex(Protocol):
+    """An index over the vectors of one model version."""
+
+    @property
+    def method(self) -> str:
+        """What an answer calls it."""
+        ...
+
+    @property
+    def exact(self) -> bool:
+        """Whether `scan` misses nothing, but for half precision."""
+        ...
+
+    def scan(self, session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """About the `count` most similar of all faces: ids (N,) int64, similarities (N,); fewer if there are no more."""
+        ...
+
+    def within(
+        self, session: Session, query: np.ndarray, count: int, clauses: Sequence[ColumnElement[bool]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The `count` most similar of the faces that the clauses keep, none missed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Faces (N,) int64 by falling similarity (N,) float64, equal ones by their ids, and how they were found."""
+
+    ids: np.ndarray
+    similarities: np.ndarray
+    method: str
+
+
+EXACT = "exact"
+
+
+def nearest_faces(
+    session: Session,
+    index: VectorIndex,
+    model_version_id: int,
+    query: np.ndarray,
+    wanted: int,
+    clauses: Sequence[ColumnElement[bool]],
+    after: tuple[float, int] | None = None,
+    seen: int = 0,
+) -> Neighbours:
+    """Find the faces most similar to a query vector (D,) of unit length that all clauses keep.
+
+    `after` is the similarity and id of the last face of an earlier answer, of the `seen` first ones: this one begins behind it.
+    """
+    exact = index.exact
+    scan = index.scan
+    count = 2 * (seen + wanted) + SPARE
+    while True:
+        if count > MOST and not exact:
+            exact = True
+
+            def scan(session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+                return index.within(session, query, count, clauses)
+
+        proposed, roughly = scan(session, query, count)
+        ids, similarities = _judged(session, model_version_id, query, proposed, clauses, after)
+        if len(proposed) < count:
+            if exact:
+                break
+            count = MOST + 1  # the index gives no more: compare all
+            continue
+        enough = len(ids) >= wanted
+        if enough and exact:  # could any that was not proposed belong here?
+            enough = similarities[wanted - 1] > roughly[-1] + HALF_ERROR
+        if enough:
+            break
+        count *= MORE
+    return Neighbours(ids[:wanted], similarities[:wanted], EXACT if exact else index.method)
+
+
+def _judged(
+    session: Session,
+    model_version_id: int,
+    query: np.ndarray,
+    proposed: np.ndarray,
+    clauses: Sequence[ColumnElement[bool]],
+    after: tuple[float, int] | None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Those of the proposed faces that the clauses keep, with similarities from full vectors, in order."""
+    rows: list[tuple[int, np.ndarray]] = []
+    for start in range(0, len(proposed), CHUNK):
+        rows += session.execute(
+            select(Embedding.face_id, Embedding.vector)
+            .join(Face, Face.id == Embedding.face_id)
+            .where(
+                Embedding.model_version_id == model_version_id,
+                Embedding.face_id.in_(proposed[start : start + CHUNK].tolist()),
+                *clauses,
+            )
+        ).tuples()
+    if not rows:
+        return np.zeros(0, np.int64), np.zeros(0)
+    ids = np.array([face for face, _ in rows], np.int64)
+    # Row by row, so that a similarity does not depend on what it is computed along with, and paging stays in step.
+    similarities = (np.array([vector for _, vector in rows], np.float64) * query.astype(np.float64)).sum(axis=1)
+    if after is not None:
+        behind = (similarities < after[0]) | ((similarities == after[0]) & (ids > after[1]))
+        ids, similarities = ids[behind], similarities[behind]
+    order = np.lexsort((ids, -similarities))
+    return ids[order], similarities[order]

@@ -1,0 +1,112 @@
+"""A crowd for search: synthetic people with several faces each, entered into a catalog in bulk.
+
+Vectors are clustered as identities are: every person has a direction of their own, and faces scatter around it so that the
+cosine of two faces of one person is about 0.65 on average, and that of two people about 0. Real embeddings are less even: no
+synthetic crowd tells how well a model recognises, only how well an index finds.
+"""
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import numpy as np
+from sqlalchemy import insert
+
+from infra.catalog.database import Catalog
+from infra.catalog.schema import Attribute, Collection, Content, Embedding, Face, Image, ModelVersion
+from infra.catalog.vectors import create_index
+
+SCATTER = 0.73  # length of a face's own part beside its person's direction
+WHEN = datetime(2026, 1, 1, tzinfo=UTC)
+BULK = 5_000
+EMBEDDER = 2
+SMALL_EVERY = 100  # of the photos, one lies in the collection `small`, the others in `large`
+
+
+def vectors(count: int, dimension: int, per_person: int = 10, seed: int = 0) -> np.ndarray:
+    """Make the faces of count / per_person people, in no order: (count, dimension) float32, unit length."""
+    rng = np.random.default_rng(seed)
+    people = rng.standard_normal((max(1, count // per_person), dimension), np.float32)
+    people /= np.linalg.norm(people, axis=1, keepdims=True)
+    faces = people[rng.integers(0, len(people), count)]
+    for start in range(0, count, 100_000):
+        part = faces[start : start + 100_000]
+        part += rng.standard_normal(part.shape, np.float32) * np.float32(SCATTER / dimension**0.5)
+        part /= np.linalg.norm(part, axis=1, keepdims=True)
+    return faces
+
+
+def enter(catalog: Catalog, faces: np.ndarray, *, indexed: bool = True) -> None:
+    """Enter one photo per vector, the ids 1, 2, ...: quality rises from 0 to 1 over every 1,000 faces, and days over the years.
+
+    Every third face smiles. `indexed`: with PostgreSQL's index, made at the end.
+    """
+    with catalog.write() as session:
+        for number, name in ((1, "large"), (2, "small")):
+            session.add(
+                Collection(id=number, name=name, uri="/photos", include=[], exclude=[], sensitive_attributes=[])
+            )
+        for number, role in enumerate(("detect", "embed", "describe"), start=1):
+            row = ModelVersion(
+                id=number, name=role, version=1, role=role, contract=role, contract_content={}, weights_sha256="0",
+                dimension=faces.shape[1], licence="CC0", serving=role == "embed",
+            )  # fmt: skip
+            session.add(row)
+    for start in range(0, len(faces), BULK):
+        with catalog.write() as session:
+            for entity, rows in _rows(range(start + 1, min(start + BULK, len(faces)) + 1), faces):
+                session.execute(insert(entity), rows)
+    if indexed:
+        with catalog.engine.begin() as connection:
+            create_index(connection, EMBEDDER, faces.shape[1])
+
+
+def collection_of(face_id: int) -> str:
+    return "small" if face_id % SMALL_EVERY == 0 else "large"
+
+
+def quality_of(face_id: int) -> float:
+    return (face_id % 1000) / 1000
+
+
+def day_of(face_id: int) -> str:
+    return f"{2000 + face_id % 25}-{1 + face_id % 12:02}-{1 + face_id % 28:02}T12:00:00"
+
+
+def smiles(face_id: int) -> bool:
+    return face_id % 3 == 0
+
+
+def _rows(ids: range, faces: np.ndarray) -> Iterator[tuple[type, list[dict[str, object]]]]:
+    done = {"status": "done", "recipe": ""}
+    small = {i: 2 if collection_of(i) == "small" else 1 for i in ids}
+    yield (
+        Content,
+        [
+            {
+                "id": i,
+                "collection_id": small[i],
+                "sha256": str(i),
+                "owner_image_id": i,
+                "run_id": 1,
+                "taken_at": day_of(i),
+            }
+            | {"notes": [], "failure_retryable": False}
+            | done
+            for i in ids
+        ],
+    )
+    listed = {"etag": "", "size": 1, "modified_at": WHEN, "retryable": False}
+    yield (
+        Image,
+        [{"id": i, "collection_id": small[i], "key": f"{i}.jpg", "content_id": i} | listed | done for i in ids],
+    )
+    box = {"x1": 0.0, "y1": 0.0, "x2": 1.0, "y2": 1.0, "landmarks": np.zeros(10), "score": 1.0}
+    named = {"detector_id": 1, "ordinal": 0, "quality_parts": {}}
+    yield (
+        Face,
+        [{"id": i, "content_id": i, "quality": quality_of(i), "crop_key": f"{i}.jpg"} | box | named for i in ids],
+    )
+    yield Embedding, [{"face_id": i, "model_version_id": EMBEDDER, "vector": faces[i - 1]} for i in ids]
+    smile = {"model_version_id": 3, "name": "expression", "kind": "category", "unit": "", "value": 3.0}
+    smile |= {"label": "happiness", "confidence": 0.9}
+    yield Attribute, [{"face_id": i} | smile for i in ids if smiles(i)]

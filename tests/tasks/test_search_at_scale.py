@@ -1,0 +1,325 @@
+"""Search by approximate indexes, on both engines: nothing lost, nothing stale, nothing shown twice.
+
+Thresholds are lowered, so that 4,000 faces are many.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import delete, select, text, update
+
+from infra.catalog import hnsw, neighbours, projection
+from infra.catalog.database import Catalog
+from infra.catalog.filters import AttributeFilter, FaceFilter
+from infra.catalog.schema import Content, Embedding, Face, FaceIdentity, Identity, Image
+from infra.catalog.vectors import put_embeddings
+from infra.settings import Settings
+from tasks.search import Answer, InvalidQuery, Query, UnknownFace, forget_erased, search_faces
+from tests import crowd
+from tests.catalogs import ENGINES, FreshUrl
+
+COUNT, D = 4_000, 32
+FACES = crowd.vectors(COUNT, D, per_person=8)
+APPROXIMATE = {"sqlite": "ivf", "postgresql": "hnsw"}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _many_are_few() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(projection, "FLAT_UP_TO", 1_000)
+        patch.setattr(projection, "KEPT_FROM", 100)
+        patch.setattr(hnsw, "EXACT_UP_TO", 1_000)
+        patch.setattr(neighbours, "MOST", 3_000)
+        yield
+
+
+class Place:
+    """A catalog with a crowd, and where its index is kept."""
+
+    def __init__(self, engine: str, url: str, home: Path) -> None:
+        self.engine = engine
+        self.catalog = Catalog(url)
+        self.settings = Settings(home=home, database_url=url)
+
+    def ask(self, query: Query) -> Answer:
+        return search_faces(self.catalog, self.settings, query)
+
+    def ids(self, query: Query) -> list[int]:
+        return ids(self.ask(query))
+
+    def files(self) -> list[Path]:
+        return sorted((self.settings.home / "index").rglob("*.faiss"))
+
+
+def ids(answer: Answer) -> list[int]:
+    return [match.face.face_id for match in answer.matches]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def crowded(
+    request: pytest.FixtureRequest, fresh_catalog_url: FreshUrl, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Place]:
+    """A crowd that no test changes."""
+    place = Place(request.param, fresh_catalog_url(request.param), tmp_path_factory.mktemp("home"))
+    crowd.enter(place.catalog, FACES)
+    yield place
+    place.catalog.close()
+
+
+@pytest.fixture
+def small(catalog: Catalog, tmp_path: Path) -> Place:
+    """150 faces, to be changed."""
+    crowd.enter(catalog, FACES[:150])
+    return Place(catalog.engine.dialect.name, catalog.url, tmp_path)
+
+
+def truth(face: int, keep: np.ndarray, count: int) -> list[int]:
+    """The nearest of the faces that `keep` (COUNT,) keeps, by brute force, without the face itself."""
+    similarities = np.where(keep, FACES.astype(np.float64) @ FACES[face - 1], -9)
+    similarities[face - 1] = -9
+    return (np.lexsort((np.arange(COUNT), -similarities))[:count] + 1).tolist()
+
+
+def recall(place: Place, conditions: FaceFilter, keep: np.ndarray) -> float:
+    found = []
+    for face in range(7, COUNT, 97):
+        answer = place.ask(Query(faces=(face,), filter=conditions))
+        found.append(len(set(ids(answer)) & set(truth(face, keep, 10))) / 10)
+    return float(np.mean(found))
+
+
+ALL = np.ones(COUNT, bool)
+NUMBERS = np.arange(1, COUNT + 1)
+
+
+def test_an_approximate_index_says_so_and_finds_what_brute_force_finds(crowded: Place) -> None:
+    answer = crowded.ask(Query(faces=(5,)))
+    assert answer.method == APPROXIMATE[crowded.engine]
+    similarities = [match.similarity for match in answer.matches]
+    expected = FACES[np.array(ids(answer)) - 1].astype(np.float64) @ FACES[4]
+    np.testing.assert_allclose(similarities, expected, atol=1e-6)
+    assert similarities == sorted(similarities, reverse=True)
+    assert recall(crowded, FaceFilter(), ALL) >= 0.99
+
+
+def test_a_filter_that_keeps_one_percent_loses_nothing(crowded: Place) -> None:
+    assert recall(crowded, FaceFilter(collections=("small",)), NUMBERS % crowd.SMALL_EVERY == 0) >= 0.99
+
+
+def test_several_conditions_hold_together(crowded: Place) -> None:
+    smiling = AttributeFilter.parse("expression=happiness")
+    conditions = FaceFilter.of(min_quality=0.9, taken_from="2010-01-01", taken_until="2014-12-31", attributes=[smiling])
+    numbers = range(1, COUNT + 1)
+    keep = [crowd.quality_of(i) >= 0.9 and crowd.smiles(i) and "2010" <= crowd.day_of(i)[:4] <= "2014" for i in numbers]
+    assert sum(keep) < 50
+    assert crowded.ids(Query(faces=(5,), filter=conditions, limit=50)) == truth(5, np.array(keep), sum(keep))
+
+
+def test_a_filter_that_keeps_three_faces_gives_all_three_and_says_that_it_compared_all(crowded: Place) -> None:
+    conditions = FaceFilter(collections=("small",), min_quality=0.9, taken_from="2000-01-01", taken_until="2002-12-31")  # type: ignore[arg-type]
+    numbers = range(1, COUNT + 1)
+    kept = [i for i in numbers if i % 100 == 0 and crowd.quality_of(i) >= 0.9 and crowd.day_of(i)[:4] <= "2002"]
+    answer = crowded.ask(Query(faces=(5,), filter=conditions))
+    assert (sorted(ids(answer)), answer.method) == (kept, "exact")
+    assert answer.after is None
+
+
+def test_pages_join_to_one_answer(crowded: Place) -> None:
+    query = Query(faces=(5,), filter=FaceFilter(min_quality=0.3), limit=7)
+    whole = crowded.ids(replace(query, limit=49))
+    joined, after = [], None
+    for _ in range(7):
+        answer = crowded.ask(replace(query, after=after))
+        joined, after = joined + ids(answer), answer.after
+    assert joined == whole
+    assert after is not None
+
+
+def test_the_last_page_says_that_it_is_the_last(small: Place) -> None:
+    answer = small.ask(Query(faces=(5,), limit=100))
+    assert answer.after is not None
+    rest = small.ask(Query(faces=(5,), limit=100, after=answer.after))
+    assert (len(answer.matches), len(rest.matches), rest.after) == (100, 49, None)
+
+
+def test_a_place_in_another_answer_is_refused(crowded: Place) -> None:
+    after = crowded.ask(Query(faces=(5,))).after
+    with pytest.raises(InvalidQuery, match="another question"):
+        crowded.ask(Query(faces=(6,), after=after))
+    with pytest.raises(InvalidQuery, match="another question"):
+        crowded.ask(Query(faces=(5,), filter=FaceFilter(min_quality=0.5), after=after))
+    for nonsense in ("", "x", "e30=", "WzEsMl0=", "é"):
+        with pytest.raises(InvalidQuery, match="no place in an answer"):
+            crowded.ask(Query(faces=(5,), after=nonsense))
+
+
+def test_several_faces_of_a_person_are_asked_for_by_their_mean_similarity(crowded: Place) -> None:
+    person = (1, *truth(1, ALL, 2))
+    answer = crowded.ask(Query(faces=person, limit=5))
+    mean = (FACES.astype(np.float64) @ FACES[np.array(person) - 1].T).mean(axis=1)
+    mean[np.array(person) - 1] = -9
+    assert ids(answer) == (np.argsort(-mean)[:5] + 1).tolist()
+    np.testing.assert_allclose([m.similarity for m in answer.matches], np.sort(mean)[::-1][:5], atol=1e-6)
+    assert answer.asked == 3
+
+
+def test_a_search_by_person_finds_others(small: Place) -> None:
+    members = (1, *truth(1, NUMBERS <= 150, 3))
+    with small.catalog.write() as session:
+        session.add(Identity(id=9, model_version_id=crowd.EMBEDDER))
+        session.flush()
+        session.add_all(
+            FaceIdentity(face_id=face, model_version_id=crowd.EMBEDDER, identity_id=9, run_id=1) for face in members
+        )
+    found = small.ask(Query(identity_id=9, limit=200))
+    assert found.asked == 4
+    assert sorted([*ids(found), *members]) == list(range(1, 151))
+    assert small.ids(Query(faces=(1,), filter=FaceFilter(identity_id=9))) == list(members[1:])
+
+
+def test_whoever_is_not_there_is_named(small: Place) -> None:
+    with small.catalog.write() as session:
+        session.execute(delete(Embedding).where(Embedding.face_id == 3))
+    for query, said in (
+        (Query(faces=(1, 999)), "face 999: not in the catalog"),
+        (Query(faces=(3,)), "face 3: .*without an embedding by embed@1"),
+        (Query(identity_id=4), "knows no person 4"),
+    ):
+        with pytest.raises(UnknownFace, match=said):
+            small.ask(query)
+    for query, said in (
+        (Query(), "names nobody"),
+        (Query(faces=(1,), limit=0), "limit 0"),
+        (Query(faces=(1,), identity_id=1), "one of them"),
+    ):
+        with pytest.raises(InvalidQuery, match=said):
+            small.ask(query)
+
+
+def test_the_index_follows_every_change_of_the_rows(small: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    query = Query(faces=(5,), limit=1)
+    [nearest] = small.ids(query)
+    monkeypatch.setattr(projection, "build", None)  # it follows, and is not made anew
+    with small.catalog.write() as session:
+        put_embeddings(session, crowd.EMBEDDER, {77: FACES[4]})  # a face that changed
+    assert small.ids(query) == [77]
+    with small.catalog.write() as session:
+        session.execute(delete(Face).where(Face.id == 77))
+    assert small.ids(query) == [nearest]
+    with small.catalog.write() as session:
+        session.execute(delete(Content).where(Content.id == nearest))
+    assert small.ids(query) != [nearest]
+    with small.catalog.write() as session:
+        session.execute(update(Image).where(Image.id.not_in([5, 9])).values(status="missing"))
+    assert small.ids(replace(query, limit=10)) == [9]
+    with small.catalog.write() as session:
+        session.execute(update(Image).values(status="done"))
+    assert len(small.ids(replace(query, limit=10))) == 10
+
+
+def test_pages_stay_stable_while_faces_come(small: Place) -> None:
+    query = Query(faces=(5,), limit=20)
+    first = small.ask(query)
+    with small.catalog.write() as session:
+        put_embeddings(session, crowd.EMBEDDER, {ids(first)[-1] + 0: FACES[4]})  # the last one moves to the front
+    second = small.ask(replace(query, after=first.after))
+    assert not set(ids(first)) & set(ids(second))
+    assert len(ids(second)) == 20
+
+
+# --- the index on disk (SQLite)
+
+
+@pytest.fixture
+def on_disk(fresh_catalog_url: FreshUrl, tmp_path: Path) -> Iterator[Place]:
+    place = Place("sqlite", fresh_catalog_url("sqlite"), tmp_path)
+    crowd.enter(place.catalog, FACES[:1_200])  # more than are compared one by one
+    projection._open.clear()
+    yield place
+    place.catalog.close()
+
+
+def another_process() -> None:
+    projection._open.clear()
+
+
+def test_an_index_is_read_back_by_the_next_process_and_not_built_again(
+    on_disk: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = on_disk.ask(Query(faces=(5,)))
+    assert first.method == "ivf"
+    [file] = on_disk.files()
+    another_process()
+    with monkeypatch.context() as patch:
+        patch.setattr(projection, "build", None)
+        assert on_disk.ask(Query(faces=(5,))) == first
+        with on_disk.catalog.write() as session:
+            put_embeddings(session, crowd.EMBEDDER, {77: FACES[4]})
+        another_process()
+        assert on_disk.ids(Query(faces=(5,)))[0] == 77  # what came since is taken over
+    assert on_disk.files() == [file]
+
+
+@pytest.mark.parametrize("damage", ["cut", "noise", "gone", "note", "contract", "older rows"])
+def test_an_index_that_does_not_fit_the_rows_is_made_anew(on_disk: Place, damage: str) -> None:
+    first = on_disk.ask(Query(faces=(5,)))
+    [file] = on_disk.files()
+    [note] = file.parent.glob("*.json")
+    data = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(data[: len(data) // 2])
+    elif damage == "noise":
+        file.write_bytes(data[:100] + bytes(len(data) - 100))
+    elif damage == "gone":
+        file.unlink()
+    elif damage == "note":
+        note.write_text("{}")
+    elif damage == "contract":
+        note.write_text(note.read_text().replace('"contract": "embed"', '"contract": "other"'))
+    else:  # as if a backup of the catalog was restored, in which the same faces had other vectors
+        other = [{"face": 1_200 - i, "vector": FACES[i].tobytes()} for i in range(1_200)]
+        with on_disk.catalog.engine.begin() as connection:
+            for event in ("insert", "update", "delete"):
+                connection.execute(text(f"DROP TRIGGER embedding_{event}"))
+            connection.execute(text("UPDATE embedding SET vector = :vector WHERE face_id = :face"), other)
+    another_process()
+    if damage == "older rows":
+        assert [1_201 - face for face in on_disk.ids(Query(faces=(1_196,)))] == ids(first)
+    else:
+        assert on_disk.ask(Query(faces=(5,))) == first
+
+
+def test_the_bytes_of_an_erased_face_leave_the_index_on_disk(on_disk: Place) -> None:
+    on_disk.ask(Query(faces=(5,)))
+    erased = FACES[499].astype(np.float16).tobytes()
+    assert sum(erased in file.read_bytes() for file in on_disk.files()) == 1
+    with on_disk.catalog.write() as session:
+        session.execute(delete(Face).where(Face.id == 500))
+    another_process()
+    forget_erased(on_disk.catalog, on_disk.settings)
+    assert len(on_disk.files()) == 1
+    assert not any(erased in file.read_bytes() for file in on_disk.settings.home.rglob("*") if file.is_file())
+    forget_erased(on_disk.catalog, on_disk.settings)
+    assert 500 not in on_disk.ids(Query(faces=(5,), limit=1_199))
+
+
+def test_an_index_that_nobody_can_use_any_more_goes_with_the_erased(on_disk: Place) -> None:
+    on_disk.ask(Query(faces=(5,)))
+    [note] = on_disk.files()[0].parent.glob("*.json")
+    note.write_text("broken")
+    forget_erased(on_disk.catalog, on_disk.settings)
+    assert on_disk.files() == []
+
+
+def test_a_crowd_that_outgrows_its_index_gets_another(small: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert small.ask(Query(faces=(5,))).method == "exact"
+    monkeypatch.setattr(projection, "FLAT_UP_TO", 140)
+    monkeypatch.setattr(hnsw, "EXACT_UP_TO", 140)
+    with small.catalog.write() as session:
+        session.execute(delete(Face).where(Face.id == 150))
+    assert small.ask(Query(faces=(5,))).method == APPROXIMATE[small.engine]
+    with small.catalog.read() as session:
+        assert session.scalar(select(Face.id).where(Face.id == 150)) is None
