@@ -58,7 +58,7 @@ def _face(crops: Store, view: views.FaceView) -> dict[str, Any]:
     return {
         "view": view,
         "before": _picture(crops, view.crop_key),
-        "after": None if restoration is None else _picture(crops, restoration.crop_key),
+        "after": _picture(crops, restoration.crop_key) if restoration is not None and restoration.accepted else None,
     }
 
 

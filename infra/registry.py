@@ -61,6 +61,10 @@ class Registry:
         """Return the version of `name` that an alias points to."""
         return next((version for version in self.versions(name) if alias in version.aliases), None)
 
+    def tag(self, name: str, version: int, key: str, value: str) -> None:
+        """Set a tag of a version, in the place of an earlier value."""
+        self._client.set_model_version_tag(name, str(version), key, value)
+
     def point(self, name: str, alias: str, version: int) -> None:
         """Let an alias point to a version, away from any other. One transaction in MLflow."""
         self._client.set_registered_model_alias(name, alias, str(version))

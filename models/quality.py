@@ -19,6 +19,7 @@ QUALITY_TEMPLATE = FFHQ_512.scaled("ffhq-256", 256)  # eyes 63 pixels apart
 REACH = 2
 FACE = (slice(97 - REACH, 205 + REACH), slice(77 - REACH, 180 + REACH))
 
+LUMA = (0.299, 0.587, 0.114)
 # A sharp portrait has about 0.07; blurring the reference photos with a sigma of 1 takes the median to 0.045, 2 to 0.025.
 HALF_SHARPNESS = 0.04
 # Shrunk to 16 pixels between the eyes, a face's dlib descriptor moves 0.22 from where it was (0.14 at 24 pixels, 0.32 at 12);
@@ -84,11 +85,11 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
         )
     landmarks = landmarks.float()
     faces = crops[:, FACE[0], FACE[1]]
-    luma = faces.float() @ torch.tensor([0.299, 0.587, 0.114], device=crops.device)
+    luma = faces.float() @ torch.tensor(LUMA, device=crops.device)
     yaw, pitch, roll = _pose(landmarks)
     inter_eye_distance = torch.linalg.vector_norm(landmarks[:, 0] - landmarks[:, 1], dim=1)
     parts = {
-        "sharpness": _saturating(_detail(luma, outside=faces.amax(dim=-1) == 0), HALF_SHARPNESS),
+        "sharpness": sharpness(crops),
         "size": _saturating(inter_eye_distance, HALF_SIZE),
         "frontalness": torch.exp(-(yaw.square() + pitch.square()) / (2 * POSE_SPREAD**2)),
         "exposure": _exposure(luma),
@@ -99,6 +100,13 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
     return Quality(
         overall, **parts, inter_eye_distance=inter_eye_distance, yaw=yaw, pitch=pitch, roll=roll, brightness=brightness
     )
+
+
+def sharpness(crops: Tensor) -> Tensor:
+    """The quality's part `sharpness` (N,) float32, 0..1, of crops (N, 256, 256, 3) uint8 aligned to QUALITY_TEMPLATE."""
+    faces = crops[:, FACE[0], FACE[1]]
+    luma = faces.float() @ torch.tensor(LUMA, device=crops.device)
+    return _saturating(_detail(luma, outside=faces.amax(dim=-1) == 0), HALF_SHARPNESS)
 
 
 def _saturating(value: Tensor, half: float) -> Tensor:

@@ -26,6 +26,7 @@ class Role(StrEnum):
     RESTORE = "restore"
     EMBED = "embed"
     DESCRIBE = "describe"
+    COMPARE = "compare"  # two pictures: no part of the pipeline, but of training and evaluation
 
 
 class Color(StrEnum):

@@ -12,9 +12,10 @@ from models.detection.mtcnn import MTCNN_SPEC
 from models.lora import adapted
 from models.recognition import elasticface, facenet, lightcnn, petalface, sface
 from models.recognition.dlib_resnet import DLIB_RESNET
+from models.restoration import restoreformer
 from models.restoration.dfdnet import DFDNET
 from models.restoration.real_esrgan import REAL_ESRGAN_X4PLUS
-from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
+from models.restoration.st_lpips import ST_LPIPS
 from models.spec import ModelSpec
 
 # Backbones that low-rank adapters fit: their convolutions and linear layers see the rows of one image together.
@@ -43,8 +44,8 @@ SPECS: tuple[ModelSpec, ...] = (
     MTCNN_SPEC,
     REAL_ESRGAN_X4PLUS,
     *swinface.SPECS,
-    RESTOREFORMER,
-    RESTOREFORMER_PLUS_PLUS,
+    *restoreformer.SPECS,
+    ST_LPIPS,
 )
 
 

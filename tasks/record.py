@@ -32,6 +32,7 @@ from infra.storage import Store
 from models.spec import Attribute, Kind
 from tasks.install import ModelVersion
 from tasks.job import Job
+from tasks.mark import marked_png
 from tasks.photo_faces import (
     BOXES,
     EMBEDDING,
@@ -40,11 +41,15 @@ from tasks.photo_faces import (
     LANDMARKS,
     PORTRAIT,
     QUALITY,
+    REPEATED,
     RESTORED,
+    RESTORED_EMBEDDING,
     RESTORED_FACES,
+    RESTORED_SHARPNESS,
     SCORES,
     PhotoFaces,
     estimate,
+    quality_part,
     quality_parts,
 )
 from tasks.restore import judge
@@ -123,6 +128,8 @@ def _face_record(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store
     pixels = np.ascontiguousarray(arrays[PORTRAIT][face])
     jpeg = simplejpeg.encode_jpeg(pixels, quality=JPEG_QUALITY, colorspace="RGB", colorsubsampling="444")
     patient(crops.put)(key, jpeg, "image/jpeg")
+    restoration = _restoration(photo, face, stem, job, crops)
+    embedding, embedded_restorer_id = _embedding(photo, face, restoration, job)
     return FaceRecord(
         box=arrays[BOXES][face],
         landmarks=arrays[LANDMARKS][face],
@@ -130,9 +137,10 @@ def _face_record(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store
         quality=float(arrays[QUALITY][face]),
         quality_parts={name: round(float(values[face]), 4) for name, values in quality_parts(arrays).items()},
         crop_key=key,
-        embedding=arrays[EMBEDDING][face],
+        embedding=embedding,
         attributes=tuple(_attributes(photo, face, stem, job, crops)),
-        restoration=_restoration(photo, face, stem, job, crops),
+        restoration=restoration,
+        embedded_restorer_id=embedded_restorer_id,
     )
 
 
@@ -165,27 +173,44 @@ def _by_class(attribute: Attribute, probabilities: np.ndarray) -> dict[str, floa
 
 
 def _restoration(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store) -> RestorationRecord | None:
-    rows = np.flatnonzero(photo.arrays.get(RESTORED_FACES, np.zeros(0, np.int64)) == face)
-    if not len(rows) or job.recipe.restorer is None or job.contract.restorer_id is None:
+    row = _restored_row(photo, face)
+    if row is None or job.recipe.restorer is None or job.contract.restorer_id is None:
         return None
-    row, restorer = int(rows[0]), job.recipe.restorer
-    fidelity = float(photo.arrays[FIDELITY][row])
-    similarity = float(photo.arrays[IDENTITY_SIMILARITY][row])
+    arrays, restorer = photo.arrays, job.recipe.restorer
+    fidelity, similarity = float(arrays[FIDELITY][row]), float(arrays[IDENTITY_SIMILARITY][row])
+    before, after = float(arrays[quality_part("sharpness")][face]), float(arrays[RESTORED_SHARPNESS][row])
     key = f"{stem}-{restorer.contract}.png"
-    png = marked_png(photo.arrays[RESTORED][row], f"{restorer.spec.name} {restorer.version}")
-    patient(crops.put)(key, png, "image/png")
-    reason = judge(fidelity, similarity, job.least_similarity)
-    return RestorationRecord(job.contract.restorer_id, not reason, reason, key, similarity, fidelity)
+    patient(crops.put)(key, marked_png(arrays[RESTORED][row], restorer), "image/png")
+    reason = judge(fidelity, before, after, similarity, job.least_similarity)
+    return RestorationRecord(
+        job.contract.restorer_id,
+        accepted=not reason,
+        reason=reason,
+        crop_key=key,
+        identity_similarity=similarity,
+        fidelity=fidelity,
+        photo_sharpness=before,
+        sharpness=after,
+        repeated_in_float32=bool(arrays[REPEATED][row]),
+    )
 
 
-def marked_png(pixels: np.ndarray, model: str) -> bytes:
-    """Encode restored pixels (S, S, 3) uint8 as a PNG whose text says that they are invented, and by which model."""
-    text = PngInfo()
-    text.add_itxt("Description", f"Restored face crop. Synthetic detail: invented by {model}, not photographed.")
-    text.add_itxt("Software", f"Visage, {model}")
-    file = io.BytesIO()
-    PillowImage.fromarray(pixels).save(file, "png", pnginfo=text, compress_level=1)
-    return file.getvalue()
+def _restored_row(photo: PhotoFaces, face: int) -> int | None:
+    """Where a face is among the restored ones, if it is."""
+    rows = np.flatnonzero(photo.arrays.get(RESTORED_FACES, np.zeros(0, np.int64)) == face)
+    return int(rows[0]) if len(rows) else None
+
+
+def _embedding(
+    photo: PhotoFaces, face: int, restoration: RestorationRecord | None, job: Job
+) -> tuple[np.ndarray, int | None]:
+    """The face's vector, and the restorer whose pixels it was made of: only where that was measured to help."""
+    decision, row = job.recipe.decision, _restored_row(photo, face)
+    if decision is None or row is None or restoration is None or not restoration.accepted:
+        return photo.arrays[EMBEDDING][face], None
+    if not decision.embeds(float(photo.arrays[quality_part("inter_eye_distance")][face])):
+        return photo.arrays[EMBEDDING][face], None
+    return photo.arrays[RESTORED_EMBEDDING][row], restoration.model_version_id
 
 
 def mask_png(classes: np.ndarray, attribute: Attribute, version: ModelVersion) -> bytes:

@@ -1,7 +1,7 @@
 """Restore: sharpen the faces that need it. Restored detail is invented, so the result is judged and kept apart.
 
-A restored crop is accepted only if, made small again, it still looks like the input (fidelity), and if it is still the
-same person to the recognition model (identity similarity). Neither embedding nor search ever uses restored pixels.
+A restored crop is accepted only if, made small again, it still looks like the input (fidelity), if it is sharper than the
+photo, and if it is still the same person to the recognition model (identity similarity).
 """
 
 from collections.abc import Sequence
@@ -12,22 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.alignment import align
-from models.spec import ModelSpec
+from models.quality import QUALITY_TEMPLATE, sharpness
 from models.template import Template
 from tasks.guard import guarded
-from tasks.install import ModelVersion, load_network
+from tasks.install import ModelVersion
 from tasks.photo_faces import (
     BOXES,
     FIDELITY,
     LANDMARKS,
+    REPEATED,
     RESTORED,
     RESTORED_FACES,
+    RESTORED_SHARPNESS,
     TO_RESTORE,
     PhotoFaces,
     restored_crop,
 )
+from tasks.restorer import Restorer
 
-BATCH = 4  # restoration networks hold hundreds of full-size feature maps
 MIN_FIDELITY = 23.0  # dB; under it the restored face no longer shows what the photo shows (seen on shared photographs)
 
 
@@ -35,15 +37,13 @@ class Restore:
     """Restore the crops that the assess stage selected.
 
     In: `restored.input` (m, S, S, 3) of the restorer's template, with `restored.faces` (m,). Out: `restored.pixels`
-    (m, S * scale, S * scale, 3) uint8, `restored.fidelity` (m,) in dB, and the restored faces as the recognition model
-    wants to see them.
+    (m, S * scale, S * scale, 3) uint8, what they are judged by, and the restored faces as the recognition model wants to see
+    them.
     """
 
     def __init__(self, version: ModelVersion, embed_template: Template, device: str) -> None:
-        self.spec = version.spec
+        self.restorer = Restorer(version, device)
         self.embed_template = embed_template
-        self.network = load_network(version).to(device)
-        self.device = device
 
     def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         return guarded("restore", photos, self._restore)
@@ -52,69 +52,46 @@ class Restore:
         needing = [photo for photo in photos if TO_RESTORE in photo.arrays]
         if not needing:
             return list(photos)
-        crops = np.concatenate([photo.arrays[TO_RESTORE] for photo in needing])
-        guides = self._guides(needing)
-        parts = []
-        for start in range(0, len(crops), BATCH):
-            batch = torch.from_numpy(np.ascontiguousarray(crops[start : start + BATCH])).to(self.device)
-            guide = None if guides is None else guides[start : start + BATCH].to(self.device)
-            parts.append(restored_pixels(self.network, self.spec, batch, guide).cpu())
-        pixels = torch.cat(parts)
-        scores = fidelity(torch.from_numpy(crops), pixels).numpy()
+        crops = torch.from_numpy(np.concatenate([photo.arrays[TO_RESTORE] for photo in needing]))
+        landmarks = torch.cat([landmarks_in_crop(photo, self.restorer.template) for photo in needing])
+        restored = self.restorer(crops, landmarks)
+        scores = fidelity(crops, restored.pixels).numpy()
         results, end = {}, 0
         for photo in needing:
             start, end = end, end + len(photo.arrays[TO_RESTORE])
+            pixels = restored.pixels[start:end]
             results[photo.image_id] = photo.having(
                 **{
-                    RESTORED: pixels[start:end].numpy(),
+                    RESTORED: pixels.numpy(),
+                    REPEATED: restored.repeated[start:end],
                     FIDELITY: scores[start:end],
-                    restored_crop(self.embed_template): self._as_embedded(photo, pixels[start:end]),
+                    RESTORED_SHARPNESS: sharpness(self._seen_as(QUALITY_TEMPLATE, photo, pixels)).numpy(),
+                    restored_crop(self.embed_template): self._seen_as(self.embed_template, photo, pixels).numpy(),
                 }
             )
         return [results.get(photo.image_id, photo) for photo in photos]
 
-    def _guides(self, photos: Sequence[PhotoFaces]) -> Tensor | None:
-        """What a network wants beside the crop, made of the landmarks as they lie in it."""
-        if self.spec.guide is None or self.spec.preprocess is None:
-            return None
-        guides = []
-        for photo in photos:
-            rows = photo.arrays[RESTORED_FACES]
-            boxes, landmarks = (torch.tensor(photo.arrays[name][rows]) for name in (BOXES, LANDMARKS))
-            to_crop = torch.linalg.inv(_square(self.spec.preprocess.template.transforms(boxes, landmarks)))
-            points = landmarks.double() @ to_crop[:, :2, :2].transpose(1, 2) + to_crop[:, None, :2, 2]
-            guides.append(self.spec.guide(points.float()))
-        return torch.cat(guides)
-
-    def _as_embedded(self, photo: PhotoFaces, pixels: Tensor) -> np.ndarray:
-        """Cut the recognition model's view out of the restored pictures, by way of the photo's coordinates."""
-        assert self.spec.preprocess is not None
-        rows = photo.arrays[RESTORED_FACES]
-        boxes, landmarks = (torch.tensor(photo.arrays[name][rows]) for name in (BOXES, LANDMARKS))
-        restored_to_photo = _square(self.spec.preprocess.template.transforms(boxes, landmarks)) @ _enlarged(
-            self.spec.scale
-        )
-        view_to_photo = _square(self.embed_template.transforms(boxes, landmarks))
-        view_to_restored = torch.linalg.solve(restored_to_photo, view_to_photo)[:, :2].float()
-        return align(list(pixels), view_to_restored, torch.arange(len(rows)), self.embed_template.size).numpy()
+    def _seen_as(self, view: Template, photo: PhotoFaces, pixels: Tensor) -> Tensor:
+        """Cut another view out of the restored pictures, by way of the photo's coordinates."""
+        boxes, landmarks = _restored_faces(photo)
+        restored_to_photo = to_photo(self.restorer, boxes, landmarks)
+        view_to_photo = _square(view.transforms(boxes, landmarks))
+        view_to_restored = torch.linalg.solve(_square(restored_to_photo), view_to_photo)[:, :2].float()
+        return align(list(pixels), view_to_restored, torch.arange(len(pixels)), view.size)
 
 
-def restored_pixels(network: torch.nn.Module, spec: ModelSpec, crops: Tensor, guide: Tensor | None = None) -> Tensor:
-    """Restore crops (N, S, S, 3) uint8 to (N, S * scale, S * scale, 3) uint8; `guide` is what `spec.guide` makes.
+def landmarks_in_crop(photo: PhotoFaces, template: Template) -> Tensor:
+    """Where the landmarks (m, 5, 2) of the faces to restore lie in their crops."""
+    boxes, landmarks = _restored_faces(photo)
+    to_crop = torch.linalg.inv(_square(template.transforms(boxes, landmarks)))
+    points = landmarks.double() @ to_crop[:, :2, :2].transpose(1, 2) + to_crop[:, None, :2, 2]
+    return points.float()
 
-    Raises:
-        FloatingPointError: if the network's output is not finite: nothing is passed off as restored.
-    """
-    assert spec.preprocess is not None
-    with torch.inference_mode():
-        faces = spec.preprocess(crops)
-        output = (network(faces) if guide is None else network(faces, guide)).float()
-    if not bool(torch.isfinite(output).all()):
-        raise FloatingPointError(f"{spec.name} gave values that are not finite")
-    mean, std = (
-        torch.tensor(v, device=output.device)[:, None, None] for v in (spec.preprocess.mean, spec.preprocess.std)
-    )
-    return (output * std + mean).clamp(0, 255).round().byte().permute(0, 2, 3, 1)
+
+def to_photo(restorer: Restorer, boxes: Tensor, landmarks: Tensor) -> Tensor:
+    """Transforms (m, 2, 3) from pixels of a restored crop to pixels of its photo."""
+    crop_to_photo = _square(restorer.template.transforms(boxes, landmarks))
+    return (crop_to_photo @ _enlarged(restorer.spec.scale))[:, :2]
 
 
 def fidelity(crops: Tensor, restored: Tensor) -> Tensor:
@@ -124,18 +101,33 @@ def fidelity(crops: Tensor, restored: Tensor) -> Tensor:
     return 10 * torch.log10(255.0**2 / error.clamp_min(1e-3))
 
 
-def judge(fidelity_db: float, identity_similarity: float, least_similarity: float | None) -> str:
+def judge(
+    fidelity_db: float,
+    sharpness_before: float,
+    sharpness_after: float,
+    identity_similarity: float,
+    least_similarity: float | None,
+) -> str:
     """Return why a restored face is rejected, or an empty string if it is accepted.
 
     `least_similarity` is a calibrated threshold of the recognition model; without one, identity cannot be judged.
     """
     if fidelity_db < MIN_FIDELITY:
         return f"fidelity {fidelity_db:.1f} dB is under {MIN_FIDELITY:.0f}: it shows something else than the photo"
+    if sharpness_after <= sharpness_before:
+        return f"sharpness {sharpness_after:.2f} is not above the photo's {sharpness_before:.2f}: nothing is gained"
     if least_similarity is None:
         return "identity not judged: the recognition model is not calibrated ('visage evaluate verification' does it)"
     if identity_similarity < least_similarity:
         return f"identity similarity {identity_similarity:.2f} is under {least_similarity:.2f}: another person"
     return ""
+
+
+def _restored_faces(photo: PhotoFaces) -> tuple[Tensor, Tensor]:
+    """Boxes and landmarks of the faces to restore."""
+    rows = photo.arrays[RESTORED_FACES]
+    boxes, landmarks = (torch.tensor(photo.arrays[name][rows]) for name in (BOXES, LANDMARKS))
+    return boxes, landmarks
 
 
 def _square(transforms: Tensor) -> Tensor:

@@ -52,11 +52,17 @@ class RestorationRecord:
     crop_key: str
     identity_similarity: float
     fidelity: float
+    photo_sharpness: float
+    sharpness: float
+    repeated_in_float32: bool
 
 
 @dataclass(frozen=True)
 class FaceRecord:
-    """A face as the pipeline leaves it. Box (4,) and landmarks (5, 2) in pixels of the upright original."""
+    """A face as the pipeline leaves it. Box (4,) and landmarks (5, 2) in pixels of the upright original.
+
+    `embedded_restorer_id`: the version that restored the pixels of which `embedding` was made; None: they were photographed.
+    """
 
     box: np.ndarray
     landmarks: np.ndarray
@@ -67,6 +73,7 @@ class FaceRecord:
     embedding: np.ndarray
     attributes: tuple[AttributeRecord, ...] = ()
     restoration: RestorationRecord | None = None
+    embedded_restorer_id: int | None = None
 
 
 @dataclass(frozen=True)
@@ -149,7 +156,12 @@ def _face_ids(session: Session, contract: Contract, photos: Sequence[PhotoRecord
 
 
 def _write_derived(session: Session, contract: Contract, faces: Mapping[int, FaceRecord]) -> None:
-    put_embeddings(session, contract.embedder_id, {face_id: face.embedding for face_id, face in faces.items()})
+    put_embeddings(
+        session,
+        contract.embedder_id,
+        {face_id: face.embedding for face_id, face in faces.items()},
+        {face_id: face.embedded_restorer_id for face_id, face in faces.items()},
+    )
     # Attributes that the collection no longer asks for (a sensitive one switched off) go with the next processing.
     for derived in (Attribute, Restoration):
         session.execute(delete(derived).where(derived.face_id.in_(list(faces))))

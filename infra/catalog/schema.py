@@ -297,13 +297,15 @@ class Embedding(Base):
     """A face's vector of unit length under one model version: the truth, of which every index is a projection.
 
     PostgreSQL has one more column, `half`: the same in pgvector's half precision, which it generates by itself from `vector`,
-    and one HNSW index over it per model version (`infra.catalog.vectors`).
+    and one HNSW index over it per model version (`infra.catalog.vectors`). With a `restorer_id` the vector was made from
+    restored pixels.
     """
 
     __tablename__ = "embedding"
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
     model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True, index=True)
     vector: Mapped[np.ndarray] = mapped_column(UnitVector)
+    restorer_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
 
 
 class EmbeddingChange(Base):
@@ -330,6 +332,9 @@ class Restoration(Base):
     crop_key: Mapped[str]
     identity_similarity: Mapped[float]
     fidelity: Mapped[float]
+    photo_sharpness: Mapped[float | None]  # unknown of what was restored before it was measured
+    sharpness: Mapped[float | None]
+    repeated_in_float32: Mapped[bool] = mapped_column(default=False)  # half precision had overflowed
 
 
 class Attribute(Base):

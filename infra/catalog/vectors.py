@@ -7,6 +7,7 @@ outside of the database what it has yet to follow (`infra.catalog.projection`).
 """
 
 from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 import numpy as np
 from sqlalchemy import Connection, func, select, text
@@ -27,8 +28,15 @@ class WrongVector(ValueError):
     """A vector of another dimension than its model version makes."""
 
 
-def put_embeddings(session: Session, model_version_id: int, vectors: Mapping[int, np.ndarray]) -> None:
+def put_embeddings(
+    session: Session,
+    model_version_id: int,
+    vectors: Mapping[int, np.ndarray],
+    restorers: Mapping[int, int | None] = MappingProxyType({}),
+) -> None:
     """Write {face id: vector (D,) float32 of unit length}, or replace what is there.
+
+    `restorers` tells by face id whose restored pixels a vector was made of; of all others it was photographed ones.
 
     Raises:
         WrongVector: naming the face, if a vector has another dimension than the model version's.
@@ -43,8 +51,11 @@ def put_embeddings(session: Session, model_version_id: int, vectors: Mapping[int
                 f"face {face_id}: an embedding of shape {vector.shape}, but model version {model_version_id} makes {dimension} "
                 "numbers; nothing was written"
             )
-    rows = [{"face_id": face, "model_version_id": model_version_id, "vector": v} for face, v in vectors.items()]
-    upsert(session, Embedding, rows, ["face_id", "model_version_id"], ["vector"])
+    rows = [
+        {"face_id": face, "model_version_id": model_version_id, "vector": v, "restorer_id": restorers.get(face)}
+        for face, v in vectors.items()
+    ]
+    upsert(session, Embedding, rows, ["face_id", "model_version_id"], ["vector", "restorer_id"])
 
 
 def stored_vectors(

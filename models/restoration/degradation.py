@@ -141,10 +141,13 @@ def target(image: Tensor, degradation: Degradation) -> Tensor:
     return _grey(moved) if degradation.grey else moved
 
 
-def degrade(image: Tensor, degradation: Degradation, noise: Sequence[Tensor] | None = None) -> Tensor:
+def degrade(
+    image: Tensor, degradation: Degradation, noise: Sequence[Tensor] | None = None, enlarge: str = "bilinear"
+) -> Tensor:
     """Degrade a clean face (3, S, S), float32 RGB in [0, 1]; returns the same shape, rounded to multiples of 1/255.
 
-    `noise` replaces the seeded noise fields: for every pass standard normal values (3, s, s), s = int(S // factor).
+    `noise` replaces the seeded noise fields: for every pass standard normal values (3, s, s), s = int(S // factor). `enlarge`:
+    how the small picture is brought back to size at the end, "bilinear" (the degradation model's) or "bicubic".
 
     Raises:
         ValueError: if `image` is no such face.
@@ -152,7 +155,7 @@ def degrade(image: Tensor, degradation: Degradation, noise: Sequence[Tensor] | N
     _check(image)
     clean = _moved(image, degradation)
     fields = noise or [noise_field(run, image.shape[1]) for run in degradation.passes]
-    results = [_run(clean, run, field) for run, field in zip(degradation.passes, fields, strict=True)]
+    results = [_run(clean, run, field, enlarge) for run, field in zip(degradation.passes, fields, strict=True)]
     degraded = results[-1]
     if (window := degradation.window) is not None:
         rows, columns = slice(window.top, window.top + window.side), slice(window.left, window.left + window.side)
@@ -203,9 +206,9 @@ def blur(image: Tensor, kernel: Tensor) -> Tensor:
     return torch.fft.irfft2(spectrum, s=extent)[:, 2 * reach : 2 * reach + size, 2 * reach : 2 * reach + size]
 
 
-def resize(image: Tensor, side: int) -> Tensor:
-    """Bilinear without antialiasing: downsampling aliases, as in the training code."""
-    return F.interpolate(image[None], (side, side), mode="bilinear", align_corners=False)[0]
+def resize(image: Tensor, side: int, mode: str = "bilinear") -> Tensor:
+    """Without antialiasing: downsampling aliases, as in the training code."""
+    return F.interpolate(image[None], (side, side), mode=mode, align_corners=False)[0]
 
 
 def compress(image: Tensor, quality: float) -> Tensor:
@@ -220,13 +223,13 @@ def _side(run: Pass, size: int) -> int:
     return max(1, int(size // run.factor))
 
 
-def _run(image: Tensor, run: Pass, field: Tensor) -> Tensor:
+def _run(image: Tensor, run: Pass, field: Tensor, enlarge: str) -> Tensor:
     size = image.shape[-1]
     x = blur(image, gaussian_kernel(run.half_kernel, run.sigma, run.rotation))
     x = x * run.haze + (1 - run.haze)
     x = resize(x, _side(run, size))
     x = (x + field * (run.noise / 255)).clamp(0, 1)
-    return resize(compress(x, run.quality), size)
+    return resize(compress(x, run.quality), size, enlarge)
 
 
 def _moved(image: Tensor, degradation: Degradation) -> Tensor:

@@ -10,7 +10,7 @@ Both start from an auto-encoder of clean faces, whose codebook they keep: the HQ
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,6 +20,8 @@ from models.checkpoint import load, unwrap
 from models.restoration.vq_autoencoder import GROUPS, Decoder, Encoder, Features, Quantised, VectorQuantiser
 from models.spec import CheckpointMismatch, Color, ModelSpec, Preprocess, Role, StateDict
 from models.template import FFHQ_512
+
+TRAINED_HERE = "visage train restoration"  # source of the models that no release has
 
 
 @dataclass(frozen=True)
@@ -179,3 +181,22 @@ RESTOREFORMER_PLUS_PLUS = ModelSpec(
     official=official,
     notes="RestoreFormer++.ckpt, about 293.9 MB (expected, not verified).",
 )
+
+
+def _trained_here(released: ModelSpec, size: int) -> ModelSpec:
+    """A restorer at another size than the released one: 'visage train restoration' makes its weights."""
+    template = FFHQ_512.scaled(f"ffhq-{size}", size)
+    return replace(
+        released,
+        name=f"{released.name}-{size}",
+        title=f"{released.title} at {size} px",
+        licence="yours: as far as the pictures that it was trained on allow",
+        source=TRAINED_HERE,
+        preprocess=replace(MINUS_ONE_TO_ONE, template=template),
+        official=dict,
+        notes="There is no released checkpoint: train it.",
+    )
+
+
+RELEASED = (RESTOREFORMER, RESTOREFORMER_PLUS_PLUS)
+SPECS = (*RELEASED, *(_trained_here(released, size) for released in RELEASED for size in (64, 128, 256)))

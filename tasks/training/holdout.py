@@ -1,7 +1,7 @@
 """Verification on people whom the training does not see, at full size and at low resolutions."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -47,10 +47,8 @@ def split(identities: Sequence[str], holdout: float, seed: int) -> Split:
     Raises:
         TooFewPeople: if that leaves too few to train on, or fewer than 10 pairs of one person.
     """
-    rows: dict[str, list[int]] = {}
-    for row, identity in enumerate(identities):
-        rows.setdefault(identity, []).append(row)
-    several = sorted((name for name in rows if len(rows[name]) > 1), key=_hash)
+    rows = by_person(identities)
+    several = in_order_of_chance(name for name in rows if len(rows[name]) > 1)
     kept = several[: round(holdout * len(several))]
     trained = sorted(rows.keys() - set(kept))
     same = np.array([pair for name in kept for pair in combinations(rows[name], 2)], np.int64).reshape(-1, 2)
@@ -102,8 +100,17 @@ def _at(side: int | None, crops: np.ndarray) -> np.ndarray:
     return shrunk(torch.from_numpy(crops), [side] * len(crops), ["bicubic"] * len(crops)).numpy()
 
 
-def _hash(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()
+def by_person(identities: Sequence[str]) -> dict[str, list[int]]:
+    """Rows of each person's faces."""
+    rows: dict[str, list[int]] = {}
+    for row, identity in enumerate(identities):
+        rows.setdefault(identity, []).append(row)
+    return rows
+
+
+def in_order_of_chance(names: Iterable[str]) -> list[str]:
+    """The names in an order that depends on nothing but the names."""
+    return sorted(names, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
 
 
 def _different(people: Sequence[Sequence[int]], count: int, random: np.random.Generator) -> Ints:

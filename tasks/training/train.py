@@ -8,42 +8,30 @@ folder is removed when the new version is registered: faces of people stay no lo
 import hashlib
 import json
 import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
-from infra import weights
-from infra.ray_cluster import connected, gpus
-from infra.registry import CHALLENGER, Registry
 from infra.settings import Settings
-from infra.tracking import Run, track
+from infra.tracking import Run
 from models import table
 from models.lora import SUFFIX
 from models.spec import ModelSpec, Role
-from tasks.install import Installed, ModelVersion, register
+from tasks.install import Installed, ModelVersion
 from tasks.recipe import version_for
+from tasks.training import run
 from tasks.training.collection import Labelled, find_faces, read_collection
 from tasks.training.holdout import split
 from tasks.training.options import TrainingOptions
-from tasks.training.worker import PROGRESS, STATE, Job, work
-
-FOLDER, TRACKING_RUN, WATCH_SECONDS = "training", "tracking_run", 1.0
-EXPERIMENT = "training"
-Progress = Callable[[int, int], None]
+from tasks.training.run import FOLDER, Progress
+from tasks.training.worker import Job, work
 
 
 class NotAdaptable(ValueError):
     """The backbone cannot be trained as it is asked for; the message says why."""
-
-
-class TrainingFailed(RuntimeError):
-    """A worker gave up; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -121,31 +109,8 @@ def fit(planned: Plan, job: Job, on_progress: Progress = lambda done, total: Non
     Raises:
         TrainingFailed: if a worker gives up, or there are not enough processors or GPUs for all workers.
     """
-    settings, workers = planned.settings, planned.options.workers
-    with connected(settings.ray_address or None, settings.cpu_count):
-        import ray.train.torch  # noqa: PLC0415 - takes seconds, and only a training needs it
-
-        devices = gpus() or int(ray.cluster_resources().get("CPU", 0))
-        if workers > devices:
-            raise TrainingFailed(
-                f"{workers} workers, but {devices} {'GPUs' if gpus() else 'processors'}: ask for fewer."
-            )
-        trainer = ray.train.torch.TorchTrainer(
-            partial(work, job),
-            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus() > 0),
-            run_config=ray.train.RunConfig(
-                name="ray",
-                storage_path=str(planned.folder),
-                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
-                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
-            ),
-        )
-        try:
-            with _watched(planned.folder / PROGRESS, job.steps, on_progress):
-                result = trainer.fit()
-        except ray.train.TrainingFailedError as error:
-            raise TrainingFailed(_why(error)) from error
-        return Path(result.checkpoint.path, STATE)
+    settings, folder = planned.settings, planned.folder
+    return run.fit(settings, folder, partial(work, job), planned.options.workers, job.steps, on_progress)
 
 
 def publish(planned: Plan, state_file: Path, tracking_run: str) -> Trained:
@@ -156,51 +121,22 @@ def publish(planned: Plan, state_file: Path, tracking_run: str) -> Trained:
     network = {key.removeprefix(prefix): value for key, value in state["objective"].items() if key.startswith(prefix)}
     spec.build(network)
     origin = {planned.backbone.reference: planned.backbone.digest, "labelled pictures": planned.labelled.digest}
-    settings.weights_folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(settings.weights_folder / ".lock"):
-        source = f"MLflow run {tracking_run}"
-        stored = weights.store(
-            settings.weights_folder, spec.name, network, licence=spec.licence, source=source, origin=origin
-        )
-        registry = Registry(settings.mlflow_uri)
-        installed = register(registry, spec, source, stored, converted=True)
-        registry.point(spec.name, CHALLENGER, installed.model.version)
+    installed = run.enter(settings, spec, network, origin, tracking_run)
     shutil.rmtree(planned.folder)
     return Trained(installed, tracking_run, state["history"][0], state["history"][-1])
 
 
-@contextmanager
-def tracked(planned: Plan) -> Iterator[Run]:
+def tracked(planned: Plan) -> AbstractContextManager[Run]:
     """Open the training's run in MLflow, the one of before if it was interrupted, and keep others from training the same.
 
     Raises:
         TrainingFailed: if another process is at this very training.
     """
-    planned.folder.mkdir(parents=True, exist_ok=True)
-    known = planned.folder / TRACKING_RUN
-    settings = planned.settings
-    try:
-        lock = FileLock(settings.home_folder / FOLDER / f"{planned.folder.name}.lock").acquire(timeout=0)
-    except Timeout:
-        raise TrainingFailed("this very training is at work in another process.") from None
-    with (
-        lock,
-        track(
-            settings.mlflow_uri,
-            settings.artifacts_folder,
-            EXPERIMENT,
-            f"{planned.spec.name} on {planned.labelled.images.name}",
-            {"model": planned.spec.name},
-            run_id=known.read_text(encoding="utf-8") if known.exists() else None,
-        ) as run,
-    ):
-        known.write_text(run.run_id, encoding="utf-8")
-        facts = {
-            "from": f"{planned.backbone.reference} {planned.backbone.contract}",
-            "pictures": planned.labelled.images,
-        }
-        run.params({**planned.options.model_dump(), **facts})
-        yield run
+    backbone, images = planned.backbone, planned.labelled.images
+    facts = {"from": f"{backbone.reference} {backbone.contract}", "pictures": images}
+    return run.tracked(
+        planned.settings, planned.folder, planned.spec.name, images.name, {**planned.options.model_dump(), **facts}
+    )
 
 
 def _made_of(backbone: ModelVersion, options: TrainingOptions) -> ModelSpec:
@@ -215,30 +151,3 @@ def _made_of(backbone: ModelVersion, options: TrainingOptions) -> ModelSpec:
         known = ", ".join(name.removesuffix(SUFFIX) for name in table.MODELS if name.endswith(SUFFIX))
         raise NotAdaptable(f"no adapters fit {backbone.name}; they fit {known}.")
     return table.MODELS[backbone.name + SUFFIX]
-
-
-def _why(error: Exception) -> str:
-    """The first worker's own words, without Ray's."""
-    failures = getattr(error, "worker_failures", {})
-    cause = next(iter(failures.values()), error)
-    cause = getattr(cause, "cause", None) or cause.__cause__ or cause
-    return f"{type(cause).__name__}: {cause} The same command goes on from the last checkpoint."
-
-
-@contextmanager
-def _watched(file: Path, total: int, on_progress: Progress) -> Iterator[None]:
-    """Report the steps that the first worker notes in a file, until the context is left."""
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(WATCH_SECONDS):
-            if file.exists() and (text := file.read_text(encoding="utf-8")):
-                on_progress(int(text), total)
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        over.set()
-        watcher.join()

@@ -4,32 +4,27 @@ Everything random in a step follows from seed, step and worker alone. So a train
 checkpoint takes the very steps that it would have taken.
 """
 
-import math
-import tempfile
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from time import monotonic
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from infra.ray_cluster import set_threads
 from infra.tracking import reopen
 from models.lora import Adapted
 from models.spec import ModelSpec
 from tasks.install import ModelVersion, load_network
 from tasks.training.collection import Faces
 from tasks.training.holdout import Split, verify
+from tasks.training.loop import MAX_GRADIENT, Diverged, Progress, loop, schedule
 from tasks.training.objective import Adaptation, Supervised
 from tasks.training.options import TrainingOptions
 
-STATE, PROGRESS = "state.pt", "step"
 CHECKPOINT_STEPS = 500  # beside the ends of epochs, which may be hours apart
-WARM_UP = 0.1  # share of the steps
 WEIGHT_DECAY = 1e-2
-MAX_GRADIENT = 5.0  # a larger norm is cut to this
 TOGETHER = 2  # faces of one person that follow each other, so that a loss that mines pairs finds some in every batch
 BATCH = 64  # of the forwards before the first step
 
@@ -59,36 +54,7 @@ class Job:
 
 def work(job: Job) -> None:
     """Train from the last checkpoint, or from the beginning if there is none. Ray Train runs this in every worker."""
-    import ray.train.torch  # noqa: PLC0415 - only workers need it
-
-    set_threads(job.threads)
-    context, device = ray.train.get_context(), ray.train.torch.get_device()
-    training = Training(job, context.get_world_rank(), context.get_world_size(), device)
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        training.begin()
-        training.judge()
-    else:
-        with checkpoint.as_directory() as folder:
-            training.resume(Path(folder, STATE))
-    model = ray.train.torch.prepare_model(
-        training.objective,
-        parallel_strategy_kwargs={"broadcast_buffers": False} if context.get_world_size() > 1 else None,
-    )
-    while training.step < job.steps:
-        training.take(model)
-        ends_epoch = training.step % job.steps_per_epoch == 0
-        if ends_epoch:
-            training.judge()
-        if ends_epoch or training.step % CHECKPOINT_STEPS == 0:
-            with tempfile.TemporaryDirectory() as folder:
-                saved = training.save(Path(folder, STATE))
-                kept = ray.train.Checkpoint.from_directory(folder) if saved else None
-                ray.train.report({"step": training.step}, checkpoint=kept)
-
-
-class Diverged(RuntimeError):
-    """The loss is not finite any more; the message says what to do."""
+    loop(partial(Training, job), job.threads)
 
 
 class Training:
@@ -99,7 +65,7 @@ class Training:
         assert job.spec.dimension is not None
         self.job, self.rank, self.workers, self.device = job, rank, workers, device
         self.crops, self.labels = job.faces.crops(), torch.from_numpy(job.split.labels)
-        self.step, self.sums, self.told = 0, dict[str, float](), 0.0
+        self.step, self.sums, self.progress = 0, dict[str, float](), Progress(job.folder, rank)
         self.history: list[dict[str, float]] = []  # verification before the first epoch and after each
         torch.manual_seed(job.options.seed)
         network = load_network(job.backbone)
@@ -113,14 +79,36 @@ class Training:
         trained = [value for value in self.objective.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=job.options.learning_rate, weight_decay=WEIGHT_DECAY)
 
+    @property
+    def _ends_epoch(self) -> bool:
+        return self.step % self.job.steps_per_epoch == 0
+
     def begin(self) -> None:
-        """Let the objective see every face once."""
+        """Let the objective see every face once, and judge it as it is."""
         rows = np.arange(len(self.labels))
         batches = (self._faces(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH))
         self.objective.begin(batches, torch.Generator().manual_seed(self.job.options.seed))
+        self.judge()
 
-    def take(self, model: nn.Module) -> None:
-        """Take the next step. `model` is the objective, or what joins it with those of the other workers."""
+    @property
+    def over(self) -> bool:
+        return self.step >= self.job.steps
+
+    @property
+    def pauses(self) -> bool:
+        return self._ends_epoch or self.step % CHECKPOINT_STEPS == 0
+
+    def join(self) -> None:
+        """Join the objective with those of the other workers."""
+        import ray.train.torch  # noqa: PLC0415 - only workers need it
+
+        self.model = ray.train.torch.prepare_model(
+            self.objective,
+            parallel_strategy_kwargs={"broadcast_buffers": False} if self.workers > 1 else None,
+        )
+
+    def take(self) -> None:
+        """Take the next step."""
         options = self.job.options
         seed = np.random.SeedSequence([options.seed, self.step, self.rank]).generate_state(1).item()
         torch.manual_seed(seed)
@@ -128,7 +116,7 @@ class Training:
         crops, labels = self._faces(self._drawn())
         mirrored = torch.rand(len(crops), generator=generator) < 0.5
         crops[mirrored] = crops[mirrored].flip(2)
-        terms = model(crops, labels, generator)
+        terms = self.model(crops, labels, generator)
         if not bool(terms["loss"].isfinite()):
             raise Diverged(
                 f"the loss is not finite after {self.step} steps: take a smaller --learning-rate than {options.learning_rate:g}"
@@ -142,10 +130,12 @@ class Training:
         self.step += 1
         for name, value in terms.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
-        self._tell()
+        self.progress.tell(self.step, last=self.over)
 
     def judge(self) -> None:
         """On the first worker: verify held-out people, and log that with the mean terms of the epoch. Begin a new epoch."""
+        if not self._ends_epoch:
+            return
         if self.rank == 0:
             network = self.objective.network.eval()
             metrics = verify(network, self.job.spec, self.crops, self.job.split, str(self.device))
@@ -181,19 +171,6 @@ class Training:
         order = drawn_order(self.job.split.labels, np.random.default_rng([self.job.options.seed, epoch]))
         size = self.job.options.batch_size
         return np.array_split(order[batch * size : (batch + 1) * size], self.workers)[self.rank]
-
-    def _tell(self) -> None:
-        """Let whoever watches know how many steps are taken, about every second."""
-        if self.rank == 0 and (monotonic() > self.told + 1 or self.step == self.job.steps):
-            (self.job.folder / PROGRESS).write_text(str(self.step), encoding="utf-8")
-            self.told = monotonic()
-
-
-def schedule(progress: float) -> float:
-    """Factor of the learning rate: up in a straight line, then down along half a cosine, for progress in 0..1."""
-    if progress < WARM_UP:
-        return progress / WARM_UP
-    return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))
 
 
 def drawn_order(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:

@@ -16,6 +16,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.schema import Attribute, Base, Content, Embedding, Face, Failure, Image, Restoration
 from infra.settings import Settings
 from infra.storage import Folder
+from tasks.embedding_decision import TAG, Decision, SizeDecision
 from tasks.job import Job
 from tasks.photo_faces import (
     BOXES,
@@ -25,8 +26,11 @@ from tasks.photo_faces import (
     LANDMARKS,
     PORTRAIT,
     QUALITY,
+    REPEATED,
     RESTORED,
+    RESTORED_EMBEDDING,
     RESTORED_FACES,
+    RESTORED_SHARPNESS,
     SCORES,
     PhotoFaces,
     estimate,
@@ -118,6 +122,7 @@ def found(key: str, faces: int, restored: tuple[int, ...] = (), fidelity: float 
         SCORES: some * 0.99,
         QUALITY: some * 0.7,
         quality_part("sharpness"): some * 0.123456,
+        quality_part("inter_eye_distance"): some * 20,
         PORTRAIT: crops,
         EMBEDDING: np.eye(128, dtype=np.float32)[:faces],
         **{
@@ -133,6 +138,9 @@ def found(key: str, faces: int, restored: tuple[int, ...] = (), fidelity: float 
             RESTORED: np.stack([portrait(384)] * len(restored)),
             FIDELITY: np.full(len(restored), fidelity, np.float32),
             IDENTITY_SIMILARITY: np.full(len(restored), 0.95, np.float32),
+            RESTORED_SHARPNESS: np.full(len(restored), 0.5, np.float32),
+            REPEATED: np.ones(len(restored), bool),
+            RESTORED_EMBEDDING: np.eye(128, dtype=np.float32)[::-1][: len(restored)],
         }
     return PhotoFaces(
         number, key, 10, content_id=number, sha256=sha256(key), format="JPEG", width=300, height=200, arrays=arrays
@@ -147,7 +155,11 @@ def test_a_photo_lands_with_its_faces_vectors_estimates_and_crops(place: Place) 
             "a.jpg": "done", "b.jpg": "done", "c.jpg": "pending",
         }  # fmt: skip
         vectors = list(session.scalars(select(Embedding.vector).order_by(Embedding.face_id)))
-    assert (first.keys, first.box, first.quality_parts) == (("a.jpg",), (1, 2, 30, 40), {"sharpness": 0.1235})
+    assert (first.keys, first.box, first.quality_parts) == (
+        ("a.jpg",),
+        (1, 2, 30, 40),
+        {"sharpness": 0.1235, "inter_eye_distance": 20},
+    )
     np.testing.assert_array_equal(vectors, np.eye(128, dtype=np.float32)[:2])
     (expression,) = [attribute for attribute in first.attributes if attribute.model == "mini-xception@1"]
     assert (expression.name, expression.label, expression.confidence) == ("expression", "happiness", pytest.approx(0.8))
@@ -168,6 +180,52 @@ def test_a_restored_face_that_is_rejected_is_kept_with_the_reason(place: Place) 
     assert "fidelity 22.0 dB" in face.restoration.reason
     picture = PillowImage.open(io.BytesIO(place.objects()[face.restoration.crop_key]))
     assert "Synthetic detail" in str(picture.info["Description"])
+
+
+def test_a_restored_face_is_kept_with_what_it_was_judged_by(place: Place) -> None:
+    place.record(found("a.jpg", 1, restored=(0,)))
+    with place.catalog.read() as session:
+        row = session.scalars(select(Restoration)).one()
+    assert (row.fidelity, row.sharpness, row.repeated_in_float32) == (30, 0.5, True)
+    assert (row.photo_sharpness, row.identity_similarity) == (pytest.approx(0.123456), pytest.approx(0.95))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "fidelity", "from_restored"),
+    [
+        ([], 30.0, False),  # nothing was decided
+        ([(0, 24, False)], 30.0, False),  # doing nothing won
+        ([(24, 48, True)], 30.0, False),  # it helps faces of other sizes
+        ([(12, 24, True)], 30.0, True),
+        ([(12, 24, True)], MIN_FIDELITY - 1, False),  # it helps, but this one was rejected
+    ],
+)
+def test_restored_pixels_are_embedded_only_where_that_was_measured_to_help_and_the_row_says_so(
+    place: Place, recipe: Recipe, sizes: list[tuple[float, float, bool]], fidelity: float, from_restored: bool
+) -> None:
+    assert recipe.restorer is not None
+    decided = [SizeDecision(low=low, high=high, embed=embed, reason="measured", faces=48) for low, high, embed in sizes]
+    decision = Decision(
+        embedder=recipe.embedder.contract, sizes=tuple(decided), evidence="run", decided_at=datetime.now(UTC)
+    )
+    tags = {f"{TAG}.{recipe.embedder.contract}": decision.model_dump_json()} if sizes else {}
+    deciding = replace(recipe, restorer=replace(recipe.restorer, tags=tags))
+    assert (deciding.digest != recipe.digest) == any(
+        embed for *_, embed in sizes
+    )  # or else nothing would be reprocessed
+    place.job = replace(place.job, recipe=deciding)
+    place.record(found("a.jpg", 1, restored=(0,), fidelity=fidelity))
+    with place.catalog.read() as session:
+        row = session.scalars(select(Embedding)).one()
+    expected = np.eye(128, dtype=np.float32)[-1 if from_restored else 0]
+    np.testing.assert_array_equal(row.vector, expected)
+    assert row.restorer_id == (place.job.contract.restorer_id if from_restored else None)
+    place.job = replace(place.job, recipe=recipe)  # the decision is taken back
+    place.record(found("a.jpg", 1, restored=(0,), fidelity=fidelity))
+    with place.catalog.read() as session:
+        row = session.scalars(select(Embedding)).one()
+    assert row.restorer_id is None
+    np.testing.assert_array_equal(row.vector, np.eye(128, dtype=np.float32)[0])
 
 
 def test_recording_twice_changes_nothing(place: Place) -> None:

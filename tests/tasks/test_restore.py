@@ -21,21 +21,26 @@ from tasks.assess import assess
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
-from tasks.install import load_network
+from tasks.install import ModelVersion, load_network
+from tasks.mark import LABEL, labelled, marked_png
 from tasks.photo_faces import (
     EMBEDDING,
     FIDELITY,
     IDENTITY_SIMILARITY,
+    REPEATED,
     RESTORED,
+    RESTORED_EMBEDDING,
     RESTORED_FACES,
+    RESTORED_SHARPNESS,
     TO_RESTORE,
     PhotoFaces,
     crop,
+    quality_part,
     restored_crop,
 )
 from tasks.recipe import Recipe, current_recipe
-from tasks.record import marked_png
-from tasks.restore import MIN_FIDELITY, Restore, fidelity, judge, restored_pixels
+from tasks.restore import MIN_FIDELITY, Restore, fidelity, judge
+from tasks.restorer import Restorer
 from tests.portraits import Pixels, jpeg, landscape, mirrored, portrait
 
 LIMITS = DecodeLimits(max_bytes=10**7, max_megapixels=10)
@@ -145,6 +150,8 @@ def test_restored_face_is_four_times_as_large_sharper_and_true_to_the_photo(
 
     assert sharpness(pixels[0].astype(float)) > 1.2 * sharpness(np.asarray(enlarged, float))
     assert restored.arrays[FIDELITY][0] > MIN_FIDELITY
+    assert restored.arrays[RESTORED_SHARPNESS][0] > 1.2 * small.arrays[quality_part("sharpness")][0]
+    assert not restored.arrays[REPEATED].any()
 
 
 def test_embedding_is_that_of_the_photographed_face_whether_or_not_it_was_restored(
@@ -154,6 +161,8 @@ def test_embedding_is_that_of_the_photographed_face_whether_or_not_it_was_restor
     ((plain,), (judged,)) = embed([small]), embed([restored])
     np.testing.assert_allclose(judged.arrays[EMBEDDING], plain.arrays[EMBEDDING], atol=1e-5)
     assert 0.9 < judged.arrays[IDENTITY_SIMILARITY][0] < 0.9999  # the same person, other pixels
+    similarity = judged.arrays[RESTORED_EMBEDDING][0] @ judged.arrays[EMBEDDING][0]
+    assert similarity == pytest.approx(judged.arrays[IDENTITY_SIMILARITY][0], abs=1e-5)
 
 
 def test_restoring_does_not_depend_on_the_neighbours_in_the_batch(
@@ -185,9 +194,9 @@ def test_an_output_that_is_not_finite_is_a_failure_and_never_passed_off_as_resto
     restorer: Restore, small: PhotoFaces, detect: Detect, recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (other,) = prepared(detect, recipe, portrait(180))
-    assert restorer.spec.preprocess is not None
-    bad = restorer.spec.preprocess(torch.tensor(small.arrays[TO_RESTORE]))
-    monkeypatch.setattr(restorer, "network", Poisoned(restorer.network, bad))
+    assert restorer.restorer.spec.preprocess is not None
+    bad = restorer.restorer.spec.preprocess(torch.tensor(small.arrays[TO_RESTORE]))
+    monkeypatch.setattr(restorer.restorer, "network", Poisoned(restorer.restorer.network, bad))
     good, failed = restorer([replace(other, image_id=1), replace(small, image_id=2)])
     assert good.failure is None
     assert RESTORED in good.arrays
@@ -195,8 +204,47 @@ def test_an_output_that_is_not_finite_is_a_failure_and_never_passed_off_as_resto
     assert (failed.failure.stage, failed.failure.retryable) == ("restore", True)
     assert "real-esrgan-x4plus gave values that are not finite" in failed.failure.message
     assert failed.arrays == {}
-    with pytest.raises(FloatingPointError):
-        restored_pixels(restorer.network, restorer.spec, torch.tensor(small.arrays[TO_RESTORE]))
+
+
+class Bright(torch.nn.Module):
+    """A network whose inner values fit into float32 and, for bright faces, not into half precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = (torch.nn.Conv2d(3, 3, 1, bias=False) for _ in range(2))
+        for layer, factor in ((self.up, 1.5e5), (self.down, 1 / 1.5e5)):
+            layer.weight.data = torch.eye(3)[:, :, None, None] * factor
+        self.requires_grad_(False)
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return self.down(self.up(faces))
+
+
+def test_a_face_that_overflows_half_precision_is_repeated_in_float32_and_says_so(restorer: Restore) -> None:
+    version = restorer.restorer.version
+    stub = Restorer.__new__(Restorer)
+    vars(stub).update(vars(restorer.restorer), spec=replace(version.spec, scale=1), network=Bright(), half=True)
+    crops = torch.full((6, 96, 96, 3), 20, dtype=torch.uint8)
+    crops[4] = 250
+    restored = stub(crops, torch.zeros(6, 5, 2))
+    assert restored.repeated.tolist() == [False, False, False, False, True, False]
+    assert (restored.pixels.int() - crops.int()).abs().max() <= 1
+    stub.half = False
+    assert not stub(crops, torch.zeros(6, 5, 2)).repeated.any()
+
+
+def test_a_grey_face_stays_grey_and_no_faces_are_none(restorer: Restore, small: PhotoFaces) -> None:
+    crops = torch.tensor(small.arrays[TO_RESTORE])
+    grey = crops.float().mean(dim=3, keepdim=True).byte().expand(-1, -1, -1, 3)
+    pixels = restorer.restorer(grey, torch.zeros(1, 5, 2)).pixels
+    assert torch.equal(pixels, pixels[..., :1].expand_as(pixels))
+    assert pixels.float().std() > 20
+    assert restorer.restorer(crops[:0], torch.zeros(0, 5, 2)).pixels.shape == (0, 384, 384, 3)
+
+
+def test_an_all_black_crop_and_one_of_noise_come_back_finite(restorer: Restore) -> None:
+    black = torch.zeros(1, 96, 96, 3, dtype=torch.uint8)
+    assert restorer.restorer(black, torch.zeros(1, 5, 2)).pixels.max() < 30
 
 
 # --- how it is judged
@@ -232,21 +280,39 @@ def test_fidelity_judges_each_face_alone() -> None:
 
 
 def test_judgement_gives_the_reason_with_its_numbers() -> None:
-    assert judge(MIN_FIDELITY, 0.93, 0.93) == ""
-    assert judge(30.0, 0.99, 0.93) == ""
-    assert judge(20.04, 0.99, 0.93).startswith("fidelity 20.0 dB is under 23")
-    assert judge(30.0, 0.5, 0.93).startswith("identity similarity 0.50 is under 0.93")
-    assert judge(30.0, 0.99, None).startswith("identity not judged")
-    assert "fidelity" in judge(10.0, 0.1, 0.93)  # the first reason is enough
+    assert judge(MIN_FIDELITY, 0.2, 0.3, 0.93, 0.93) == ""
+    assert judge(30.0, 0.2, 0.3, 0.99, 0.93) == ""
+    assert judge(20.04, 0.2, 0.3, 0.99, 0.93).startswith("fidelity 20.0 dB is under 23")
+    assert judge(30.0, 0.2, 0.3, 0.5, 0.93).startswith("identity similarity 0.50 is under 0.93")
+    assert judge(30.0, 0.3, 0.3, 0.99, 0.93).startswith("sharpness 0.30 is not above the photo's 0.30")
+    assert judge(30.0, 0.2, 0.3, 0.99, None).startswith("identity not judged")
+    assert "fidelity" in judge(10.0, 0.3, 0.2, 0.1, 0.93)  # the first reason is enough
 
 
-def test_a_restored_picture_says_in_itself_that_it_is_invented(restored: PhotoFaces) -> None:
+def test_a_restored_picture_says_in_itself_that_it_is_invented(restored: PhotoFaces, restorer: Restore) -> None:
     pixels = restored.arrays[RESTORED][0]
-    picture = PillowImage.open(io.BytesIO(marked_png(pixels, "real-esrgan-x4plus 1")))
+    picture = PillowImage.open(io.BytesIO(marked_png(pixels, restorer.restorer.version)))
     assert picture.format == "PNG"
-    np.testing.assert_array_equal(np.asarray(picture), pixels)
+    shown = np.asarray(picture)
+    np.testing.assert_array_equal(shown[:350], pixels[:350])  # above the label nothing changes
+    np.testing.assert_array_equal(shown[:, 200:], pixels[:, 200:])
+    band = shown[362:380, 4:120].astype(int)
+    assert band.min() < 60  # dark ground
+    assert (band.min(axis=2) > 200).mean() > 0.05  # white letters
     assert "Synthetic detail: invented by real-esrgan-x4plus 1, not photographed." in str(picture.info["Description"])
     assert picture.info["Software"] == "Visage, real-esrgan-x4plus 1"
+    xmp = picture.getxmp()["xmpmeta"]["RDF"]["Description"]
+    assert (xmp["Model"], xmp["Version"]) == ("real-esrgan-x4plus", "1")
+    assert xmp["DigitalSourceType"].endswith("compositeWithTrainedAlgorithmicMedia")
+
+
+@pytest.mark.parametrize("side", [64, 128, 512, 1500])
+def test_the_label_fits_into_every_size(side: int) -> None:
+    white = np.full((side, side, 3), 255, np.uint8)
+    changed = np.flatnonzero((labelled(white) != white).any(axis=(0, 2)))
+    assert len(changed)
+    assert changed.max() < side
+    assert LABEL == "synthetic detail"
 
 
 def test_weights_are_the_released_ones(recipe: Recipe) -> None:
@@ -255,12 +321,11 @@ def test_weights_are_the_released_ones(recipe: Recipe) -> None:
 
 
 def test_preprocess_is_undone(restorer: Restore) -> None:
-    class Identity(torch.nn.Module):
-        def forward(self, faces: Tensor) -> Tensor:
-            return faces
-
-    assert restorer.spec.preprocess is not None
-    odd = Preprocess(restorer.spec.preprocess.template, restorer.spec.preprocess.color, (10.0, 20.0, 30.0), (50.0,) * 3)
+    version: ModelVersion = restorer.restorer.version
+    assert version.spec.preprocess is not None
+    odd = Preprocess(version.spec.preprocess.template, version.spec.preprocess.color, (10.0, 20.0, 30.0), (50.0,) * 3)
     pixels = torch.arange(2 * 96 * 96 * 3).remainder(256).byte().reshape(2, 96, 96, 3)
-    out = restored_pixels(Identity(), replace(restorer.spec, preprocess=odd, scale=1), pixels)
-    assert torch.equal(out, pixels)
+    stub = Restorer.__new__(Restorer)
+    facts = {"spec": replace(version.spec, preprocess=odd, scale=1), "network": torch.nn.Identity()}
+    vars(stub).update({**vars(restorer.restorer), **facts})
+    assert torch.equal(stub(pixels, torch.zeros(2, 5, 2)).pixels, pixels)

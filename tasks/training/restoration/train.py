@@ -1,0 +1,144 @@
+"""A training from pictures of people to a restorer: find faces, keep some people for judging, train both stages, register."""
+
+import hashlib
+import json
+import shutil
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from infra.settings import Settings
+from infra.tracking import Run
+from models import table
+from models.restoration.st_lpips import ST_LPIPS
+from models.spec import ModelSpec, Role
+from models.template import LandmarkTemplate
+from tasks.install import Installed, ModelVersion
+from tasks.recipe import version_for
+from tasks.training import run
+from tasks.training.collection import Labelled, find_faces, read_collection
+from tasks.training.holdout import TooFewPeople, by_person, in_order_of_chance
+from tasks.training.restoration.options import RestorationOptions
+from tasks.training.restoration.worker import Job, work
+from tasks.training.run import FOLDER, Progress
+
+MIN_HELD = 4  # faces
+
+
+class UnfitRecogniser(ValueError):
+    """The recognition model cannot judge crops of a restorer."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training that can begin."""
+
+    settings: Settings
+    options: RestorationOptions
+    labelled: Labelled
+    detector: ModelVersion
+    perceptual: ModelVersion | None
+    recogniser: ModelVersion
+    spec: ModelSpec
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A new version of a restorer, and how it was judged, from the first judgement to the last."""
+
+    installed: Installed
+    tracking_run: str
+    history: list[dict[str, float]]
+
+
+def plan(settings: Settings, images: Path, labels: Path | None, options: RestorationOptions) -> Plan:
+    """Find the models, read who is on which picture, and name the training by all that decides its result.
+
+    Raises:
+        UnknownModel, NotInstalled, WrongRole, UnfitRecogniser: if a model that judges cannot be had.
+        UnusableLabels: if it is not clear who is on which picture.
+    """
+    recogniser = version_for(Role.EMBED, options.recogniser, settings)
+    if recogniser.spec.preprocess is None or not isinstance(recogniser.spec.preprocess.template, LandmarkTemplate):
+        raise UnfitRecogniser(f"{recogniser.name} does not see faces by their landmarks: --recogniser names another.")
+    perceptual = version_for(Role.COMPARE, ST_LPIPS.name, settings) if options.perceptual else None
+    detector = version_for(Role.DETECT, settings.detect_model, settings)
+    labelled = read_collection(images, labels)
+    judges = [version.contract for version in (detector, recogniser, perceptual) if version is not None]
+    facts = ["restoration", options.model_dump(mode="json"), labelled.digest, judges]
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    folder = settings.home_folder / FOLDER / name
+    return Plan(settings, options, labelled, detector, perceptual, recogniser, table.spec(options.model), folder)
+
+
+def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda done, total: None) -> Job:
+    """Find the faces and decide whose are kept for judging.
+
+    Raises:
+        ImagesMissing: naming the first pictures that are not there.
+        TooFewPeople: if the collection is too small.
+    """
+    settings, options = planned.settings, planned.options
+    assert planned.spec.preprocess is not None
+    template = planned.spec.preprocess.template
+    faces = find_faces(settings, planned.detector, template, planned.labelled, planned.folder / "faces", on_progress)
+    rows = by_person(faces.identities)
+    people = in_order_of_chance(rows)
+    kept = people[: max(1, round(options.holdout * len(people)))]
+    held = [row for name in kept for row in rows[name]]
+    trained = [row for name in people[len(kept) :] for row in rows[name]]
+    if len(held) < MIN_HELD or len(trained) < options.batch_size:
+        raise TooFewPeople(
+            f"{len(people)} people with {len(faces)} faces: {len(held)} faces are kept for judging and {len(trained)} are left "
+            f"to train on; at least {MIN_HELD} and {options.batch_size} are needed. Give more pictures, or change --holdout."
+        )
+    return Job(
+        options=options,
+        spec=planned.spec,
+        perceptual=planned.perceptual,
+        recogniser=planned.recogniser,
+        faces=faces,
+        rows=np.array(trained, np.int64),
+        held=np.array(held, np.int64),
+        folder=planned.folder,
+        tracking_uri=settings.mlflow_uri,
+        tracking_run=tracking_run,
+        threads=max(1, settings.cpu_count // options.workers),
+    )
+
+
+def fit(planned: Plan, job: Job, on_progress: Progress = lambda done, total: None) -> Path:
+    """Train with Ray, from the last checkpoint if there is one; returns the file of the last state.
+
+    Raises:
+        TrainingFailed: if a worker gives up, or there are not enough processors or GPUs for all workers.
+    """
+    settings, folder = planned.settings, planned.folder
+    return run.fit(settings, folder, partial(work, job), planned.options.workers, job.steps, on_progress)
+
+
+def publish(planned: Plan, state_file: Path, tracking_run: str) -> Trained:
+    """Make the trained weights a version of the model and its challenger; the champion too where there is none yet."""
+    state = torch.load(state_file, map_location="cpu", weights_only=True)
+    prefix = "network."
+    network = {key.removeprefix(prefix): value for key, value in state["objective"].items() if key.startswith(prefix)}
+    origin = {"labelled pictures": planned.labelled.digest, planned.recogniser.reference: planned.recogniser.digest}
+    installed = run.enter(planned.settings, planned.spec, network, origin, tracking_run)
+    shutil.rmtree(planned.folder)
+    return Trained(installed, tracking_run, state["history"])
+
+
+def tracked(planned: Plan) -> AbstractContextManager[Run]:
+    """Open the training's run in MLflow, the one of before if it was interrupted, and keep others from training the same.
+
+    Raises:
+        TrainingFailed: if another process is at this very training.
+    """
+    images = planned.labelled.images
+    facts = {**planned.options.model_dump(mode="json"), "pictures": images, "judge": planned.recogniser.reference}
+    return run.tracked(planned.settings, planned.folder, planned.spec.name, images.name, facts)

@@ -1,0 +1,137 @@
+"""What every training needs, whatever is trained: a run in MLflow that outlives a crash, Ray, and a place for the result.
+
+A training has a folder of its own under the home folder, named by everything that decides its result. Whoever starts the same
+training again after a crash goes on with it.
+"""
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+from infra import weights
+from infra.ray_cluster import connected, gpus
+from infra.registry import CHALLENGER, Registry
+from infra.settings import Settings
+from infra.tracking import Run, track
+from models.spec import ModelSpec
+from tasks.install import Installed, register
+from tasks.training.loop import PROGRESS, STATE
+
+FOLDER, TRACKING_RUN, WATCH_SECONDS = "training", "tracking_run", 1.0
+EXPERIMENT = "training"
+Progress = Callable[[int, int], None]
+
+
+class TrainingFailed(RuntimeError):
+    """A worker gave up; the message says why, and what to do."""
+
+
+def fit(
+    settings: Settings, folder: Path, work: Callable[[], None], workers: int, steps: int, on_progress: Progress
+) -> Path:
+    """Let Ray run `work` in every worker, from the last checkpoint if there is one; returns the file of the last state.
+
+    Raises:
+        TrainingFailed: if a worker gives up, or there are not enough processors or GPUs for all workers.
+    """
+    with connected(settings.ray_address or None, settings.cpu_count):
+        import ray.train.torch  # noqa: PLC0415 - takes seconds, and only a training needs it
+
+        devices = gpus() or int(ray.cluster_resources().get("CPU", 0))
+        if workers > devices:
+            raise TrainingFailed(
+                f"{workers} workers, but {devices} {'GPUs' if gpus() else 'processors'}: ask for fewer."
+            )
+        trainer = ray.train.torch.TorchTrainer(
+            work,
+            scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus() > 0),
+            run_config=ray.train.RunConfig(
+                name="ray",
+                storage_path=str(folder),
+                checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+                logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+            ),
+        )
+        try:
+            with _watched(folder / PROGRESS, steps, on_progress):
+                result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise TrainingFailed(_why(error)) from error
+        return Path(result.checkpoint.path, STATE)
+
+
+def enter(
+    settings: Settings, spec: ModelSpec, network: Mapping[str, Tensor], origin: Mapping[str, str], tracking_run: str
+) -> Installed:
+    """Make trained weights a version of their model and its challenger; the champion too where there is none yet."""
+    spec.build(network)
+    settings.weights_folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(settings.weights_folder / ".lock"):
+        source = f"MLflow run {tracking_run}"
+        stored = weights.store(
+            settings.weights_folder, spec.name, network, licence=spec.licence, source=source, origin=origin
+        )
+        registry = Registry(settings.mlflow_uri)
+        installed = register(registry, spec, source, stored, converted=True)
+        registry.point(spec.name, CHALLENGER, installed.model.version)
+    return installed
+
+
+@contextmanager
+def tracked(settings: Settings, folder: Path, model: str, pictures: str, facts: Mapping[str, object]) -> Iterator[Run]:
+    """Open the training's run in MLflow, the one of before if it was interrupted, and keep others from training the same.
+
+    Raises:
+        TrainingFailed: if another process is at this very training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = folder / TRACKING_RUN
+    try:
+        lock = FileLock(settings.home_folder / FOLDER / f"{folder.name}.lock").acquire(timeout=0)
+    except Timeout:
+        raise TrainingFailed("this very training is at work in another process.") from None
+    with (
+        lock,
+        track(
+            settings.mlflow_uri,
+            settings.artifacts_folder,
+            EXPERIMENT,
+            f"{model} on {pictures}",
+            {"model": model},
+            run_id=known.read_text(encoding="utf-8") if known.exists() else None,
+        ) as run,
+    ):
+        known.write_text(run.run_id, encoding="utf-8")
+        run.params(facts)
+        yield run
+
+
+def _why(error: Exception) -> str:
+    """The first worker's own words, without Ray's."""
+    failures = getattr(error, "worker_failures", {})
+    cause = next(iter(failures.values()), error)
+    cause = getattr(cause, "cause", None) or cause.__cause__ or cause
+    return f"{type(cause).__name__}: {cause} The same command goes on from the last checkpoint."
+
+
+@contextmanager
+def _watched(file: Path, total: int, on_progress: Progress) -> Iterator[None]:
+    """Report the steps that the first worker notes in a file, until the context is left."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(WATCH_SECONDS):
+            if file.exists() and (text := file.read_text(encoding="utf-8")):
+                on_progress(int(text), total)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join()
