@@ -78,7 +78,7 @@ def _positions(transform: Tensor, size: int, box: tuple[int, int, int, int]) -> 
     inverse = torch.linalg.inv(transform[:, :2])
     x, y = torch.arange(x1, x2).double() - transform[0, 2], torch.arange(y1, y2).double() - transform[1, 2]
     u, v = ((inverse[i, 0] * x)[None, :] + (inverse[i, 1] * y)[:, None] for i in (0, 1))
-    return tuple(((2 * place + 1) / size - 1).float() for place in (u, v))  # type: ignore[return-value]
+    return ((2 * u + 1) / size - 1).float(), ((2 * v + 1) / size - 1).float()
 
 
 def _sampled(face: Tensor, u: Tensor, v: Tensor, pixels: float) -> Tensor:

@@ -153,7 +153,9 @@ class PhotoRestorer:
             return replace(report, reason=_why_left(quality, eyes, sharp))
         row = int(rows[0])
         measured = Measured(
-            *(float(arrays[name][row]) for name in (FIDELITY, IDENTITY_SIMILARITY, RESTORED_SHARPNESS)),
+            fidelity=float(arrays[FIDELITY][row]),
+            identity_similarity=float(arrays[IDENTITY_SIMILARITY][row]),
+            sharpness=float(arrays[RESTORED_SHARPNESS][row]),
             repeated_in_float32=bool(arrays[REPEATED][row]),
         )
         reason = judge(
