@@ -76,6 +76,7 @@ class Training:
         else:
             objective = Adaptation(Adapted(network, job.options.lora), *facts)
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model: nn.Module = self.objective
         trained = [value for value in self.objective.parameters() if value.requires_grad]
         self.optimizer = torch.optim.AdamW(trained, lr=job.options.learning_rate, weight_decay=WEIGHT_DECAY)
 

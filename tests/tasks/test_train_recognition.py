@@ -22,10 +22,12 @@ from models.losses import LOSSES
 from tasks.install import champion, find_version, load_network
 from tasks.training.collection import UnusableLabels, find_faces, read_collection
 from tasks.training.holdout import TooFewPeople, split
+from tasks.training.loop import STATE, Diverged, schedule
 from tasks.training.objective import drawn_sides
 from tasks.training.options import TrainingOptions
-from tasks.training.train import FOLDER, NotAdaptable, TrainingFailed, plan, prepare, tracked
-from tasks.training.worker import STATE, TOGETHER, Diverged, Training, drawn_order, schedule
+from tasks.training.run import FOLDER, TrainingFailed
+from tasks.training.train import NotAdaptable, plan, prepare, tracked
+from tasks.training.worker import TOGETHER, Training, drawn_order
 from tests.portraits import jpeg, landscape, portrait
 from tests.tasks.training_program import (
     PEOPLE,
@@ -114,7 +116,7 @@ def test_every_loss_trains_whole_networks_and_adapters(settings: Settings, loss:
     training = alone(settings, TINY.model_copy(update={"loss": loss, "lora": rank}))
     before = {key: value.clone() for key, value in training.objective.network.state_dict().items()}
     for _ in range(training.job.steps_per_epoch):
-        training.take(training.objective)
+        training.take()
     assert training.sums["loss"] > 0
     after = training.objective.network.state_dict()
     moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
@@ -130,12 +132,12 @@ def test_training_that_goes_on_from_a_checkpoint_takes_the_very_steps(
     whole, broken = alone(settings, options), alone(settings, options)
     for training, steps in ((whole, 7), (broken, 4)):
         for _ in range(steps):
-            training.take(training.objective)
+            training.take()
     assert broken.save(tmp_path / STATE)
     resumed = Training(broken.job, 0, 1, torch.device("cpu"))
     resumed.resume(tmp_path / STATE)
     for _ in range(3):
-        resumed.take(resumed.objective)
+        resumed.take()
     expected = whole.objective.state_dict()
     assert all(torch.equal(value, expected[key]) for key, value in resumed.objective.state_dict().items())
 
@@ -190,7 +192,7 @@ def test_loss_that_is_not_finite_ends_a_training(settings: Settings) -> None:
     with torch.no_grad():
         next(iter(training.objective.network.parameters())).fill_(torch.inf)
     with pytest.raises(Diverged, match=r"not finite after 0 steps: take a smaller --learning-rate than 1"):
-        training.take(training.objective)
+        training.take()
 
 
 @pytest.mark.long
