@@ -23,7 +23,7 @@ class Diverged(RuntimeError):
 class Training(Protocol):
     """The state of a training in one worker: `step` steps are taken, and it is `over` after the last one.
 
-    After a step at which it `pauses` it is judged and saved. `save`, on the first worker, writes all that the next steps depend
+    It is judged before the first step; after a step at which it `pauses` it is judged and saved. `save`, on the first worker, writes all that the next steps depend
     on, and tells whether it did.
     """
 
@@ -54,6 +54,7 @@ def loop(build: Callable[[int, int, torch.device], Training], threads: int) -> N
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
         training.begin()
+        training.judge()
     else:
         with checkpoint.as_directory() as folder:
             training.resume(Path(folder, STATE))

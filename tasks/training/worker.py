@@ -85,11 +85,10 @@ class Training:
         return self.step % self.job.steps_per_epoch == 0
 
     def begin(self) -> None:
-        """Let the objective see every face once, and judge it as it is."""
+        """Let the objective see every face once."""
         rows = np.arange(len(self.labels))
         batches = (self._faces(rows[start : start + BATCH]) for start in range(0, len(rows), BATCH))
         self.objective.begin(batches, torch.Generator().manual_seed(self.job.options.seed))
-        self.judge()
 
     @property
     def over(self) -> bool:
