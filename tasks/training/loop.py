@@ -23,8 +23,8 @@ class Diverged(RuntimeError):
 class Training(Protocol):
     """The state of a training in one worker: `step` steps are taken, and it is `over` after the last one.
 
-    It is judged before the first step; after a step at which it `pauses` it is judged and saved. `save`, on the first worker, writes all that the next steps depend
-    on, and tells whether it did.
+    It is judged before the first step; after a step at which it `pauses` it is judged and saved. `save`, on the first worker,
+    writes all that the next steps depend on, and tells whether it did.
     """
 
     @property
