@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from infra.allocator import keep_freed_memory
 from infra.catalog.database import Catalog
 from infra.catalog.images import Work, claimed_by, count_pending, pending, pending_pages
 from infra.patience import patient
@@ -114,6 +115,7 @@ def _pages(catalog: Catalog, job: Job, size: int) -> list[Page]:
 
 
 def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
+    keep_freed_memory()
     set_time_limit(job.settings.item_seconds)
     stages = [build() for _, build in face_stages(job)]
     with closing(Prepare(job)) as prepare:
@@ -202,6 +204,7 @@ class _PrepareActor:
 
     def __init__(self, job: Job) -> None:
         set_threads(1)
+        keep_freed_memory()
         set_time_limit(job.settings.item_seconds)
         self.prepare = Prepare(job)
 
@@ -219,6 +222,7 @@ class _StageActor:
 
     def __init__(self, build: Callable[[], Stage], seconds: float) -> None:
         set_threads(1)
+        keep_freed_memory()
         set_time_limit(seconds)
         self.stage = build()
 

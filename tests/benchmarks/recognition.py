@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from infra.allocator import keep_freed_memory
 from models.table import MODELS
 from tasks.embed import embed
 from tasks.timing import one_thread
@@ -49,6 +50,7 @@ def measure(name: str) -> dict[str, Any]:
         "forwards": 1 + spec.mirror,
         "weights_bytes": sum(value.nbytes for value in network.state_dict().values()),
     }
+    keep_freed_memory()  # as every job does
     with one_thread(), torch.inference_mode():
         found["peak_bytes"] = peak_bytes(lambda: embed(network, spec, crops, "cpu"))
         for count in BATCHES:
