@@ -14,6 +14,7 @@ import typer
 
 from flows.cli import (
     attributes,
+    bench,
     catalog,
     collections,
     database,
@@ -61,6 +62,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     catalog.identities,
     attributes.opinions,
     serve.serve,
+    bench.bench,
     upkeep.doctor,
     upkeep.down,
 )

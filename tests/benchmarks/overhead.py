@@ -1,6 +1,5 @@
 """How much the whole job costs beyond its models: both engines against the bare sum of the model forwards."""
 
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -10,10 +9,8 @@ import torch
 from flows.night import discover_images, night
 from infra.settings import Settings
 from tasks.job import Job
-from tasks.pipeline import face_stages
-from tasks.prepare import Prepare
+from tasks.limits import Forward, forwards, loading_seconds, processed
 from tests.benchmarks import photo_sets
-from tests.benchmarks.forwards import Forward, forwards, processed
 from tests.benchmarks.progress import say
 from tests.benchmarks.table import Row, seconds, shares
 from tests.benchmarks.workplace import COLLECTION, Ran, make_home, run, workplace
@@ -44,7 +41,7 @@ def against_models(folder: Path, name: str, photos: Path, rounds: int, changes: 
     jobs: list[dict[str, Any]] = []
     for number in range(1, rounds + 1):
         ran = run(make_home(folder, f"{name} {number}", photos, engine="inline", **changes))
-        loading = seconds_of_loading(job)
+        loading = loading_seconds(job)
         models = {f.name: f.seconds(f.inputs, f.batch) for f in bare}
         total = ran.seconds - loading
         jobs.append(
@@ -79,15 +76,6 @@ def prepare_forwards(settings: Settings, photos: Path) -> tuple[list[Forward], J
         found = processed(state.catalog, state.job)
     files = [path.read_bytes() for path in sorted(photos.iterdir())]
     return forwards(state.job, files, found), state.job
-
-
-def seconds_of_loading(job: Job) -> float:
-    """Build every stage as a job in this process does before its first photograph."""
-    start = time.perf_counter()
-    Prepare(job)
-    for _, build in face_stages(job):
-        build()
-    return time.perf_counter() - start
 
 
 def parts(ran: Ran, loading: float) -> dict[str, float]:

@@ -31,10 +31,11 @@ from tasks.embed import embed
 from tasks.evaluation import read_images
 from tasks.install import load_network
 from tasks.job import Job
+from tasks.limits import decoding_seconds, loading_seconds
 from tasks.photo_faces import PhotoFaces, crop
 from tasks.verification import evaluate, pair_similarities, read_pairs
 from tests.benchmarks import photo_sets
-from tests.benchmarks.overhead import prepare_forwards, seconds_of_loading
+from tests.benchmarks.overhead import prepare_forwards
 from tests.benchmarks.progress import say
 from tests.benchmarks.table import Row, seconds
 from tests.benchmarks.workplace import make_home, run, workplace
@@ -70,13 +71,13 @@ def compare(folder: Path, home: str, photos: Path) -> dict[str, dict[str, float]
     settings = make_home(folder, f"{home} warm", photos, **ONLY_FACES)
     bare, job = prepare_forwards(settings, photos)
     ran = run(make_home(folder, home, photos, **ONLY_FACES))
-    count = ran.state.tally.images
+    count, files = ran.state.tally.images, [path.read_bytes() for path in sorted(photos.iterdir())]
     limit = sum(forward.seconds(forward.inputs, forward.batch) for forward in bare)
     found = {
-        "visage": {"seconds": ran.seconds - seconds_of_loading(job), "photos": count, "faces": ran.state.tally.faces},
+        "visage": {"seconds": ran.seconds - loading_seconds(job), "photos": count, "faces": ran.state.tally.faces},
         "loop": plain_loop(job, photos),
         "models": {"seconds": limit, "photos": count},
-        "decoding": {"seconds": decoding(job, photos), "photos": count},
+        "decoding": {"seconds": decoding_seconds(files, job.settings.detect_long_side), "photos": count},
     }
     for tool in ("hog", "cnn", "mtcnn") if os.environ.get(VARIABLE) else ():
         with some(photos, SLOW.get(tool, count)) as chosen:
@@ -107,15 +108,6 @@ def plain_loop(job: Job, photos: Path) -> dict[str, float]:
         if found.face_count:
             faces += len(embed(network, spec, found.arrays[crop(template)], "cpu"))
     return {"seconds": time.perf_counter() - start, "photos": len(list(photos.iterdir())), "faces": faces}
-
-
-def decoding(job: Job, photos: Path) -> float:
-    """Seconds for decoding alone, as large as detection needs."""
-    files = [path.read_bytes() for path in sorted(photos.iterdir())]
-    start = time.perf_counter()
-    for data in files:
-        decode(data, long_side=job.settings.detect_long_side)
-    return time.perf_counter() - start
 
 
 def peer(tool: str, photos: Path) -> Iterator[dict[str, Any]]:

@@ -1,7 +1,8 @@
-"""The bare sum: what a job's models alone cost on its photographs, inputs prepared beforehand, at their best batch size."""
+"""The limit of a job on this machine: decoding alone, and each model's forwards alone at their best batch size."""
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, cast
@@ -64,13 +65,31 @@ def forwards(job: Job, files: Sequence[bytes], photos: Sequence[PhotoFaces]) -> 
     return found
 
 
+def decoding_seconds(files: Sequence[bytes], long_side: int) -> float:
+    """Decode files as large as detection needs them, one after the other."""
+    start = time.perf_counter()
+    for data in files:
+        decode(data, long_side=long_side)
+    return time.perf_counter() - start
+
+
+def loading_seconds(job: Job) -> float:
+    """Build every stage as a job in this process does before its first photograph."""
+    start = time.perf_counter()
+    Prepare(job).close()
+    for _, build in face_stages(job):
+        build()
+    return time.perf_counter() - start
+
+
 def processed(catalog: Catalog, job: Job) -> list[PhotoFaces]:
     """Take all pending images of a job through its stages, and keep everything instead of recording it."""
     with catalog.read() as session:
         pages = pending_pages(session, job.collection_id, job.run_id, PAGE)
-    prepare, stages = Prepare(job), [build() for _, build in face_stages(job)]
-    groups = (photos for page in pages for photos in prepare(page))
-    return [photo for photos in groups for photo in reduce(lambda batch, stage: stage(batch), stages, photos)]
+    stages = [build() for _, build in face_stages(job)]
+    with closing(Prepare(job)) as prepare:
+        groups = (photos for page in pages for photos in prepare(page))
+        return [photo for photos in groups for photo in reduce(lambda batch, stage: stage(batch), stages, photos)]
 
 
 def _on_crops(

@@ -1,0 +1,148 @@
+"""How fast this machine goes through some photographs, and how fast it could at best."""
+
+import os
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from flows import night as steps
+from flows.night import Night, night
+from infra.catalog import collections
+from infra.catalog.database import Catalog
+from infra.settings import Settings
+from infra.storage.base import LITTER
+from tasks.limits import decoding_seconds, forwards, loading_seconds, processed
+from tasks.timing import processor
+
+COLLECTION = "bench"
+REST = "record and rest"
+
+
+class NoPhotographs(ValueError):
+    """There is nothing to measure on."""
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What was measured; seconds leave the start of Python and the loading of models out.
+
+    `stages`: where the pipeline's time went; reading and decoding run beside the others. `limits`: what decoding and each
+    model's forwards take alone, at `batches`. `cpu_share`: of all processors, how much was used.
+    """
+
+    machine: str
+    processors: int
+    photographs: int
+    failed: int
+    faces: int
+    restored: int
+    seconds: float
+    loading: float
+    stages: dict[str, float]
+    limits: dict[str, float]
+    batches: dict[str, int]
+    cpu_share: float
+    peak_bytes: int
+
+    @property
+    def limit(self) -> float:
+        """The bare sum of decoding and forwards, in seconds."""
+        return sum(self.limits.values())
+
+    @property
+    def ratio(self) -> float:
+        """The whole pipeline against the bare sum."""
+        return self.seconds / self.limit
+
+
+def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] = lambda step: None) -> Bench:
+    """Process photographs as a night does, in this process and in a catalog of its own that is removed afterwards.
+
+    Raises:
+        NoPhotographs: if none of the files holds a face, or there are none.
+        NotInstalled: if models are missing.
+    """
+    with tempfile.TemporaryDirectory(prefix="visage-bench-") as folder:
+
+        def place(name: str) -> Settings:
+            own = {"home": Path(folder, name), "database_url": "", "objects_uri": "", "engine": "inline"}
+            made = settings.model_copy(update={**own, "tracking_uri": settings.mlflow_uri})
+            catalog = Catalog(made.catalog_url)
+            with catalog.write() as session:
+                collections.add(session, COLLECTION, str(photographs), [], list(LITTER), [])
+            catalog.close()
+            return made
+
+        on_step("measuring what decoding and the models take alone")
+        with night(place("limits"), COLLECTION) as state:
+            steps.discover_images(state)
+            photos = processed(state.catalog, state.job)
+            if not any(photo.face_count for photo in photos):
+                raise NoPhotographs(f"{photographs}: no face was found in {len(photos)} pictures; choose others")
+            store = state.job.photographs()
+            files = [store.read(p.key, settings.max_bytes).data for p in photos if p.failure is None and not p.shared]
+            models = forwards(state.job, files, photos)
+            limits = {"decode": decoding_seconds(files, settings.detect_long_side)}
+            limits |= {model.name: model.seconds(model.inputs, model.batch) for model in models}
+        on_step("processing")
+        started, worked = time.perf_counter(), time.process_time()
+        with night(place("night"), COLLECTION) as state:
+            _work(state)
+            whole, used = time.perf_counter() - started, time.process_time() - worked
+            loading = loading_seconds(state.job)
+    return Bench(
+        machine=processor(),
+        processors=settings.cpu_count,
+        photographs=state.tally.images,
+        failed=sum(state.tally.failures.values()),
+        faces=state.tally.faces,
+        restored=state.tally.restored,
+        seconds=whole - loading,
+        loading=loading,
+        stages=_stages(state, whole, loading),
+        limits=limits,
+        batches={model.name: model.batch for model in models},
+        cpu_share=used / whole / settings.cpu_count,
+        peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
+    )
+
+
+def _work(state: Night) -> None:
+    for step in (steps.discover_images, steps.process_images, steps.group_faces, steps.audit_catalog):
+        step(state)
+
+
+def _stages(state: Night, whole: float, loading: float) -> dict[str, float]:
+    """Seconds by stage. What the stages in turn do not account for is recording, grouping, and waiting."""
+    inside = dict(state.tally.seconds)
+    beside = sum(inside.get(name, 0.0) for name in ("read", "decode"))
+    return {**inside, REST: max(0.0, whole - loading - (sum(inside.values()) - beside))}
+
+
+def plot(result: Bench) -> Figure:
+    """Draw each stage beside its limit."""
+    figure = Figure(figsize=(7.2, 0.4 * len(result.stages) + 1.6), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    names = sorted(result.stages, key=result.stages.__getitem__)
+    axes.barh(names, [result.stages[name] for name in names], color="#b9c7d8", label="in the pipeline")
+    described = sum(value for name, value in result.limits.items() if name not in result.stages)
+    alone = {**result.limits, "describe": described}
+    axes.barh(names, [alone.get(name, 0.0) for name in names], height=0.35, color="#2f4f7f", label="alone, at best")
+    axes.set(
+        xlabel="seconds",
+        title=f"{result.photographs:,} photographs, {result.faces:,} faces: {result.ratio:.2f} x limit",
+    )
+    axes.legend(loc="lower right")
+    return figure
+
+
+def environment_note() -> str:
+    """What else was at work, which any figure suffers from."""
+    load = os.getloadavg()[0]
+    return f"load of the machine when this ended: {load:.1f}"
