@@ -377,7 +377,14 @@ def _report(state: Night) -> RunReport:
         run=job.run_id,
         started_at=started_at,
         reported_at=now(),
-        models={f"{v.spec.role.value}, {v.name}": v.reference for v in job.recipe.versions},
+        models=_by_role(job.recipe),
         counts=state.counts(),
         failures=tuple(failures),
     )
+
+
+def _by_role(recipe: Recipe) -> dict[str, str]:
+    roles: dict[str, list[str]] = {}
+    for version in recipe.versions:
+        roles.setdefault(version.spec.role.value, []).append(version.reference)
+    return {role: ", ".join(references) for role, references in roles.items()}

@@ -20,7 +20,7 @@ SHOWN = 100  # failures; 'visage failures' lists all
 class RunReport:
     """What a run did.
 
-    `counts` is what the catalog keeps of it, `models` are NAME@VERSION by what they do, `failures` the first SHOWN.
+    `counts` is what the catalog keeps of it, `models` are NAME@VERSION by role, `failures` the first SHOWN.
     """
 
     collection: str
@@ -42,10 +42,10 @@ class RunReport:
     def headline(self) -> str:
         """The outcome in one sentence."""
         counts = self.counts
-        done = f"{counts['processed']} images with {counts['faces']} faces processed"
-        if self.failed:
-            return f"{done}, {self.failed} of them failed"
-        return f"{done}, none failed" if counts["processed"] else "Nothing was new: nothing had to be processed"
+        if not counts["processed"] and not self.failed:
+            return "Nothing was new: nothing had to be processed"
+        failed = f"{self.failed} could not be processed" if self.failed else "none failed"
+        return f"{counts['processed']} images done, {counts['faces']} faces found, {failed}"
 
 
 def as_json(report: RunReport) -> str:

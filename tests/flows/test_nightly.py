@@ -168,7 +168,7 @@ def test_contact_sheet_is_a_picture_of_the_faces(first: First, machine: Settings
 def test_the_report_says_what_happened_to_people_and_programs(first: First, machine: Settings) -> None:
     _, files = tracked(machine, first.row)
     html = files["report.html"].read_text()
-    assert "6 images with 4 faces processed, 1 of them failed" in html
+    assert "6 images done, 4 faces found, 1 could not be processed" in html
     assert "broken.jpg" in html
     assert "data:image/png;base64," in html
     assert "<script" not in html
@@ -186,7 +186,7 @@ def test_prefect_shows_a_summary_without_pictures_or_keys(first: First) -> None:
         [artifact] = client.read_artifacts(
             artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night-archive"])),
         )[:1]
-    assert "6 images with 4 faces processed, 1 of them failed" in artifact.data
+    assert "6 images done, 4 faces found, 1 could not be processed" in artifact.data
     assert "| failed, decode: truncated | 1 |" in artifact.data
     assert "broken.jpg" not in artifact.data
 
