@@ -2,6 +2,7 @@
 
     python -m tests.benchmarks.grouping quality [--mirrored]   BCubed on the shared crops, in several nights and orders
     python -m tests.benchmarks.grouping speed                  1,000 new faces among 10 thousand and 1 million known people
+    python -m tests.benchmarks.grouping catalog [COUNT ...]    1,000 new faces in SQLite catalogs of so many faces
 
 `quality` needs the models of `visage models install` and embeds all crops (minutes). `speed` uses random people and the exact
 search, whose time is stated apart: everything else should not grow with the catalog.
@@ -10,28 +11,35 @@ search, whose time is stated apart: everything else should not grow with the cat
 import argparse
 import io
 import tarfile
+import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from pathlib import Path
 from time import perf_counter
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from sqlalchemy import insert, update
 
-from infra.settings import load_settings
+from infra.catalog.database import Catalog
+from infra.catalog.schema import FaceIdentity, Identity, ModelVersion
+from infra.settings import Settings, load_settings
 from models.alignment import align
 from models.detection.mtcnn import MTCNN
-from tasks.calibration import Calibration, fit
-from tasks.grouping import NOBODY, Exemplars, Faces, Policy, bcubed, exact_neighbours, group
+from tasks.calibration import Calibration, Thresholds, fit
+from tasks.group import group_version
+from tasks.grouping import Exemplars, Faces, Policy, bcubed, exact_neighbours, group
+from tasks.grouping_evaluation import NIGHTS, ORDERS, People, near_twins
 from tasks.install import champion, load_network
+from tasks.search import open_index
 from tasks.verification import pair_similarities, read_pairs
+from tests.crowd import EMBEDDER, enter, vectors
 from tests.reference import shared
 
-NIGHTS, ORDERS = (1, 5, 20), (0, 1, 2)
 BATCH = 64
+NEW = 1000
 Vectors = NDArray[np.float32]
-Ints = NDArray[np.int64]
 
 
 def crops() -> Iterator[tuple[str, torch.Tensor]]:
@@ -76,49 +84,6 @@ def calibrate(embeddings: dict[str, Vectors]) -> Calibration:
     return fit(similarities[known], pairs.same[known], contract="benchmark", source="folds 1-5")
 
 
-@dataclass
-class People:
-    """What a catalog keeps from one night to the next."""
-
-    policy: Policy
-    exemplars: Exemplars
-    identities: Ints
-    photos: Ints
-    founded: int = 0
-    merges: int = 0
-    proposals: int = 0
-    seconds: list[float] = field(default_factory=list)
-
-    @classmethod
-    def none(cls, policy: Policy, faces: Faces) -> "People":
-        """The state before the first of `faces`, whose ids must be 0..N-1, has come."""
-        nobody = Exemplars(faces.take(faces.ids[:0]), faces.ids[:0])
-        return cls(policy, nobody, np.full(len(faces), NOBODY), faces.photos)
-
-    def seen_together(self, identities: Ints) -> Ints:
-        shown = np.flatnonzero(np.isin(self.identities, identities))
-        shown = shown[np.argsort(self.photos[shown], kind="stable")]
-        beside = self.photos[shown[1:]] == self.photos[shown[:-1]]  # a photo shows two faces at most here
-        return np.stack([self.identities[shown[1:]][beside], self.identities[shown[:-1]][beside]], axis=1)
-
-    def night(self, faces: Faces) -> None:
-        start = perf_counter()
-        result = group(faces, self.exemplars, self.policy, next_identity=self.founded, seen_together=self.seen_together)
-        self.seconds.append(perf_counter() - start)
-        self.founded += len(result.founded)
-        self.merges += len(result.merges)
-        self.proposals += len(result.proposals)
-        for merge in result.merges:
-            self.identities[self.identities == merge.absorbed] = merge.kept
-        self.identities[faces.ids] = result.identities
-        gone = [*result.exemplars.identities.tolist(), *(merge.absorbed for merge in result.merges)]
-        stay = self.exemplars.take(np.flatnonzero(~np.isin(self.exemplars.identities, gone)))
-        self.exemplars = Exemplars(
-            stay.faces.followed_by(result.exemplars.faces),
-            np.concatenate([stay.identities, result.exemplars.identities]),
-        )
-
-
 def quality(mirrored: bool) -> None:
     embeddings = embed_crops(mirrored)
     policy = Policy.of(calibrate(embeddings))
@@ -141,31 +106,8 @@ def quality(mirrored: bool) -> None:
                     f"{result.recall:.4f} F {result.f:.4f}, {people.merges} merges, {people.proposals} proposals, "
                     f"{sum(people.seconds):.1f} s"
                 )
-    near_twins(everyone, truth, policy)
-
-
-def near_twins(everyone: Faces, truth: Ints, policy: Policy) -> None:
-    """Put the most similar faces of different people into one photo each: no such pair may become one person."""
-    similarities = everyone.embeddings @ everyone.embeddings.T
-    similarities[truth[:, None] == truth] = -1
-    nearest = similarities.argmax(axis=1)
-    photos = everyone.photos.copy()
-    pairs: list[tuple[int, int]] = []
-    free = np.ones(len(photos), dtype=bool)
-    for a in np.argsort(-similarities.max(axis=1)).tolist():
-        b = int(nearest[a])
-        if free[a] and free[b]:
-            free[[a, b]] = False
-            photos[b] = photos[a]
-            pairs.append((a, b))
-    twins = Faces(everyone.ids, everyone.embeddings, everyone.quality, photos)
-    for what, faces in (("apart", everyone), ("in one photo", twins)):
-        people = People.none(policy, faces)
-        order = np.random.default_rng(0).permutation(len(truth))[photos]  # whole photos come together
-        for rows in np.array_split(np.argsort(order, kind="stable"), 5):
-            people.night(faces.take(rows))
-        merged = sum(people.identities[a] == people.identities[b] for a, b in pairs[:500])
-        print(f"of the 500 most similar pairs of different people, {what}: {merged} became one person")
+    twins, merged = near_twins(everyone, truth, policy)
+    print(f"of {twins} most similar pairs of different people, each in one photo: {merged} became one person")
 
 
 def speed() -> None:
@@ -183,7 +125,7 @@ def speed() -> None:
         searched = 0.0
         search = exact_neighbours(known)
 
-        def timed(queries: Vectors, k: int) -> tuple[Vectors, Ints]:
+        def timed(queries: Vectors, k: int) -> tuple[Vectors, NDArray[np.int64]]:
             nonlocal searched
             start = perf_counter()
             found = search(queries, k)  # noqa: B023 - called within this round
@@ -199,12 +141,56 @@ def speed() -> None:
         )
 
 
+def people_of(count: int, dimension: int, per_person: int = 10, seed: int = 0) -> NDArray[np.int64]:
+    """Who each face is that `tests.crowd.vectors` makes with the same arguments."""
+    rng = np.random.default_rng(seed)
+    people = max(1, count // per_person)
+    rng.standard_normal((people, dimension), np.float32)
+    return rng.integers(0, people, count)
+
+
+def catalog(count: int) -> None:
+    """A night's grouping in a catalog of `count` faces, ten of each person, all of them known: through the search index."""
+    faces = vectors(count + NEW, 128)
+    with tempfile.TemporaryDirectory() as folder:
+        settings = Settings(home=Path(folder))
+        opened = Catalog(settings.catalog_url)
+        enter(opened, faces, indexed=False)
+        policy = Calibration(
+            contract="embed", thresholds=Thresholds(far_1e_1=0.3, far_1e_2=0.35, far_1e_3=0.4, accuracy=0.3),
+            slope=40, offset=-12, source="made up", same_pairs=9, different_pairs=9,
+        )  # fmt: skip
+        with opened.write() as session:
+            session.execute(update(ModelVersion).values(calibration=policy.model_dump(mode="json")))
+            truth = people_of(count + NEW, 128)[:count] + 1
+            identities = [{"id": int(i), "model_version_id": EMBEDDER} for i in np.unique(truth)]
+            session.execute(insert(Identity), identities)
+            place = {"model_version_id": EMBEDDER, "exemplar": True, "run_id": 1}
+            for first in range(0, count, 10_000):
+                part = enumerate(truth[first : first + 10_000].tolist(), start=first + 1)
+                session.execute(insert(FaceIdentity), [{"face_id": f, "identity_id": i, **place} for f, i in part])
+        start = perf_counter()
+        with opened.read() as session:
+            open_index(session, session.get_one(ModelVersion, EMBEDDER), settings)
+        indexed, start = perf_counter() - start, perf_counter()
+        grouped = group_version(opened, EMBEDDER, 2, settings)
+        print(
+            f"{count:,} faces: {perf_counter() - start:.2f} s for {NEW:,} new ones ({grouped.grouped:,} placed), "
+            f"and {indexed:.1f} s once to open the index"
+        )
+        opened.close()
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("quality", "speed"))
+    parser.add_argument("what", choices=("quality", "speed", "catalog"))
+    parser.add_argument("counts", nargs="*", type=int, default=[10_000, 1_000_000])
     parser.add_argument("--mirrored", action="store_true", help="add the embedding of the mirror image")
     arguments = parser.parse_args()
     if arguments.what == "speed":
         speed()
+    elif arguments.what == "catalog":
+        for count in arguments.counts:
+            catalog(count)
     else:
         quality(arguments.mirrored)
