@@ -1,0 +1,38 @@
+"""Switch the encryption of a catalog's embeddings on or off: all in one transaction; the old bytes are scrubbed."""
+
+from infra.catalog import audit, encryption, erasing
+from infra.catalog.custody_tables import Errand
+from infra.catalog.database import Catalog
+from infra.catalog.encryption import EmbeddingsLocked
+from infra.catalog.schema import Erasure
+from infra.settings import Settings
+from tasks import erase
+
+
+def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]:
+    """Encrypt all embeddings with the environment's key, or decrypt them; returns how many, and what is left to scrub.
+
+    Search indexes on disk go: where embeddings are encrypted, indexes live in memory only.
+
+    Raises:
+        EmbeddingsLocked: without a key, with another one, or if there is nothing to switch.
+    """
+    key = encryption.read_key()
+    if key is None:
+        raise EmbeddingsLocked(
+            f"set {encryption.VARIABLE} or {encryption.VARIABLE}_FILE first; 'visage encryption new-key'"
+        )
+    catalog = Catalog(settings.catalog_url, unlock=False)
+    try:
+        with catalog.write() as session:
+            count = (encryption.encrypt if on else encryption.decrypt)(session, key)
+            kind = "encryption" if on else "decryption"
+            erasure = Erasure(kind=kind, reason="embeddings are stored anew", who=who, counts={"embedding": count})
+            session.add(erasure)
+            session.flush()
+            erasing.post(session, erasure.id, Errand.FILE, ["index"])
+            erasing.post(session, erasure.id, Errand.SCRUB, [""])
+            audit.append(session, who, f"embeddings.{kind}", {"embeddings": count})
+        return count, erase.finish(catalog, settings)
+    finally:
+        catalog.close()

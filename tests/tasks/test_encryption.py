@@ -1,0 +1,151 @@
+"""Embeddings encrypted at rest: nothing readable without the key, and nothing lost with it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import select, text
+
+from infra.catalog import encryption
+from infra.catalog.checking import check
+from infra.catalog.copying import copy_catalog
+from infra.catalog.database import Catalog
+from infra.catalog.encryption import EmbeddingsLocked
+from infra.catalog.schema import Embedding
+from infra.settings import Settings
+from tasks.encryption import switch
+from tests.catalogs import FreshUrl
+from tests.command import visage
+from tests.made_up import Crowd
+
+
+def vectors(catalog: Catalog) -> dict[tuple[int, int], bytes]:
+    with catalog.read() as session:
+        return {
+            (e.face_id, e.model_version_id): np.asarray(e.vector).tobytes() for e in session.scalars(select(Embedding))
+        }
+
+
+@pytest.fixture
+def key(monkeypatch: pytest.MonkeyPatch) -> str:
+    key = encryption.new_key()
+    monkeypatch.setenv("VISAGE_EMBEDDING_KEY", key)
+    return key
+
+
+@pytest.fixture
+def crowd(catalog: Catalog) -> Crowd:
+    crowd = Crowd(catalog, spread=0.4)
+    for person in (1, 1, 2):
+        crowd.photo(person)
+    return crowd
+
+
+def home(tmp_path: Path, crowd: Crowd) -> Settings:
+    (tmp_path / "index").mkdir()
+    (tmp_path / "index" / "1.faiss").write_bytes(b"an index")
+    return Settings(home=tmp_path, database_url=crowd.catalog.url)
+
+
+def test_with_the_key_everything_works_as_before(crowd: Crowd, tmp_path: Path, key: str) -> None:
+    before = vectors(crowd.catalog)
+    settings = home(tmp_path, crowd)
+    count, finished = switch(settings, "officer", True)
+    assert (count, finished.left) == (6, ())
+    assert not (tmp_path / "index").exists()
+    crowd.catalog = Catalog(crowd.catalog.url)
+    assert vectors(crowd.catalog) == before
+    (new,) = crowd.photo(1)
+    crowd.night()
+    places = crowd.places()
+    assert places[new] == places[1] == places[2] != places[3]
+    with crowd.catalog.read() as session:
+        assert not [problem for problem in check(crowd.catalog).problems if "unit length" in problem]
+        raw = session.execute(text("SELECT vector FROM embedding")).scalars().all()
+    assert {len(value) % 4 for value in raw} == {1}
+    assert len({bytes(value) for value in raw}) == 8
+    crowd.catalog.close()
+    assert switch(settings, "officer", False)[0] == 8
+
+
+def test_no_vector_is_left_readable_in_the_files(fresh_catalog_url: FreshUrl, tmp_path: Path, key: str) -> None:
+    plain = Path(fresh_catalog_url("sqlite").removeprefix("sqlite:///"))
+    (tmp_path / "catalog.db").write_bytes(plain.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("VISAGE_EMBEDDING_KEY")
+        crowd = Crowd(Catalog(f"sqlite:///{tmp_path / 'catalog.db'}"))
+        crowd.photo(1, 2)
+    stored = vectors(crowd.catalog)
+    crowd.catalog.close()
+    switch(Settings(home=tmp_path), "officer", True)
+    contents = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    assert stored
+    assert not any(vector in contents for vector in stored.values())
+
+
+def test_without_the_key_no_embedding_is_read_or_written_and_all_else_is(
+    crowd: Crowd, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch(home(tmp_path, crowd), "officer", True)
+    monkeypatch.delenv("VISAGE_EMBEDDING_KEY")
+    locked = Catalog(crowd.catalog.url)
+    with pytest.raises(EmbeddingsLocked, match="set VISAGE_EMBEDDING_KEY"):
+        vectors(locked)
+    crowd.catalog = locked
+    with pytest.raises(Exception, match="set VISAGE_EMBEDDING_KEY"):
+        crowd.photo(1)
+    assert crowd.places() == {}
+    locked.close()
+
+
+def test_another_key_is_refused_at_once(
+    crowd: Crowd, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch(home(tmp_path, crowd), "officer", True)
+    monkeypatch.setenv("VISAGE_EMBEDDING_KEY", encryption.new_key())
+    with pytest.raises(EmbeddingsLocked, match="not the catalog's"):
+        Catalog(crowd.catalog.url)
+    (tmp_path / "key").write_text(key + "\n")
+    monkeypatch.delenv("VISAGE_EMBEDDING_KEY")
+    monkeypatch.setenv("VISAGE_EMBEDDING_KEY_FILE", str(tmp_path / "key"))
+    assert len(vectors(Catalog(crowd.catalog.url))) == 6
+
+
+@pytest.mark.parametrize(("given", "message"), [("not base64!", "not base64"), ("c2hvcnQ=", "5 bytes, not 32")])
+def test_what_is_no_key_is_refused(given: str, message: str) -> None:
+    with pytest.raises(EmbeddingsLocked, match=message):
+        encryption.read_key({"VISAGE_EMBEDDING_KEY": given})
+    with pytest.raises(EmbeddingsLocked, match="both"):
+        encryption.read_key({"VISAGE_EMBEDDING_KEY": given, "VISAGE_EMBEDDING_KEY_FILE": "f"})
+    with pytest.raises(EmbeddingsLocked, match="cannot be read"):
+        encryption.read_key({"VISAGE_EMBEDDING_KEY_FILE": "/nowhere/key"})
+    assert encryption.read_key({}) is None
+
+
+def test_a_copy_of_an_encrypted_catalog_is_encrypted_with_the_same_key(
+    fresh_catalog_url: FreshUrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(Catalog(fresh_catalog_url("sqlite")))
+    crowd.photo(1, 2)
+    stored = vectors(crowd.catalog)
+    monkeypatch.setenv("VISAGE_EMBEDDING_KEY", encryption.new_key())
+    switch(home(tmp_path, crowd), "officer", True)
+    copy_catalog(crowd.catalog.url, f"sqlite:///{tmp_path / 'copy.db'}")
+    assert vectors(Catalog(f"sqlite:///{tmp_path / 'copy.db'}")) == stored
+    raw = (tmp_path / "copy.db").read_bytes()
+    assert not any(vector in raw for vector in stored.values())
+
+
+def test_encryption_is_switched_from_the_command_line(
+    fresh_catalog_url: FreshUrl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"HOME": str(tmp_path), "DATABASE_URL": fresh_catalog_url("sqlite")}.items():
+        monkeypatch.setenv(f"VISAGE_{name}", value)
+    assert "VISAGE_EMBEDDING_KEY" in visage("encryption", "on").err
+    monkeypatch.setenv("VISAGE_EMBEDDING_KEY", visage("encryption", "new-key").out.strip())
+    assert "'visage encryption on'" in visage("identities").err  # a key for a catalog that is not encrypted
+    assert visage("encryption", "on", "--json").json == {"embeddings": 0, "left": []}
+    assert visage("encryption", "status", "--json").json == {"encrypted": True}
+    assert visage("identities").code == 0
+    assert "encrypted already" in visage("encryption", "on").err
+    assert visage("encryption", "off").code == 0
