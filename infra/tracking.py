@@ -59,6 +59,23 @@ class Run:
         self._client.log_table(self.run_id, dict(columns), name)
 
 
+def remove_artifact(uri: str, run_id: str, name: str) -> None:
+    """Delete a file of a run. One that is gone already, or whose run is, is no error."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository  # noqa: PLC0415
+
+    try:
+        run = connect(uri).get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return
+        raise
+    repository = get_artifact_repository(run.info.artifact_uri)
+    folder = str(PurePosixPath(name).parent)
+    if any(file.path == name for file in repository.list_artifacts(None if folder == "." else folder)):
+        repository.delete_artifacts(name)
+
+
 def reopen(uri: str, run_id: str) -> Run:
     """Return a run that some process has opened, to log to it from another one."""
     return Run(run_id, connect(uri))

@@ -63,6 +63,13 @@ class PostgreSQL:
         """End what serves one connection, as a restart of the server would."""
         self._admin.execute("SELECT pg_terminate_backend(%s, 5000)", (process,))
 
+    def data_folder(self, url: str) -> Path:
+        """Where the server keeps a database's tables."""
+        name = url.partition("?")[0].rpartition("/")[2]
+        found = self._admin.execute("SELECT oid FROM pg_database WHERE datname = %s", [name]).fetchone()
+        assert found is not None
+        return Path(self._server.pgdata) / "base" / str(found[0])
+
     def stop(self) -> None:
         self._admin.close()
         self._server.cleanup()

@@ -1,0 +1,344 @@
+"""Erasing rows, and remembering by keyed hashes what must not be taken in again."""
+
+import sqlite3
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from sqlalchemy import ColumnElement, Engine, delete, exists, func, not_, or_, select, text, update
+from sqlalchemy.orm import Session
+
+from infra.catalog import keyed
+from infra.catalog.boxes import overlaps
+from infra.catalog.custody_tables import Errand, Exhibit, Outbox, Suppression
+from infra.catalog.decisions import chunks, family
+from infra.catalog.obedience import drop_stale_proposals, refresh_exemplars
+from infra.catalog.people import remove_empty_identities
+from infra.catalog.people_tables import DecidedMove, Decision, Person, Statement
+from infra.catalog.schema import (
+    Attribute,
+    Content,
+    Embedding,
+    Erasure,
+    Face,
+    FaceIdentity,
+    Failure,
+    Identity,
+    Image,
+    MergeProposal,
+    Restoration,
+    Run,
+    now,
+)
+from infra.catalog.service_tables import IdempotencyKey
+from infra.storage import Entry
+
+SECRET = "erasure"
+ERASED = "erased"  # the reason of a failure that stands for "not taken in again"
+PERSONAL = (
+    Face, Embedding, Restoration, Attribute, FaceIdentity, Statement, DecidedMove, MergeProposal, Person, Decision, Identity,
+    Image, Content, Failure, IdempotencyKey, Outbox,
+)  # fmt: skip
+
+
+SAME_FACE = 0.3  # intersection over union from which a face that another detector finds is the erased one
+
+
+class NotScrubbed(RuntimeError):
+    """What deleted rows left in the database's files could not be overwritten now."""
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where a face is in a photo: the photo's bytes, and the box (x1, y1, x2, y2)."""
+
+    face_id: int
+    collection_id: int
+    content_id: int
+    sha256: str
+    box: tuple[float, float, float, float]
+
+
+def regions(session: Session, face_ids: Collection[int]) -> list[Region]:
+    """Where some faces are, in the order of their ids."""
+    found: list[Region] = []
+    for part in chunks(face_ids):
+        rows = (
+            select(Face, Content.collection_id, Content.sha256)
+            .join(Content, Content.id == Face.content_id)
+            .where(Face.id.in_(part))
+            .order_by(Face.id)
+        )
+        found += [
+            Region(face.id, collection, face.content_id, sha256, (face.x1, face.y1, face.x2, face.y2))
+            for face, collection, sha256 in session.execute(rows).tuples()
+        ]
+    return found
+
+
+def images_of(session: Session, content_ids: Collection[int]) -> list[Image]:
+    """The objects that hold some contents."""
+    found: list[Image] = []
+    for part in chunks(content_ids):
+        found += session.scalars(select(Image).where(Image.content_id.in_(part)).order_by(Image.key))
+    return found
+
+
+def digests(session: Session, content_ids: Collection[int]) -> list[str]:
+    """SHA-256 of some contents."""
+    return [
+        sha256
+        for part in chunks(content_ids)
+        for sha256 in session.scalars(select(Content.sha256).where(Content.id.in_(part)))
+    ]
+
+
+def faces_in(session: Session, content_ids: Collection[int]) -> list[int]:
+    """All faces of some contents."""
+    return [
+        face
+        for part in chunks(content_ids)
+        for face in session.scalars(select(Face.id).where(Face.content_id.in_(part)).order_by(Face.id))
+    ]
+
+
+def objects_of(session: Session, face_ids: Collection[int]) -> set[str]:
+    """Keys of crops, restored pictures and masks of some faces."""
+    keys: set[str] = set()
+    for part in chunks(face_ids):
+        keys.update(session.scalars(select(Face.crop_key).where(Face.id.in_(part))))
+        keys.update(session.scalars(select(Restoration.crop_key).where(Restoration.face_id.in_(part))))
+        masks = select(Attribute.mask_key).where(Attribute.face_id.in_(part), Attribute.mask_key.is_not(None))
+        keys.update(key for key in session.scalars(masks) if key)
+    return keys
+
+
+def row_counts(session: Session, face_ids: Collection[int]) -> dict[str, int]:
+    """How many rows hang on some faces, by table."""
+    counts: dict[str, int] = {}
+    for entity in (Embedding, Attribute, Restoration, FaceIdentity, Statement):
+        counts[entity.__tablename__] = sum(
+            session.scalar(select(func.count()).select_from(entity).where(entity.face_id.in_(part))) or 0
+            for part in chunks(face_ids)
+        )
+    return counts
+
+
+def runs_of(session: Session, collection_ids: Collection[int]) -> list[Run]:
+    """All runs on some collections."""
+    return list(session.scalars(select(Run).where(Run.collection_id.in_(collection_ids)).order_by(Run.id)))
+
+
+def exhibits_of(session: Session, collection_ids: Collection[int]) -> list[Exhibit]:
+    """Files that we made and that may show faces of some collections."""
+    showing = or_(Exhibit.collection_id.is_(None), Exhibit.collection_id.in_(collection_ids))
+    return list(session.scalars(select(Exhibit).where(showing)))
+
+
+def note_exhibit(session: Session, kind: str, errand: Errand, place: str, collection_id: int | None) -> None:
+    """Remember a file outside the catalog that shows or holds faces, so that an erasure finds it.
+
+    `place`: an absolute path (FILE), or "RUN/PATH" in MLflow (ARTIFACT). Without a collection it may show anybody.
+    """
+    session.add(Exhibit(kind=kind, errand=errand.value, place=place, collection_id=collection_id))
+
+
+def forget_faces(session: Session, face_ids: Collection[int]) -> None:
+    """Delete faces with all rows that hang on them; persons and names of whom no face is left go too."""
+    touched: set[int] = set()
+    for part in chunks(face_ids):
+        held = select(FaceIdentity.identity_id).where(FaceIdentity.face_id.in_(part))
+        touched.update(identity for identity in session.scalars(held) if identity is not None)
+        session.execute(delete(Face).where(Face.id.in_(part)).execution_options(synchronize_session=False))
+    persons = {
+        root
+        for part in chunks(touched)
+        for root in session.scalars(
+            select(Person.root_id).join(Identity, Identity.person_id == Person.id).where(Identity.id.in_(part))
+        )
+        if root is not None
+    }
+    for root in persons:
+        _forget_person(session, root)
+    refresh_exemplars(session, touched)
+    drop_stale_proposals(session)
+    remove_empty_identities(session)
+    session.execute(delete(IdempotencyKey))  # answers kept for repeated requests
+
+
+def _forget_person(session: Session, root: int) -> None:
+    """Forget a person, if no face is left of them: the decisions stay as rows, without names and without whom they meant."""
+    persons = family(session, root)
+    shown = exists().where(FaceIdentity.identity_id == Identity.id, Identity.person_id.in_(persons))
+    stated = exists().where(Statement.person_id.in_(persons))
+    if session.scalar(select(or_(shown, stated))):
+        return
+    about = or_(Decision.person_id.in_(persons), Decision.other_id.in_(persons))
+    session.execute(update(Decision).where(about).values(name=None))
+    session.execute(update(Identity).where(Identity.person_id.in_(persons)).values(name=None, person_id=None))
+    session.execute(update(Person).where(Person.id.in_(persons)).values(root_id=None))
+    session.execute(delete(Person).where(Person.id.in_(persons)))
+    session.expire_all()
+
+
+def forget_images(session: Session, images: Sequence[Image]) -> None:
+    """Delete objects' rows with their failures, and the contents that no other object holds."""
+    contents = {image.content_id for image in images if image.content_id is not None}
+    for image in images:
+        same = Failure.collection_id == image.collection_id, Failure.key == image.key
+        session.execute(delete(Failure).where(or_(Failure.image_id == image.id, same[0] & same[1])))
+        session.delete(image)
+    session.flush()
+    for part in chunks(contents):
+        held = exists().where(Image.content_id == Content.id)
+        session.execute(
+            delete(Content).where(Content.id.in_(part), not_(held)).execution_options(synchronize_session=False)
+        )
+    session.expire_all()
+
+
+# --- What must not return
+
+
+def suppress_object(session: Session, erasure_id: int, image: Image) -> None:
+    """Do not take an object in again as it is listed now."""
+    key = keyed.secret(session, SECRET)
+    digest = keyed.digest(key, "object", image.collection_id, image.key, image.etag, image.size)
+    session.add(Suppression(collection_id=image.collection_id, digest=digest, erasure_id=erasure_id))
+
+
+def suppress_content(
+    session: Session, erasure_id: int, collection_id: int, sha256: str, box: Sequence[float] | None = None
+) -> None:
+    """Do not take these bytes in again, under whatever key; with a box: not the face that is there."""
+    key = keyed.secret(session, SECRET)
+    session.add(
+        Suppression(
+            collection_id=collection_id,
+            digest=keyed.digest(key, "content", collection_id, sha256),
+            box=None if box is None else [float(v) for v in box],
+            erasure_id=erasure_id,
+        )
+    )
+
+
+class Erased:
+    """What was erased from a collection, asked while its objects are listed and read; costs nothing where nothing was."""
+
+    def __init__(self, session: Session, collection_id: int) -> None:
+        self.collection_id = collection_id
+        self.key = keyed.known_secret(session, SECRET)
+        rows = select(Suppression.digest, Suppression.box).where(Suppression.collection_id == collection_id)
+        self.whole: set[str] = set()
+        self.boxes: dict[str, list[list[float]]] = {}
+        for digest, box in session.execute(rows).tuples():
+            if box is None:
+                self.whole.add(digest)
+            else:
+                self.boxes.setdefault(digest, []).append(box)
+
+    def object(self, entry: Entry) -> bool:
+        """Whether an object was erased as it is listed."""
+        if self.key is None or not self.whole:
+            return False
+        return keyed.digest(self.key, "object", self.collection_id, entry.key, entry.etag, entry.size) in self.whole
+
+    def content(self, sha256: str) -> bool:
+        """Whether these bytes were erased."""
+        return bool(self.key and self.whole) and self._of(sha256) in self.whole
+
+    def faces(self, sha256: str, boxes: np.ndarray) -> np.ndarray:
+        """Which faces (N,) bool of a photo were erased from it, by their boxes (N, 4)."""
+        erased = self.boxes.get(self._of(sha256), []) if self.boxes else []
+        if not erased:
+            return np.zeros(len(boxes), bool)
+        return np.any(overlaps(boxes, np.array(erased)) >= SAME_FACE, axis=1)
+
+    def _of(self, sha256: str) -> str:
+        assert self.key is not None
+        return keyed.digest(self.key, "content", self.collection_id, sha256)
+
+
+def drop_returned(session: Session, collection_id: int) -> int:
+    """Forget objects that came back with erased bytes, as the last run found; returns how many."""
+    returned = list(
+        session.scalars(
+            select(Image)
+            .join(Failure, Failure.image_id == Image.id)
+            .where(Failure.collection_id == collection_id, Failure.reason == ERASED)
+            .distinct()
+        )
+    )
+    if returned:
+        erasure_id = session.scalar(
+            select(func.max(Suppression.erasure_id)).where(Suppression.collection_id == collection_id)
+        )
+        for image in returned:
+            suppress_object(session, erasure_id or 0, image)
+        forget_images(session, returned)
+    return len(returned)
+
+
+# --- The outbox
+
+
+def post(session: Session, erasure_id: int, errand: Errand, places: Iterable[str]) -> None:
+    """Leave errands to be done after the transaction."""
+    session.add_all(Outbox(erasure_id=erasure_id, errand=errand.value, place=place) for place in sorted(set(places)))
+
+
+def open_errands(session: Session, after: int = 0, limit: int = 500) -> list[Outbox]:
+    """What is left to do, in order; scrubbing comes last."""
+    scrub = Outbox.errand == Errand.SCRUB.value
+    return list(session.scalars(select(Outbox).where(not_(scrub), Outbox.id > after).order_by(Outbox.id).limit(limit)))
+
+
+def scrubs(session: Session) -> list[int]:
+    """Erasures whose rows are gone, but not yet what they left in the database's files."""
+    return list(session.scalars(select(Outbox.erasure_id).where(Outbox.errand == Errand.SCRUB.value)))
+
+
+def done(session: Session, errands: Collection[int]) -> None:
+    session.execute(delete(Outbox).where(Outbox.id.in_(errands)))
+
+
+def close(session: Session, scrubbed: Collection[int]) -> None:
+    """Note which erasures have been scrubbed, and complete the certificates of which nothing is left to do."""
+    scrub: ColumnElement[bool] = Outbox.errand == Errand.SCRUB.value
+    session.execute(delete(Outbox).where(scrub, Outbox.erasure_id.in_(scrubbed)))
+    left = exists().where(Outbox.erasure_id == Erasure.id)
+    session.execute(update(Erasure).where(Erasure.completed_at.is_(None), not_(left)).values(completed_at=now()))
+
+
+def certificates(session: Session, limit: int) -> list[Erasure]:
+    """Erasures, the latest first."""
+    return list(session.scalars(select(Erasure).order_by(Erasure.id.desc()).limit(limit)))
+
+
+def scrub(engine: Engine) -> None:
+    """Overwrite what deleted rows left in the database's files.
+
+    SQLite rewrites the file and empties the write-ahead log. PostgreSQL rewrites the tables (nobody else can use them
+    meanwhile); its own write-ahead log and backups are beyond us.
+
+    Raises:
+        NotScrubbed: if other connections are in the way.
+    """
+    if engine.dialect.name == "postgresql":
+        with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            for entity in PERSONAL:
+                connection.execute(text(f"VACUUM (FULL) {entity.__tablename__}"))
+            connection.execute(text("CHECKPOINT"))
+        return
+    raw = engine.raw_connection()  # outside of any transaction
+    try:
+        cursor = raw.cursor()
+        cursor.execute("VACUUM")
+        cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        busy = next(iter(cursor.fetchall()))[0]
+    except sqlite3.OperationalError as error:
+        raise NotScrubbed(f"another process is using the catalog: {error}") from error
+    finally:
+        raw.close()
+    if busy:
+        raise NotScrubbed("another process reads the catalog and keeps its write-ahead log from being emptied")

@@ -1,0 +1,356 @@
+"""What is erased is gone: from every row, file and index, also if the process is killed meanwhile, and it stays away."""
+
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sqlalchemy import func, select, update
+
+from flows import night as steps
+from flows.night import Night, night
+from flows.page import write_page
+from infra.catalog import audit, collections, erasing
+from infra.catalog.custody_tables import Errand, Outbox, Suppression
+from infra.catalog.database import Catalog
+from infra.catalog.people_tables import Decision, Person
+from infra.catalog.schema import Attribute, Embedding, Face, Identity, Image, ModelVersion, Run, now
+from infra.catalog.service_tables import IdempotencyKey
+from infra.catalog.vectors import put_embeddings
+from infra.settings import Settings
+from infra.storage import open_store
+from infra.tracking import track
+from tasks import decisions, erase, retention
+from tasks.erase import CannotErase, UnknownSubject
+from tasks.thumbnails import Size, thumbnail
+from tests.catalogs import PostgreSQL
+from tests.made_up import Crowd
+
+NAME = "Ada Lovelace"
+ADA, BOB = 1, 2
+
+
+@dataclass
+class Place:
+    """A home in which Ada is everywhere, beside Bob; `traces`: what must not be found of her afterwards."""
+
+    crowd: Crowd
+    settings: Settings
+    ada: list[int]
+    bob: list[int]
+    traces: dict[str, bytes]
+
+    @property
+    def catalog(self) -> Catalog:
+        return self.crowd.catalog
+
+    def identity(self, face: int) -> int:
+        found = self.crowd.places()[face]
+        assert found is not None
+        return found
+
+    def erase(self, plan: Callable[..., erase.Plan], *arguments: object) -> erase.Certificate:
+        with self.catalog.read() as session:
+            planned = plan(session, *arguments)
+        certificate, finished = erase.erase(self.catalog, self.settings, "officer", planned, "asked for")
+        assert finished.left == ()
+        return certificate
+
+    def left(self, *folders: Path) -> list[str]:
+        """Which traces are still in some file."""
+        files = [p for folder in (self.settings.home_folder, *folders) for p in folder.rglob("*") if p.is_file()]
+        contents = b"\0".join(path.read_bytes() for path in files)
+        return sorted(name for name, trace in self.traces.items() if trace in contents)
+
+
+def plant(home: Path, catalog: Catalog) -> Place:
+    """Photos of Ada and Bob, alone and together, grouped and named, with all that is made of them."""
+    settings = Settings(home=home, database_url=catalog.url)
+    crowd = Crowd(catalog, spread=0.4)
+    alone = [crowd.photo(person) for person in (ADA, ADA, ADA, BOB, BOB, BOB)]
+    both = crowd.photo(ADA, BOB)
+    crowd.night()
+    ada, bob = [f for [f] in alone[:3]] + both[:1], [f for [f] in alone[3:]] + both[1:]
+    place = Place(crowd, settings, ada, bob, {})
+    with catalog.write() as session:
+        decisions.name(session, "curator", place.identity(ada[0]), NAME)
+        decisions.confirm(session, "curator", ada)
+        decisions.decline(session, "curator", place.identity(ada[0]), place.identity(bob[0]))
+        session.add(IdempotencyKey(who="x", key="y", request_digest="z", status=200, body=f'{{"name": "{NAME}"}}'))
+        export = home.parent / "export" / "faces.parquet"
+        erasing.note_exhibit(session, "export", Errand.FILE, str(export), crowd.collection_id)
+        store = open_store(settings.crops_uri)
+        for face in session.scalars(select(Face)):
+            store.put(face.crop_key, b"crop of face %d " % face.id + bytes(64), "image/jpeg")
+        place.traces = {
+            f"vector {e.face_id}": np.asarray(e.vector).tobytes()
+            for e in session.scalars(select(Embedding).where(Embedding.face_id.in_(ada)))
+        }
+        sha256 = erasing.regions(session, ada[:1])[0].sha256
+    thumb = home / "thumbnails" / sha256[:2] / sha256 / "320.jpg"
+    for path, content in (
+        (thumb, b"a small Ada"),
+        (home / "index/abc/1.faiss", place.traces[f"vector {ada[0]}"]),
+        (export, b"Ada exported"),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    place.traces |= {"name": NAME.encode(), "thumbnail": b"a small Ada", "export": b"Ada exported"}
+    place.traces |= {f"crop {face}": b"crop of face %d " % face for face in ada}
+    if catalog.engine.dialect.name == "sqlite":
+        assert place.left(export.parent) == sorted(place.traces)
+    return place
+
+
+@pytest.fixture
+def place(tmp_path: Path, catalog: Catalog) -> Place:
+    return plant(tmp_path / "home", _at_home(tmp_path, catalog))
+
+
+def _at_home(tmp_path: Path, catalog: Catalog) -> Catalog:
+    """The same catalog, if it is a file, in the home, where its bytes are looked for."""
+    if not catalog.url.startswith("sqlite"):
+        return catalog
+    (tmp_path / "home").mkdir()
+    shutil.copyfile(catalog.url.removeprefix("sqlite:///"), tmp_path / "home" / "catalog.db")
+    return Catalog(f"sqlite:///{tmp_path / 'home' / 'catalog.db'}")
+
+
+def rows(catalog: Catalog, entity: type) -> int:
+    with catalog.read() as session:
+        return session.scalar(select(func.count()).select_from(entity)) or 0
+
+
+def test_a_person_is_gone_from_every_row_and_file(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    certificate = place.erase(erase.plan_identity, place.identity(place.ada[0]))
+    folders = [tmp_path / "export"]
+    if place.catalog.engine.dialect.name == "postgresql":
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        folders.append(server.data_folder(place.catalog.url))
+    assert place.left(*folders) == []
+    with place.catalog.read() as session:
+        assert set(session.scalars(select(Face.id))) == set(place.bob)
+        assert session.scalars(select(Identity.name).where(Identity.name.is_not(None))).all() == []
+        kinds = session.scalars(select(Decision.kind).order_by(Decision.id)).all()
+        assert kinds == ["name", "confirm", "decline"]  # that there was a decision may be known, not of whom
+        assert "Ada" not in str(audit.entries(session, 100))
+        assert audit.verify(session).entries == 4
+    assert certificate.completed_at is not None
+    assert (certificate.kind, certificate.reason, certificate.who) == ("identity", "asked for", "officer")
+    assert (certificate.counts["faces"], certificate.counts["objects"]) == (4, 4)
+    assert rows(place.catalog, Outbox) == rows(place.catalog, IdempotencyKey) == 0
+    assert rows(place.catalog, Person) == 1  # Bob, of whom somebody said that he is not she
+    assert place.crowd.exemplars() == set(place.bob)
+    assert place.crowd.night().grouped == 0
+
+
+def test_what_stays_of_the_others_is_whole(place: Place) -> None:
+    before = place.crowd.places()
+    place.erase(erase.plan_faces, place.ada[:1])
+    after = place.crowd.places()
+    assert after == {face: where for face, where in before.items() if face != place.ada[0]}
+    assert place.crowd.names() == {place.identity(place.ada[1]): NAME}
+    store = open_store(place.settings.crops_uri)
+    with place.catalog.read() as session:
+        assert all(store.exists(key) for key in session.scalars(select(Face.crop_key)))
+    theirs = {f"{what} {face}" for what in ("crop", "vector") for face in place.ada[1:]} | {"name"}
+    assert theirs.issuperset(place.left())
+    assert {f"crop {face}" for face in place.ada[1:]} <= set(place.left())
+
+
+def die(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("moment", ["before the commit", "first errand", "third errand", "scrub"])
+def test_a_kill_in_the_middle_loses_nothing_or_is_made_good(
+    place: Place, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with place.catalog.read() as session:
+        plan = erase.plan_identity(session, place.identity(place.ada[0]))
+    url, real, calls = place.catalog.url, erase._run, []
+
+    def run(settings: Settings, errand: Outbox) -> str:
+        calls.append(errand)
+        if len(calls) == {"first errand": 1, "third errand": 3}.get(moment):
+            die()
+        return real(settings, errand)
+
+    place.catalog.close()
+    child = os.fork()
+    if child == 0:
+        monkeypatch.setattr(erase, "_run", run)
+        if moment == "before the commit":
+            monkeypatch.setattr(audit, "append", die)
+        if moment == "scrub":
+            monkeypatch.setattr(erasing, "scrub", die)
+        erase.erase(Catalog(url), place.settings, "officer", plan, "asked for")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    if moment == "before the commit":
+        assert place.left(tmp_path / "export") == sorted(place.traces)
+        assert len(place.crowd.places()) == 8
+        return
+    assert set(place.crowd.places()) == set(place.bob)
+    assert erase.finish(place.catalog, place.settings).left == ()
+    assert place.left(tmp_path / "export") == []
+    with place.catalog.read() as session:
+        (certificate,) = erase.certificates(session)
+    assert certificate.completed_at is not None
+    assert erase.finish(place.catalog, place.settings) == erase.Finished(0, ())
+
+
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+def test_what_cannot_be_deleted_now_is_said_and_done_later(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    with place.catalog.read() as session:
+        plan = erase.plan_faces(session, place.ada)
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda path: (_ for _ in ()).throw(PermissionError(f"no right to {path}")))
+        certificate, finished = erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
+    assert certificate.completed_at is None
+    assert any("no right to" in problem for problem in finished.left)
+    assert erase.finish(place.catalog, place.settings).left == ()
+    with place.catalog.read() as session:
+        assert erase.certificates(session)[0].completed_at is not None
+
+
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+def test_what_cannot_be_erased_is_refused(place: Place) -> None:
+    with place.catalog.write() as session:
+        with pytest.raises(UnknownSubject, match="no such faces: 99"):
+            erase.plan_faces(session, [99])
+        with pytest.raises(UnknownSubject, match="no image with the key"):
+            erase.plan_image(session, "nothing.jpg")
+        with pytest.raises(UnknownSubject, match="no identity 99"):
+            erase.plan_identity(session, 99)
+        plan = erase.plan_faces(session, place.ada)
+        run = steps.open_run(session, place.crowd.collection_id, "recipe").id
+    with pytest.raises(CannotErase, match=f"run {run} is at work"):
+        erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
+    assert len(place.crowd.places()) == 8
+
+
+def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Place) -> None:
+    catalog = place.catalog
+    retention.set_terms(catalog, "crowd", retention_days=30, legal_basis="contract")
+    assert retention.expire(catalog, place.settings, "officer") == {}
+    with catalog.write() as session:
+        session.execute(update(Face).where(Face.id.in_(place.ada)).values(found_at=now() - timedelta(days=31)))
+    assert retention.expire(catalog, place.settings, "officer") == {"crowd": 4}
+    assert [name for name in place.left() if name.startswith("vector")] == []
+    with catalog.write() as session:
+        assert set(session.scalars(select(Embedding.face_id))) == set(place.bob)
+        version = place.crowd.versions["first"]
+        before = rows(catalog, Embedding)
+        put_embeddings(session, version, {place.ada[0]: place.crowd.look("first", ADA)})
+    assert rows(catalog, Embedding) == before
+    assert place.crowd.places()[place.ada[0]] is not None  # the place among people stays
+    assert place.crowd.exemplars() == set(place.bob)
+    assert retention.expire(catalog, place.settings, "officer") == {}
+
+
+# --- With real photographs
+
+
+@pytest.fixture
+def real(
+    processed: Settings, tmp_path: Path, tracking_uri: str, weights_dir: Path
+) -> Iterator[tuple[Settings, Catalog]]:
+    """A copy of the processed archive, with a contact sheet, a page and a thumbnail, whose photographs may be changed."""
+    home = tmp_path / "home"
+    shutil.copytree(processed.home_folder, home)
+    shutil.copytree(processed.home_folder.parent / "photos", tmp_path / "photos")
+    settings = Settings(home=home, weights=weights_dir, tracking_uri=tracking_uri, engine="inline")
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        collections.by_name(session, "archive").uri = str(tmp_path / "photos")
+        image = session.scalars(select(Image).where(Image.key == "a.jpg")).one()
+        run_id = session.scalars(select(Run.id)).one()
+        sha256 = erasing.digests(session, [image.content_id or 0])[0]
+        with track(tracking_uri, settings.artifacts_folder, "erasure", "test", {}) as run:
+            run.bytes(b"contact sheet with faces", "contact_sheet.png")
+        session.execute(update(Run).where(Run.id == run_id).values(tracking_run_id=run.run_id))
+    thumbnail(settings, str(tmp_path / "photos"), image.key, image.etag, sha256, Size.SMALL)
+    yield settings, catalog
+    catalog.close()
+
+
+def a_night(settings: Settings) -> Night:
+    with night(settings, "archive") as state:
+        steps.discover_images(state)
+        steps.process_images(state)
+        steps.group_faces(state)
+        steps.audit_catalog(state)
+    return state
+
+
+def files(settings: Settings) -> set[str]:
+    return {str(p.relative_to(settings.home_folder)) for p in settings.home_folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.slow
+def test_an_erased_photo_and_an_erased_face_are_not_taken_in_again(
+    real: tuple[Settings, Catalog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, catalog = real
+    for name in ("home", "weights", "tracking_uri"):
+        monkeypatch.setenv(f"VISAGE_{name.upper()}", str(getattr(settings, name)))
+    page = write_page("archive", tmp_path / "page")
+    with catalog.read() as session:
+        image = erase.plan_image(session, "a.jpg", "archive")
+        assert image.keys == ("archive/a.jpg", "archive/z_copy_of_a.jpg")
+        pair = session.scalars(select(Image.content_id).where(Image.key == "c/pair.jpg")).one()
+        face = erase.plan_faces(session, erasing.faces_in(session, [pair or 0])[:1])
+        traces = [
+            v.tobytes()
+            for v in session.scalars(select(Embedding.vector).where(Embedding.face_id.in_([*image.faces, *face.faces])))
+        ]
+        crops = erasing.objects_of(session, [*image.faces, *face.faces])
+    for plan in (image, face):
+        _, finished = erase.erase(catalog, settings, "officer", plan, "asked for")
+        assert finished.left == ()
+    left = files(settings)
+    assert not page.exists()
+    assert not any(name.endswith("contact_sheet.png") or name.startswith("thumbnails") for name in left)
+    assert not any(f"objects/{key}" in left for key in crops)
+    assert not any(trace in (settings.home_folder / name).read_bytes() for name in left for trace in traces)
+
+    assert (tmp_path / "photos" / "a.jpg").exists()  # theirs, not ours
+    shutil.copyfile(tmp_path / "photos" / "a.jpg", tmp_path / "photos" / "under another name.jpg")
+    first, second = a_night(settings), a_night(settings)
+    assert (first.discovery.new, first.tally.failures["read: erased"], first.tally.faces) == (1, 1, 0)
+    assert (second.discovery.new, second.discovery.ignored, second.tally.images) == (0, 3, 0)
+    assert first.failed_images == second.failed_images == 2  # those that were broken before
+    anew = settings.model_copy(update={"restore_model": ""})  # another recipe: everything is processed again
+    assert a_night(anew).tally.faces == 2  # b.jpg and the other half of the pair
+    with catalog.read() as session:
+        assert session.scalar(select(func.count()).select_from(Face)) == 2
+        assert set(session.scalars(select(Image.key))).isdisjoint({"a.jpg", "under another name.jpg"})
+        assert session.scalar(select(func.count()).select_from(Suppression)) == 5
+        assert (
+            session.scalar(select(func.count()).select_from(Attribute).where(Attribute.face_id.in_(image.faces))) == 0
+        )
+
+
+@pytest.mark.slow
+def test_whoever_a_photo_shows_is_found_exactly_and_erased(real: tuple[Settings, Catalog], tmp_path: Path) -> None:
+    settings, catalog = real
+    with catalog.read() as session:
+        plan = erase.plan_photo(session, settings, tmp_path / "photos" / "b.jpg")
+        assert len(plan.faces) == 4
+        assert max(plan.similarities.values()) == pytest.approx(1, abs=1e-3)
+        with pytest.raises(CannotErase, match="2 faces are in this photo"):
+            erase.plan_photo(session, settings, tmp_path / "photos" / "c" / "pair.jpg")
+        with pytest.raises(CannotErase, match="nothing was erased"):
+            erase.plan_photo(session, settings, tmp_path / "photos" / "a.jpg", least=1.0001)
+        version = session.scalars(select(ModelVersion).where(ModelVersion.serving)).one()
+        assert version.calibration is not None
+    erase.erase(catalog, settings, "officer", plan, "asked for")
+    assert rows(catalog, Face) == rows(catalog, Identity) == 0
+    assert a_night(settings).tally.faces == 0
