@@ -3,12 +3,10 @@
 The flow's truth is the catalog, never Prefect's memory: whenever it starts, it asks the catalog what is missing.
 """
 
-import re
 from contextvars import ContextVar
 from typing import Any
 
 from prefect import flow, task
-from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows import night as steps
@@ -17,7 +15,6 @@ from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.runs import Slot
 from infra.settings import load_settings
 from tasks.parts import keys_of
-from tasks.run_report import as_markdown
 
 observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
@@ -47,11 +44,15 @@ def audit(state: Night) -> None:
 
 
 @task(cache_policy=NO_CACHE, persist_result=False)
+def expire(state: Night) -> None:
+    """Delete the embeddings that the collection no longer keeps."""
+    steps.expire_embeddings(state)
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
 def report(state: Night) -> None:
-    """Log parameters, counts, speed, the contact sheet and the report to MLflow; a summary to Prefect."""
-    summary = as_markdown(steps.report_run(state))
-    key = re.sub("[^a-z0-9]+", "-", f"night-{state.collection.name.lower()}").strip("-")  # what Prefect takes as one
-    create_markdown_artifact(summary, key=key, description=f"run {state.job.run_id} of {state.collection.name}")
+    """Log parameters, counts, speed and the contact sheet to MLflow."""
+    steps.report_run(state)
 
 
 @flow(name="nightly", flow_run_name="nightly {collection}", persist_result=False)
@@ -70,6 +71,6 @@ def nightly(
 def work(collection: str, keys: KeyRange = EVERY_KEY, slot: Slot | None = None) -> dict[str, Any]:
     """All tasks of a night, in order, inside some flow."""
     with night(load_settings(), collection, observer.get(), keys, slot) as state:
-        for step in (discover, process, group, audit, report):
+        for step in (discover, process, group, audit, expire, report):
             step(state)
     return {"run": state.job.run_id, "failed_images": state.failed_images, **state.counts()}

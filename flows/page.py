@@ -12,7 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw
 
 from infra.catalog import collections, views
+from infra.catalog.custody_tables import Errand
 from infra.catalog.database import Catalog
+from infra.catalog.erasing import note_exhibit
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError, open_store
 from tasks.decode import DecodeFailure, decode
@@ -50,6 +52,8 @@ def write_page(collection_name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     page.write_text(html, encoding="utf-8")
+    with closing(Catalog(settings.catalog_url)) as catalog, catalog.write() as session:
+        note_exhibit(session, "page", Errand.FILE, str(page.absolute()), collection.id)
     return page
 
 

@@ -1,5 +1,6 @@
 """Settings: read once at the edge from VISAGE_* environment variables, validated, unknown ones refused."""
 
+import getpass
 import json
 import os
 from pathlib import Path
@@ -49,13 +50,10 @@ class Settings(BaseSettings):
     upload_bytes: int = Field(
         32 * 2**20, ge=1, description="Largest photograph that the web service takes to search with."
     )
+    embedding_key: SecretStr = Field(SecretStr(""), description="Key of encrypted embeddings, 32 bytes in base64.")
+    embedding_key_file: str = Field("", description="File that holds the key instead.")
+    user: str = Field("", description="Who is at work, for decisions and the audit log; empty: the system's user.")
     detect_long_side: int = Field(1280, ge=64, description="Photos are detected at about this size (pixels).")
-
-    on_problem_command: str = Field("", description="Command that is told, as JSON, when a night was not good.")
-    on_problem_webhook: str = Field("", description="URL that is told, as JSON, when a night was not good.")
-    metrics_port: int = Field(0, ge=0, le=65535, description="Port of serve-schedules' Prometheus metrics; 0: none.")
-    metrics_host: str = Field("127.0.0.1", description="Address that they are served at.")
-    log_stderr: bool = Field(False, description="Write the structured log to stderr as well as to the home folder.")
 
     @model_validator(mode="after")
     def _s3_can_be_reached(self) -> "Settings":
@@ -65,6 +63,11 @@ class Settings(BaseSettings):
     @property
     def home_folder(self) -> Path:
         return self.home.expanduser().absolute()
+
+    @property
+    def acting(self) -> str:
+        """Who decides, searches and erases."""
+        return self.user or getpass.getuser()
 
     @property
     def weights_folder(self) -> Path:

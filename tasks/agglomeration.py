@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.catalog.obedience import EXEMPLARS, FOUNDING_QUALITY
 from tasks.calibration import Calibration
 
 Ints = NDArray[np.int64]
@@ -70,8 +71,8 @@ class Policy:
 
     join: float
     propose: float
-    founding: float = 0.3
-    exemplars: int = 16
+    founding: float = FOUNDING_QUALITY
+    exemplars: int = EXEMPLARS
 
     def __post_init__(self) -> None:
         if not 0 < self.propose <= self.join <= 1:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
 
 from infra.catalog.database import Catalog
+from infra.catalog.erasing import Erased
 from infra.catalog.images import Known, Listed, known, put_missing, put_pending, reopen
 from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.runs import FailureRecord, record_failures
@@ -65,6 +66,7 @@ def discover(
 
     unreadable = None  # a directory whose keys are unknown tonight, and so not missing
     with catalog.read() as reading:
+        erased = Erased(reading, collection_id)
         for entry, remembered in merge(_listing(store, keys), known(reading, collection_id, keys)):
             if isinstance(entry, ListingProblem):
                 problems.append(FailureRecord(entry.key, "discover", "unlistable", entry.message, retryable=True))
@@ -72,7 +74,7 @@ def discover(
                 unreadable = entry.key if entry.key.endswith("/") else unreadable
             elif remembered is not None and unreadable is not None and remembered.key.startswith(unreadable):
                 counts["unchanged"] += 1
-            elif entry is None or not wanted(entry.key):
+            elif entry is None or not wanted(entry.key) or (remembered is None and erased.object(entry)):
                 counts["ignored"] += entry is not None
                 if remembered is not None and remembered.status is not ImageStatus.MISSING:
                     missing.append(remembered.key)

@@ -5,15 +5,21 @@ from functools import partial
 
 import numpy as np
 
-from infra.catalog import people
+from infra.catalog import obedience, people
 from infra.catalog.database import Catalog, exclusive
 from infra.catalog.people import FaceVectors
 from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.settings import Settings
 from tasks.calibration import Calibration
 from tasks.grouping import NOBODY, Exemplars, Faces, Grouping, Policy, group
 from tasks.job import Job
+from tasks.search import open_index
 
 BLOCK = 4_000  # faces grouped at once: time grows with the square of how many of them are one person
+
+
+KNOWN_AT_ONCE = 50_000  # exemplars up to which comparing with all of them is faster than asking an index
+CANDIDATES = 128  # faces of the catalog that are looked at for each new one
 
 
 @dataclass(frozen=True)
@@ -30,31 +36,44 @@ class Grouped:
 
 def group_new_faces(catalog: Catalog, job: Job) -> Grouped:
     """Place every face that has no place yet, under the run's embedding version. A repeated call finds nothing left to do."""
-    version_id, dimension = job.contract.embedder_id, job.recipe.embedder.spec.dimension or 0
+    return group_version(catalog, job.contract.embedder_id, job.run_id, job.settings)
+
+
+def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Settings | None = None) -> Grouped:
+    """Place every face that has no place yet under an embedding version.
+
+    What people decided goes first: their persons are carried over, and nothing is grouped against a decision. `settings` tell
+    where a large catalog's search index is kept.
+    """
     with catalog.read() as session:
         version = session.get_one(ModelVersionRow, version_id)
-        calibration = version.calibration
+        calibration, dimension = version.calibration, version.dimension or 0
     if calibration is None:
         return Grouped(calibrated=False)
     policy = Policy.of(Calibration.model_validate(calibration))
     total = Grouped()
+    with catalog.write() as session:
+        exclusive(session, obedience.PEOPLE)
+        obedience.carry_over(session, version_id)
     while True:
         with catalog.write() as session:
-            exclusive(session, "grouping")  # runs on two collections found people with ids of their own
+            exclusive(session, obedience.PEOPLE)
             new = people.ungrouped(session, version_id, dimension, BLOCK)
             if not len(new):
                 people.remove_empty_identities(session)
+                obedience.drop_stale_proposals(session)
                 return total
-            known = people.exemplars(session, version_id, dimension)
+            known = _known(session, version, new, policy, settings)
             result = group(
                 _faces(new),
                 Exemplars(_faces(known), known.identities),
                 policy,
-                next_identity=people.next_identity_id(session),
-                seen_together=partial(_together, session),
+                next_identity=obedience.next_identity_id(session),
+                seen_together=partial(_apart, session),
                 settled=np.array(people.settled_identities(session, version_id), np.int64),
+                cannot_link=_barred(session, version_id, new, known),
             )
-            _write(session, job, new, known, result)
+            _write(session, version_id, run_id, new, known, result)
         total = Grouped(
             grouped=total.grouped + int((result.identities != NOBODY).sum()),
             founded=total.founded + len(result.founded),
@@ -64,21 +83,52 @@ def group_new_faces(catalog: Catalog, job: Job) -> Grouped:
         )
 
 
-def _together(session: people.Session, identities: np.ndarray) -> np.ndarray:
-    return people.seen_together(session, identities.tolist())
+def _known(
+    session: people.Session, version: ModelVersionRow, new: FaceVectors, policy: Policy, settings: Settings | None
+) -> FaceVectors:
+    """The faces that stand for people known so far: all, or, where they are many, of those whom a new face resembles at all.
+
+    Then the search index tells who that is, so that a night costs what is new and not what is there.
+    """
+    dimension = version.dimension or 0
+    if people.count_exemplars(session, version.id, KNOWN_AT_ONCE + 1) <= KNOWN_AT_ONCE:
+        return people.exemplars(session, version.id, dimension)
+    index = open_index(session, version, settings)
+    near: set[int] = set()
+    for vector in new.embeddings:
+        faces, similarities = index.scan(session, vector, CANDIDATES)
+        near.update(faces[similarities >= policy.propose].tolist())
+    identities = people.identities_of(session, version.id, near)
+    return people.exemplars_of(session, version.id, dimension, identities)
+
+
+def _apart(session: people.Session, identities: np.ndarray) -> np.ndarray:
+    """Pairs of identities that a photo shows side by side, or that a decision keeps apart."""
+    decided = np.array(obedience.kept_apart(session, identities.tolist()), np.int64).reshape(-1, 2)
+    return np.concatenate([people.seen_together(session, identities.tolist()), decided])
+
+
+def _barred(session: people.Session, version_id: int, new: FaceVectors, known: FaceVectors) -> np.ndarray:
+    """Pairs (face, exemplar of an identity) that must not come together."""
+    speaker = dict(zip(known.identities.tolist(), known.ids.tolist(), strict=True))
+    barred = obedience.barred(session, version_id, new.ids.tolist())
+    pairs = [(face, speaker[identity]) for face, identity in barred if identity in speaker]
+    return np.array(pairs, np.int64).reshape(-1, 2)
 
 
 def _faces(vectors: FaceVectors) -> Faces:
     return Faces(vectors.ids, vectors.embeddings, vectors.quality, vectors.contents)
 
 
-def _write(session: people.Session, job: Job, new: FaceVectors, known: FaceVectors, result: Grouping) -> None:
+def _write(
+    session: people.Session, version_id: int, run_id: int, new: FaceVectors, known: FaceVectors, result: Grouping
+) -> None:
     absorbed = [merge.absorbed for merge in result.merges]
     changed = np.union1d(result.exemplars.identities, np.array(absorbed, np.int64))
     people.write_grouping(
         session,
-        job.run_id,
-        job.contract.embedder_id,
+        run_id,
+        version_id,
         {
             int(face): None if identity == NOBODY else int(identity)
             for face, identity in zip(new.ids, result.identities, strict=True)
@@ -89,6 +139,6 @@ def _write(session: people.Session, job: Job, new: FaceVectors, known: FaceVecto
     )
     people.write_proposals(
         session,
-        job.run_id,
+        run_id,
         [(m.kept, m.absorbed, int(a), int(b), float(s)) for m in result.proposals for a, b, s in m.evidence[:1]],
     )

@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from infra.catalog.database import Catalog
+from infra.catalog.erasing import ERASED, Erased
 from infra.catalog.images import Work, claim, pending
 from infra.patience import patient
 from infra.storage import InvalidKey, ObjectTooLarge, StoreError
@@ -20,7 +21,7 @@ from tasks.detect import Decoded, Detect
 from tasks.guard import given_up, halving
 from tasks.job import Job
 from tasks.limit import Call, Workers
-from tasks.photo_faces import PhotoFaces
+from tasks.photo_faces import BOXES, PhotoFaces
 
 GROUP = 16  # photos that are detected together: more gains nothing on a CPU, and each costs up to 5 MB of pixels
 THREADS = 4  # reading and decoding release Python's lock
@@ -47,6 +48,8 @@ class Prepare:
         self.detect = Detect(job.recipe.detector, job.device)
         self.limits = DecodeLimits(max_bytes=job.settings.max_bytes, max_megapixels=job.settings.max_megapixels)
         self.threads = Workers(THREADS, job.settings.item_seconds, "decode")
+        with self.catalog.read() as session:
+            self.erased = Erased(session, job.collection_id)
         self.refused = 0  # photos that the store has refused, one after the other, until now
 
     def __call__(self, page: tuple[int, int]) -> Iterator[list[PhotoFaces]]:
@@ -101,6 +104,7 @@ class Prepare:
             self.refused = 0
 
     def _prepare(self, read: Sequence[Read]) -> list[PhotoFaces]:
+        read = [self._unless_erased(item) for item in read]
         finished = [item for item in read if isinstance(item, PhotoFaces)]
         claimed = self._claim([item for item in read if not isinstance(item, PhotoFaces)])
         finished += [photo for photo, _ in claimed if photo.shared]
@@ -113,6 +117,12 @@ class Prepare:
         found = [item for item in detected if isinstance(item, Decoded)]
         finished += halving(found, self._finish, lambda item, error: given_up(item.photo, "align", error))
         return finished
+
+    def _unless_erased(self, item: Read) -> Read:
+        """Bytes that were erased on request are not taken in again."""
+        if isinstance(item, PhotoFaces) or not self.erased.content(item[0].sha256):
+            return item
+        return item[0].failed("read", ERASED, "these bytes were erased on request: not taken in again", retryable=False)
 
     @patient
     def _claim(self, read: Sequence[tuple[PhotoFaces, bytes]]) -> list[tuple[PhotoFaces, bytes]]:
@@ -147,12 +157,19 @@ class Prepare:
         recipe, photos = self.job.recipe, []
         for item in items:
             start = time.perf_counter()
-            photo = align_faces(item, self.limits, recipe.templates)
+            photo = align_faces(self._without_erased(item), self.limits, recipe.templates)
             photos.append(photo.timed("align", time.perf_counter() - start))
         start = time.perf_counter()
         photos = assess(photos, recipe)
         share = (time.perf_counter() - start) / max(len(photos), 1)
         return [photo.timed("assess", share) for photo in photos]
+
+    def _without_erased(self, item: Decoded) -> Decoded:
+        """Faces that were erased on request are not taken in again."""
+        gone = self.erased.faces(item.photo.sha256, item.photo.arrays[BOXES])
+        if not gone.any():
+            return item
+        return replace(item, photo=item.photo.having(**{n: a[~gone] for n, a in item.photo.arrays.items()}))
 
 
 def _photo(work: Work) -> PhotoFaces:

@@ -16,10 +16,11 @@ from sqlalchemy import ColumnElement, not_, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import Catalog
+from infra.catalog.encryption import is_encrypted
 from infra.catalog.filters import FaceFilter, of_identity, visible
 from infra.catalog.hnsw import HnswIndex
 from infra.catalog.neighbours import Neighbours, VectorIndex, nearest_faces
-from infra.catalog.projection import folder_of, forget, open_projection
+from infra.catalog.projection import build, folder_of, forget, open_projection
 from infra.catalog.schema import UNIT_TOLERANCE, Face, FaceIdentity, Identity
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.catalog.vectors import vectors_of
@@ -138,23 +139,11 @@ def search_photo(
     conditions = conditions or FaceFilter()
     conditions.check(session)
     asked_with = read_photo(photo, settings)
-    return search_probed(session, settings, asked_with, _probe(settings, version, asked_with, None), limit, conditions)
-
-
-def search_probed(
-    session: Session,
-    settings: Settings,
-    photo: Photo,
-    probed: Probed,
-    limit: int,
-    conditions: FaceFilter | None = None,
-) -> list[Answer]:
-    """The same for a photo whose faces were found already, by the version that queries use."""
-    version = serving_version(session)
+    probed = _probe(settings, version, asked_with, None)
     index = open_index(session, version, settings)
     answers = []
     for i, (box, score, vector) in enumerate(zip(probed.boxes, probed.scores, probed.vectors, strict=True)):
-        query = Query(photos=(replace(photo, face=i + 1),), filter=conditions or FaceFilter(), limit=limit)
+        query = Query(photos=(replace(asked_with, face=i + 1),), filter=conditions, limit=limit)
         asked = _Asked(vector[None], tuple(map(float, box)), float(score))
         answers.append(_answer(session, index, version, query, asked))
     return answers
@@ -200,8 +189,14 @@ def serving_version(session: Session) -> ModelVersionRow:
 
 
 def open_index(session: Session, version: ModelVersionRow, settings: Settings | None) -> VectorIndex:
-    """The index over a version's vectors: PostgreSQL's own, or a projection of SQLite's rows, kept in the home folder."""
-    if session.get_bind().dialect.name == "postgresql":
+    """The index over a version's vectors: PostgreSQL's own, or a projection of SQLite's rows, kept in the home folder.
+
+    Of encrypted embeddings there is none but in memory. PostgreSQL tells no changes: there it is built for every question.
+    """
+    encrypted, postgresql = is_encrypted(session), session.get_bind().dialect.name == "postgresql"
+    if encrypted:
+        return build(session, version) if postgresql else open_projection(session, version, None)
+    if postgresql:
         return HnswIndex(session, version.id, version.dimension or 0)
     folder = None if settings is None else folder_of(settings.home_folder, settings.catalog_url)
     return open_projection(session, version, folder)

@@ -1,7 +1,7 @@
 """The command line's frame: commands, exit codes, errors.
 
-Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed (`status`: last night was not good), 130
-interrupted. Commands import what is heavy only when they run, so that help and errors come at once.
+Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed, 130 interrupted. Commands import what is heavy
+only when they run, so that help and errors come at once.
 """
 
 import signal
@@ -14,15 +14,20 @@ import typer
 
 from flows.cli import (
     attributes,
+    audit,
     bench,
     catalog,
     collections,
     database,
+    encryption,
+    erasure,
     evaluate,
     evaluate_attributes,
     evaluate_fairness,
+    evaluate_grouping,
     models,
     nights,
+    people,
     restore,
     retry,
     schedules,
@@ -45,9 +50,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for judge in (evaluate_attributes.attributes, evaluate_fairness.fairness):
+for judge in (evaluate_attributes.attributes, evaluate_fairness.fairness, evaluate_grouping.grouping):
     evaluate.app.command()(judge)
-for module in (collections, schedules, models, evaluate, train, serve, database):
+for module in (collections, people, schedules, models, evaluate, train, serve, database, encryption, audit):
     app.add_typer(module.app)
 COMMANDS: tuple[Callable[..., None], ...] = (
     nights.run,
@@ -55,8 +60,6 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     nights.failures,
     restore.restore,
     retry.retry,
-    nights.status,
-    nights.metrics,
     schedules.schedules,
     schedules.serve_schedules,
     search.search,
@@ -65,6 +68,9 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     attributes.opinions,
     serve.serve,
     bench.bench,
+    erasure.erase,
+    erasure.erasures,
+    erasure.retention,
     upkeep.doctor,
     upkeep.down,
 )

@@ -1,6 +1,7 @@
 """`visage collections`: which photographs there are, and what may be done with them."""
 
 import shlex
+from contextlib import closing
 from typing import Annotated
 
 import typer
@@ -10,6 +11,12 @@ from infra.catalog import collections as stored
 from infra.catalog.database import Catalog
 from infra.catalog.views import image_counts
 from infra.settings import load_settings
+
+RetentionDays = Annotated[
+    int | None, typer.Option(min=0, help="Delete embeddings so many days after their face was found.")
+]
+LegalBasis = Annotated[str | None, typer.Option(help="On what grounds faces are processed, in your words.")]
+ConsentNote = Annotated[str | None, typer.Option(help="Where consents are kept, or what was agreed.")]
 
 app = typer.Typer(name="collections", help="Add and list collections of photographs.", no_args_is_help=True)
 
@@ -26,6 +33,9 @@ def add(
         list[str] | None,
         typer.Option(help="Sensitive attribute to estimate (age, gender, ...); none unless you say so."),
     ] = None,
+    retention_days: RetentionDays = None,
+    legal_basis: LegalBasis = None,
+    consent_note: ConsentNote = None,
     as_json: Json = False,
 ) -> None:
     """Add a collection. Nothing is read until 'visage run NAME'."""
@@ -37,12 +47,38 @@ def add(
     except InvalidCollection as error:
         raise typer.BadParameter(str(error)) from error
     with Catalog(settings.catalog_url).write() as session:
-        stored.add(session, name, checked.uri, checked.include, checked.exclude, checked.sensitive_attributes)
+        added = stored.add(session, name, checked.uri, checked.include, checked.exclude, checked.sensitive_attributes)
+        added.retention_days, added.legal_basis, added.consent_note = retention_days or None, legal_basis, consent_note
     if as_json:
         print_json({"name": name, "uri": checked.uri, "empty": checked.empty})
         return
     console.print(literal(f"Added {name}: {checked.uri}" + (" (no object there yet)" if checked.empty else "")))
     console.print(literal(f"Process it with: visage run {shlex.quote(name)}"))
+
+
+@app.command("set")
+def set_(
+    name: Annotated[str, typer.Argument(help="Name of the collection.")],
+    retention_days: RetentionDays = None,
+    legal_basis: LegalBasis = None,
+    consent_note: ConsentNote = None,
+    as_json: Json = False,
+) -> None:
+    """Say on what grounds a collection is kept, and for how long. What is not given stays; 0 days keep for ever."""
+    from tasks.retention import set_terms  # noqa: PLC0415 - imports scipy
+
+    with closing(Catalog(load_settings().catalog_url)) as catalog:
+        collection = set_terms(catalog, name, retention_days, legal_basis, consent_note)
+    terms = {
+        "name": name,
+        "retention_days": collection.retention_days,
+        "legal_basis": collection.legal_basis,
+        "consent_note": collection.consent_note,
+    }
+    if as_json:
+        print_json(terms)
+    else:
+        print_table("Collection", ["what", "value"], list(terms.items()))
 
 
 @app.command("list")
@@ -55,6 +91,9 @@ def list_(as_json: Json = False) -> None:
                 "name": c.name,
                 "uri": c.uri,
                 "sensitive": ", ".join(c.sensitive_attributes) or "none",
+                "kept": "for ever" if c.retention_days is None else f"{c.retention_days} days",
+                "legal_basis": c.legal_basis,
+                "consent_note": c.consent_note,
                 **image_counts(session, c.id),
             }
             for c in stored.every(session)
@@ -62,7 +101,7 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ["name", "uri", "done", "failed", "pending", "missing", "sensitive"]
+    columns = ["name", "uri", "done", "failed", "pending", "missing", "sensitive", "kept"]
     print_table("Collections", columns, [[r[c] for c in columns] for r in rows])
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.output import Json, console, literal, print_json, print_table
+from infra.catalog import audit
 from infra.catalog.database import Catalog
 from infra.catalog.filters import AttributeFilter, FaceFilter
 from infra.settings import load_settings
@@ -59,6 +60,10 @@ def search(
         asked = tuple(tasks.read_photo(photo, settings, number) for photo in photos or ())
         query = tasks.Query(tuple(face or ()), asked, person, conditions, limit, after)
         answers = [tasks.search_faces(catalog, settings, query)]
+    found = [match.face.face_id for answer in answers for match in answer.matches]
+    with catalog.write() as session:
+        asked_for = {"faces": face or [], "person": person, "limit": limit}
+        audit.searched(session, settings.acting, "catalog", found, [p.read_bytes() for p in photos or ()], **asked_for)
     catalog.close()
     if as_json:
         print_json(answers)

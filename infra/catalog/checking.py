@@ -6,6 +6,7 @@ import numpy as np
 from sqlalchemy import LargeBinary, func, select, text, type_coerce
 from sqlalchemy.orm import Session
 
+from infra.catalog import encryption
 from infra.catalog.copying import tables
 from infra.catalog.database import Catalog, revision
 from infra.catalog.schema import UNIT_TOLERANCE, Embedding, ModelVersion
@@ -68,7 +69,7 @@ def _wrong_vectors(session: Session, version_id: int, dimension: int) -> list[in
     statement = select(Embedding.face_id, stored).where(Embedding.model_version_id == version_id)
     while True:
         page = statement.where(Embedding.face_id > after).order_by(Embedding.face_id).limit(CHUNK)
-        rows = session.execute(page).tuples().all()
+        rows = [(face, encryption.opened(session, data)) for face, data in session.execute(page).tuples()]
         right = [(face, data) for face, data in rows if len(data) == 4 * dimension]
         wrong += [face for face, data in rows if len(data) != 4 * dimension]
         lengths = np.linalg.norm(

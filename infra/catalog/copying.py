@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from sqlalchemy import Connection, Engine, Table, bindparam, func, insert, inspect, select, text, tuple_, update
 
+from infra.catalog import encryption
 from infra.catalog.database import COPYING, Catalog, create_catalog_engine, head, location_of, revision, upgrade
 from infra.catalog.schema import Base, EmbeddingChange
 from infra.catalog.vectors import index_all
@@ -56,6 +57,7 @@ def copy_catalog(
         raise CopyRefused("source and target are the same database")
     source = Catalog(source_url)
     engine = create_catalog_engine(target_url)
+    encryption.share(source.engine, engine)
     try:
         _prepare(engine)
         with source.read() as session:

@@ -10,7 +10,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
-from infra.catalog import custody_tables, people_tables, service_tables  # noqa: F401 - enter their tables into Base's
+from infra.catalog import custody_tables, encryption, people_tables, service_tables  # noqa: F401 - tables enter Base's
 from infra.catalog.faults import CatalogUnreachable, explain
 from infra.catalog.schema import Base
 
@@ -79,7 +79,7 @@ def _sqlite_engine(location: URL, busy_seconds: float) -> Engine:
     @event.listens_for(engine, "connect")
     def _prepare(connection: Any, _: object) -> None:
         connection.isolation_level = None  # we begin transactions ourselves, see below
-        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON"):
+        for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON", "secure_delete = ON"):
             connection.execute(f"PRAGMA {pragma}")
 
     @event.listens_for(engine, "begin")
@@ -148,18 +148,21 @@ def revision(connection: Connection) -> str | None:
 class Catalog:
     """A migrated catalog: `with catalog.write() as session` commits as one transaction, `read()` never locks writers out.
 
-    What one `read()` session sees is of one moment.
+    What one `read()` session sees is of one moment. Without `unlock`, encrypted embeddings stay as they are stored.
 
     Raises:
         CatalogUnreachable: if the database cannot be opened.
         CatalogTooNew: if a later version of Visage has already migrated it further.
         CatalogUnfinished: if a copy into it was interrupted.
+        EmbeddingsLocked: if a key for its embeddings is given, and it is not the right one.
     """
 
-    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS) -> None:
+    def __init__(self, url: str, busy_seconds: float = BUSY_SECONDS, unlock: bool = True) -> None:
         self.url = url
         self.engine = create_catalog_engine(url, busy_seconds)
         upgrade(self.engine)
+        if unlock:
+            encryption.unlock(self.engine)
         self._write = sessionmaker(self.engine, expire_on_commit=False)
         self._read = sessionmaker(self.engine.execution_options(**_snapshot(self.engine)), expire_on_commit=False)
 

@@ -8,6 +8,7 @@ import numpy as np
 from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
+from infra.catalog import succession
 from infra.catalog.database import upsert
 from infra.catalog.runs import resolve_failures
 from infra.catalog.schema import (
@@ -137,7 +138,9 @@ def _write_faces(session: Session, contract: Contract, photos: Sequence[PhotoRec
         for ordinal, face in enumerate(photo.faces)
     ]
     natural = ["content_id", "detector_id", "ordinal"]
+    before = succession.known(session, [photo.content_id for photo in photos])
     upsert(session, Face, rows, natural, [name for name in (rows[0] if rows else {}) if name not in natural])
+    succession.hand_over(session, before, contract.detector_id)
     # What another detector version, or a longer list of this one, has left behind is no longer a photo's truth.
     by_count: dict[int, list[int]] = {}
     for photo in photos:

@@ -150,7 +150,9 @@ def audit(
         ),
         "images failed without a reason": images_where(Image.status == ImageStatus.FAILED.value, not_(reason)),
         "images left pending": images_where(Image.status == ImageStatus.PENDING.value, not_(in_hand)),
-        "faces without an embedding at the champion's contract": session.scalar(faces.where(in_recipe, not_(embedded))),
+        "faces without an embedding at the champion's contract": session.scalar(
+            faces.where(in_recipe, not_(embedded), Face.embeddings_expired_at.is_(None))
+        ),
         "faces without all their attributes": session.scalar(faces.where(in_recipe, described != attributes)),
         "faces of another detector version": session.scalar(
             faces.where(in_recipe, Face.detector_id != contract.detector_id)

@@ -1,14 +1,15 @@
 """Identities in the catalog, and the vectors that they are made of."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from sqlalchemy import delete, exists, func, not_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import ScalarSelect, delete, exists, func, not_, or_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.database import upsert
+from infra.catalog.people_tables import Person
 from infra.catalog.schema import Embedding, Face, FaceIdentity, Identity, Image, ImageStatus, MergeProposal
 
 CHUNK = 10_000
@@ -70,6 +71,50 @@ def exemplars(session: Session, model_version_id: int, dimension: int) -> FaceVe
     return _vectors(rows, dimension)
 
 
+def exemplars_of(session: Session, model_version_id: int, dimension: int, identities: Collection[int]) -> FaceVectors:
+    """The faces that stand for some identities, by face id."""
+    rows: list[tuple[int, np.ndarray, float, int, int | None]] = []
+    wanted = sorted(identities)
+    for start in range(0, len(wanted), CHUNK):
+        rows += session.execute(
+            select(*_COLUMNS)
+            .select_from(FaceIdentity)
+            .join(Face, Face.id == FaceIdentity.face_id)
+            .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == model_version_id))
+            .where(FaceIdentity.identity_id.in_(wanted[start : start + CHUNK]), FaceIdentity.exemplar)
+        ).tuples()
+    return _vectors(sorted(rows, key=lambda row: row[0]), dimension)
+
+
+def count_exemplars(session: Session, model_version_id: int, at_most: int) -> int:
+    """How many faces stand for identities; counting stops at `at_most`."""
+    some = (
+        select(FaceIdentity.face_id)
+        .where(FaceIdentity.model_version_id == model_version_id, FaceIdentity.exemplar)
+        .limit(at_most)
+        .subquery()
+    )
+    return session.scalar(select(func.count()).select_from(some)) or 0
+
+
+def identities_of(session: Session, model_version_id: int, faces: Collection[int]) -> set[int]:
+    """The identities that some faces are in."""
+    found: set[int] = set()
+    wanted = sorted(faces)
+    for start in range(0, len(wanted), CHUNK):
+        found.update(
+            identity
+            for identity in session.scalars(
+                select(FaceIdentity.identity_id).where(
+                    FaceIdentity.model_version_id == model_version_id,
+                    FaceIdentity.face_id.in_(wanted[start : start + CHUNK]),
+                )
+            )
+            if identity is not None
+        )
+    return found
+
+
 def seen_together(session: Session, identities: Sequence[int]) -> np.ndarray:
     """Pairs (P, 2) of these identities that some photo shows side by side: they cannot be one person."""
     by_photo: dict[int, set[int]] = {}
@@ -99,15 +144,10 @@ def visible_vectors(session: Session, model_version_id: int, dimension: int) -> 
         after = int(chunk.ids[-1])
 
 
-def next_identity_id(session: Session) -> int:
-    """The first id that a new identity may have."""
-    return (session.scalar(select(func.max(Identity.id))) or 0) + 1
-
-
 def settled_identities(session: Session, model_version_id: int) -> list[int]:
-    """Identities that a person has named: no run merges them."""
-    named = Identity.model_version_id == model_version_id, Identity.name.is_not(None)
-    return list(session.scalars(select(Identity.id).where(*named)))
+    """Identities about which somebody decided something: no run merges two of them."""
+    decided = Identity.model_version_id == model_version_id, Identity.person_id.is_not(None)
+    return list(session.scalars(select(Identity.id).where(*decided)))
 
 
 def write_grouping(
@@ -168,7 +208,43 @@ def write_proposals(session: Session, run_id: int, proposals: Sequence[tuple[int
     )
 
 
+@dataclass(frozen=True)
+class OpenProposal:
+    """A proposed merge that nobody has answered, with the number of faces on each side."""
+
+    a: Identity
+    b: Identity
+    faces_a: int
+    faces_b: int
+
+
+def proposed(session: Session) -> list[tuple[int, int]]:
+    """Pairs of identities whose merge is proposed."""
+    return list(session.execute(select(MergeProposal.identity_a_id, MergeProposal.identity_b_id)).tuples())
+
+
+def open_proposals(session: Session, model_version_id: int, limit: int) -> list[OpenProposal]:
+    """Merges for a person to decide, most similar first, without those of people to be ignored."""
+    a, b = aliased(Identity), aliased(Identity)
+    ignored = select(Person.id).where(Person.ignored)
+
+    def size(identity: type[Identity]) -> ScalarSelect[int]:
+        return select(func.count()).where(FaceIdentity.identity_id == identity.id).scalar_subquery()
+
+    shown = [or_(i.person_id.is_(None), i.person_id.not_in(ignored)) for i in (a, b)]
+    rows = session.execute(
+        select(a, b, size(a), size(b))
+        .select_from(MergeProposal)
+        .join(a, a.id == MergeProposal.identity_a_id)
+        .join(b, b.id == MergeProposal.identity_b_id)
+        .where(a.model_version_id == model_version_id, *shown)
+        .order_by(MergeProposal.similarity.desc(), a.id, b.id)
+        .limit(limit)
+    ).tuples()
+    return [OpenProposal(*row) for row in rows]
+
+
 def remove_empty_identities(session: Session) -> None:
-    """Remove identities without a face that no person has named."""
+    """Remove identities without a face, but those about which somebody decided something."""
     empty = not_(exists().where(FaceIdentity.identity_id == Identity.id))
-    session.execute(delete(Identity).where(empty, Identity.name.is_(None)))
+    session.execute(delete(Identity).where(empty, Identity.person_id.is_(None)))

@@ -38,7 +38,7 @@ class Person(Base):
 
     __tablename__ = "person"
     id: Mapped[int] = mapped_column(Id, primary_key=True)
-    root_id: Mapped[int | None] = mapped_column(ForeignKey("person.id", ondelete="SET NULL"), index=True)
+    root_id: Mapped[int | None] = mapped_column(Id, index=True)
     merged_into_id: Mapped[int | None] = mapped_column(Id)
     name: Mapped[str | None]
     ignored: Mapped[bool] = mapped_column(default=False)

@@ -94,7 +94,10 @@ class Vector(TypeDecorator[np.ndarray]):
 
 
 class UnitVector(Vector):
-    """An embedding: a float32 vector of unit length; any other length is refused, zero above all."""
+    """An embedding: a float32 vector of unit length; any other length is refused, zero above all.
+
+    Sealed on its way to the database where the catalog's embeddings are encrypted (`infra.catalog.encryption`).
+    """
 
     cache_ok = True
 
@@ -104,7 +107,14 @@ class UnitVector(Vector):
             raise ValueError(
                 f"an embedding has length {np.linalg.norm(value):.4g} instead of 1: it must not reach the catalog"
             )
-        return stored
+        sealing = getattr(dialect, "visage_sealing", None)
+        return stored if sealing is None or stored is None else sealing.seal(stored)
+
+    def process_result_value(self, value: bytes | None, dialect: Dialect) -> np.ndarray | None:
+        sealing = getattr(dialect, "visage_sealing", None)
+        if value is not None and sealing is not None and len(value) % 4:
+            value = sealing.open(value)
+        return super().process_result_value(value, dialect)
 
 
 # Keys sort by their bytes, as object stores list them, whatever the database's language.

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
 from infra.catalog.faults import CatalogUnreachable
-from infra.catalog.schema import Embedding, EmbeddingChange, ModelVersion
+from infra.catalog.schema import Embedding, EmbeddingChange, Face, ModelVersion
 
 CHUNK = 10_000
 PGVECTOR = (0, 8)  # the first with iterative index scans
@@ -34,7 +34,7 @@ def put_embeddings(
     vectors: Mapping[int, np.ndarray],
     restorers: Mapping[int, int | None] = MappingProxyType({}),
 ) -> None:
-    """Write {face id: vector (D,) float32 of unit length}, or replace what is there.
+    """Write {face id: vector (D,) float32 of unit length}, or replace what is there; not for faces whose time is over.
 
     `restorers` tells by face id whose restored pixels a vector was made of; of all others it was photographed ones.
 
@@ -51,9 +51,12 @@ def put_embeddings(
                 f"face {face_id}: an embedding of shape {vector.shape}, but model version {model_version_id} makes {dimension} "
                 "numbers; nothing was written"
             )
+    expired = select(Face.id).where(Face.id.in_(list(vectors)), Face.embeddings_expired_at.is_not(None))
+    over = set(session.scalars(expired))
     rows = [
         {"face_id": face, "model_version_id": model_version_id, "vector": v, "restorer_id": restorers.get(face)}
         for face, v in vectors.items()
+        if face not in over
     ]
     upsert(session, Embedding, rows, ["face_id", "model_version_id"], ["vector", "restorer_id"])
 

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, func, select
+from sqlalchemy import exists, func, or_, select
 from sqlalchemy.orm import Session
 
+from infra.catalog.people_tables import Person
 from infra.catalog.schema import (
     Attribute,
     Collection,
@@ -198,7 +199,8 @@ def faces(
 
 
 def identities(session: Session, min_faces: int, limit: int) -> list[IdentityView]:
-    """People by the number of their faces, most first."""
+    """People by the number of their faces, most first, without those whom somebody wants ignored."""
+    ignored = select(Person.id).where(Person.ignored)
     rows = session.execute(
         select(
             Identity.id,
@@ -209,7 +211,10 @@ def identities(session: Session, min_faces: int, limit: int) -> list[IdentityVie
         .join(FaceIdentity, FaceIdentity.identity_id == Identity.id)
         .join(Face, Face.id == FaceIdentity.face_id)
         .group_by(Identity.id, Identity.name)
-        .where(FaceIdentity.model_version_id == _serving_id(session))
+        .where(
+            FaceIdentity.model_version_id == _serving_id(session),
+            or_(Identity.person_id.is_(None), Identity.person_id.not_in(ignored)),
+        )
         .having(func.count(FaceIdentity.face_id) >= min_faces)
         .order_by(func.count(FaceIdentity.face_id).desc(), Identity.id)
         .limit(limit)

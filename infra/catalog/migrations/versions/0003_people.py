@@ -28,7 +28,6 @@ def _people() -> None:
         sa.Column("merged_into_id", Id, nullable=True),
         sa.Column("name", sa.Text(), nullable=True),
         sa.Column("ignored", sa.Boolean(), nullable=False),
-        sa.ForeignKeyConstraint(["root_id"], ["person.id"], name=op.f("fk_person_root_id"), ondelete="SET NULL"),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_person")),
     )
     op.create_index(op.f("ix_person_root_id"), "person", ["root_id"])

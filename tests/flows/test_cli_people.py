@@ -1,0 +1,77 @@
+"""`visage people` and `visage audit`: decisions from the command line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from infra.catalog.database import Catalog
+from tests.command import visage
+from tests.made_up import Crowd
+
+
+@pytest.fixture
+def crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog_url: Callable[[str], str]) -> Crowd:
+    url = fresh_catalog_url("sqlite")
+    for name, value in {"HOME": str(tmp_path), "DATABASE_URL": url, "USER": "curator"}.items():
+        monkeypatch.setenv(f"VISAGE_{name}", value)
+    crowd = Crowd(Catalog(url), spread=0.4)
+    for person in (1, 1, 1, 2, 2, 2):
+        crowd.photo(person)
+    crowd.night()
+    return crowd
+
+
+def test_people_are_named_merged_and_brought_back(crowd: Crowd) -> None:
+    assert visage("people", "name", 1, "Ada", "--json").json["kind"] == "name"
+    assert "decision 2 (merge, person 1, 6 faces)" in visage("people", "merge", 1, 2).out
+    (person,) = visage("identities", "--json").json
+    assert (person["identity_id"], person["name"], person["faces"]) == (1, "Ada", 6)
+    assert visage("people", "undo", 2).code == 0
+    assert [p["faces"] for p in visage("identities", "--json").json] == [3, 3]
+    history = visage("people", "history", "--json").json
+    assert [(d["kind"], d["who"], d["undone_by"]) for d in history] == [
+        ("merge", "curator", "curator"),
+        ("name", "curator", None),
+    ]
+    assert "Ada" in visage("people", "history", "--person", 1).out
+
+
+def test_faces_are_confirmed_rejected_split_and_ignored(crowd: Crowd) -> None:
+    for arguments in (
+        ("confirm", 4, "--person", 1),
+        ("reject", 1),
+        ("split", 2),
+        ("ignore", 5),
+        ("ignore", "--person", 1),
+        ("decline", 1, 2),
+    ):
+        ended = visage("people", *arguments)
+        assert ended.code == 0, ended.err
+    assert crowd.places()[4] == 1
+    assert visage("people", "proposals").code == 0
+    assert [entry["action"] for entry in visage("audit", "list", "--json").json][:2] == [
+        "decide.decline",
+        "decide.ignore",
+    ]
+    verified = visage("audit", "verify", "--json").json
+    assert verified["entries"] == 6
+    assert visage("audit", "verify", "--head", verified["head"]).code == 0
+    assert "another catalog" in visage("audit", "verify", "--head", "0" * 63 + "1").err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("name", 99, "Ada"), 1, "'visage identities' lists them"),
+        (("confirm", 99), 1, "no such faces: 99"),
+        (("ignore",), 2, "either faces, or --person"),
+        (("accept", 1, 2), 1, "'visage people proposals'"),
+        (("undo", 7), 1, "'visage people history'"),
+    ],
+)
+def test_mistakes_are_explained(crowd: Crowd, arguments: tuple[object, ...], code: int, message: str) -> None:
+    ended = visage("people", *arguments)
+    assert ended.code == code
+    assert message in ended.err.replace("\n", " ").replace("│", "").replace("  ", " ")
+    assert crowd.places()[1] == 1

@@ -1,0 +1,102 @@
+"""Grouping in the catalog: the same through an index as by comparing with all, and faces found anew keep their place."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from sqlalchemy import select
+
+from infra.catalog.database import Catalog
+from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
+from infra.catalog.schema import Face, Image, ModelVersion
+from tasks import decisions
+from tests.made_up import VERSIONS, Crowd
+
+ADA, BOB = 1, 2
+
+
+def test_a_catalog_of_many_people_is_grouped_through_the_search_index_alike(
+    fresh_catalog_url: Callable[[str], str], catalog_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = "sqlite" if catalog_url.startswith("sqlite") else "postgresql"
+    outcomes = []
+    for url, at_once in ((catalog_url, 50_000), (fresh_catalog_url(engine), 0)):
+        monkeypatch.setattr("tasks.group.KNOWN_AT_ONCE", at_once)
+        crowd = Crowd(Catalog(url), spread=0.5)
+        for _ in range(3):
+            for person in range(6):
+                crowd.photo(person, person + 6)
+            crowd.night()
+        outcomes.append(crowd.places())
+        crowd.catalog.close()
+    assert outcomes[0] == outcomes[1]
+    assert len(set(outcomes[0].values())) == 12
+
+
+def found_anew(crowd: Crowd, face: int, boxes: list[tuple[float, float, float, float]], seen: list[int]) -> list[int]:
+    """Process the photo of a face by another detector, which finds people in the order `seen`; returns the new faces."""
+    with crowd.catalog.write() as session:
+        detector = session.scalar(select(ModelVersion.id).where(ModelVersion.name == "another"))
+        if detector is None:
+            row = ModelVersion(name="another", version=1, role="detect", contract="another", contract_content={},
+                               weights_sha256="0", licence="CC0")  # fmt: skip
+            session.add(row)
+            session.flush()
+            detector = row.id
+        content = session.get_one(Face, face).content_id
+        image = session.scalars(select(Image.id).where(Image.content_id == content)).one()
+        faces = tuple(
+            FaceRecord(
+                box=np.array(box),
+                landmarks=np.zeros((5, 2)),
+                score=1.0,
+                quality=0.9,
+                quality_parts={},
+                crop_key="new",
+                embedding=crowd.look(VERSIONS[0], person),
+            )
+            for box, person in zip(boxes, seen, strict=True)
+        )
+        photo = PhotoRecord(image, content, "JPEG", 300, 200, None, [], faces)
+        record_photos(session, 1, Contract("r2", detector, crowd.versions[VERSIONS[0]], (), None), [photo])
+        return list(session.scalars(select(Face.id).where(Face.content_id == content).order_by(Face.ordinal)))
+
+
+def test_places_and_decisions_go_to_the_face_that_another_detector_finds_there(catalog: Catalog) -> None:
+    crowd = Crowd(catalog, spread=0.4)
+    both = [crowd.photo(ADA, BOB) for _ in range(3)]
+    crowd.night()
+    home = crowd.places()[both[0][0]]
+    with catalog.write() as session:
+        decisions.name(session, "curator", home or 0, "Ada")
+        decisions.reject(session, "curator", [both[1][1]])
+        decisions.confirm(session, "curator", [both[0][0]])
+        decisions.ignore(session, "curator", [both[2][1]])
+    before = crowd.places()
+    swapped = [(103.0, 2.0, 178.0, 99.0), (1.0, 3.0, 82.0, 101.0), (500.0, 500.0, 600.0, 600.0)]
+    renewed = [found_anew(crowd, photo[0], swapped, [BOB, ADA, 9]) for photo in both]
+    after = crowd.places()
+    assert [after.get(new[1]) for new in renewed] == [before[old[0]] for old in both]
+    assert [after.get(new[0]) for new in renewed] == [before[both[0][1]], None, None]
+    crowd.night()
+    places = crowd.places()
+    assert crowd.names() == {home: "Ada"}
+    assert {places[new[1]] for new in renewed} == {home}
+    assert places[renewed[1][0]] not in (before[both[0][1]], None)  # rejected where it was: somebody else, or alone
+    assert places[renewed[2][0]] is None  # ignored
+    with catalog.read() as session:
+        confirmed = next(d for d in decisions.history(session) if d.kind == "confirm")
+    assert confirmed.faces == (renewed[0][1],)
+
+
+def test_a_decision_about_a_face_that_is_found_no_more_goes_with_it(catalog: Catalog) -> None:
+    crowd = Crowd(catalog, spread=0.4)
+    both = [crowd.photo(ADA, BOB) for _ in range(2)]
+    crowd.night()
+    with catalog.write() as session:
+        decisions.reject(session, "curator", [both[0][1]])
+    (left,) = found_anew(crowd, both[0][0], [(0.0, 0.0, 80.0, 100.0)], [ADA])
+    crowd.night()
+    assert crowd.places()[left] == crowd.places()[both[1][0]]
+    with catalog.read() as session:
+        assert [d.faces for d in decisions.history(session)] == [()]
