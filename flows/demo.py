@@ -54,8 +54,10 @@ def main() -> None:
         from flows.page import write_page  # noqa: PLC0415 - after the runs, which are other processes
 
         page = write_page("demo", BUILD / "page")
-        say(f"Before and after: {page.absolute().as_uri()}")
-        print(f"Ask more with VISAGE_HOME={home} {visage_command()} --help")
+        say("Look at it")
+        print(f"The page:            VISAGE_HOME={home} {visage_command()} serve     then open http://localhost:8008")
+        print(f"Without any server:  {page.absolute().as_uri()}")
+        print(f"On the command line: VISAGE_HOME={home} {visage_command()} --help")
     finally:
         visage("down")
 

@@ -1,7 +1,6 @@
 """A night's work on one collection, step by step: what the Prefect flow schedules and the tests call."""
 
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,8 +10,10 @@ from typing import Any, Protocol
 import torch
 from sqlalchemy import update
 from sqlalchemy.orm import Session
+from structlog.contextvars import bound_contextvars
 
-from infra.catalog import collections
+from infra import logs
+from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.catalog.erasing import drop_returned
 from infra.catalog.heartbeat import beating
@@ -34,7 +35,7 @@ from infra.catalog.runs import (
     hold,
     open_run,
 )
-from infra.catalog.schema import Collection, ModelVersion, Run, RunStatus
+from infra.catalog.schema import Collection, ModelVersion, Run, RunStatus, now
 from infra.catalog.versions import serve_when_complete
 from infra.patience import patient
 from infra.settings import Settings
@@ -50,9 +51,10 @@ from tasks.pipeline import engine_for, process
 from tasks.recipe import Recipe, current_recipe, enter
 from tasks.report import Tally, contact_sheet
 from tasks.retention import expire
+from tasks.run_report import SHOWN, RunReport, as_html, as_json
 from tasks.sweep import sweep
 
-log = logging.getLogger("visage")
+log = logs.logger()
 
 
 class Observer(Protocol):
@@ -117,6 +119,8 @@ class Night:
             "people": asdict(self.grouped),
             "engine": self.engine,
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "stage_seconds": {name: round(value, 3) for name, value in self.tally.seconds.items()},
+            "audited": None if self.audited is None else {"images": self.audited.images, "faces": self.audited.faces},
         }
 
 
@@ -137,6 +141,7 @@ def night(
         RunInProgress: if another run is at work on these keys; that this one was skipped is written down.
         SlotTaken: if another run has claimed the slot.
     """
+    logs.configure(settings)
     catalog = Catalog(settings.catalog_url)
     try:
         with catalog.read() as session:
@@ -144,15 +149,18 @@ def night(
         finish(catalog, settings)  # what an erasure has left to do when its process died
         job, earlier = _open(settings, catalog, collection, keys, slot)
         state = Night(settings, catalog, collection, job, observer or Silent(), earlier)
-        try:
-            with beating(catalog, job.run_id):
-                yield state
-        except BaseException as error:
-            _close_as_failed(state, error, slot)
-            raise
-        status = RunStatus.DONE_WITH_FAILURES if state.failed_images else RunStatus.DONE
-        with catalog.write() as session:
-            close_run(session, job.run_id, status, state.counts())
+        with bound_contextvars(run=job.run_id, collection=collection.name):
+            log.info("run opened", keys=str(keys), recipe=job.recipe.digest, slot=None if slot is None else slot.at)
+            try:
+                with beating(catalog, job.run_id):
+                    yield state
+            except BaseException as error:
+                _close_as_failed(state, error, slot)
+                raise
+            status = RunStatus.DONE_WITH_FAILURES if state.failed_images else RunStatus.DONE
+            with catalog.write() as session:
+                close_run(session, job.run_id, status, state.counts())
+            log.info("run closed", status=status.value, images=state.tally.images, faces=state.tally.faces)
     finally:
         catalog.close()
 
@@ -161,11 +169,12 @@ def _close_as_failed(state: Night, error: BaseException, slot: Slot | None) -> N
     # A scheduled run that is told to end (a restart, say) has died, and may be made up for.
     told_to_end = slot is not None and not isinstance(error, Exception | KeyboardInterrupt)
     status = RunStatus.CRASHED if told_to_end else RunStatus.FAILED
+    log.error("run closed", status=status.value, error=_said_by(error), exc_info=isinstance(error, Exception))
     try:
         with state.catalog.write() as session:
             close_run(session, state.job.run_id, status, state.counts(), _said_by(error))
     except Exception:  # the catalog itself is what fails: the next run closes this one as crashed
-        log.exception("run %d could not be closed", state.job.run_id)
+        log.exception("run could not be closed")
         disown(state.catalog.engine.url, state.job.run_id)
 
 
@@ -191,6 +200,7 @@ def _open(
     except Exception as error:
         if slot is not None or isinstance(error, RunInProgress):  # a run that is expected leaves its trace
             status = RunStatus.SKIPPED if isinstance(error, RunInProgress) else RunStatus.FAILED
+            log.error("run not opened", collection=collection.name, status=status.value, error=_said_by(error))
             with catalog.write() as session:
                 enter_unopened(session, collection.id, status, _said_by(error), keys, slot)
         raise
@@ -223,6 +233,7 @@ def _timed(state: Night, name: str, total: int | None = None) -> Iterator[None]:
         yield
     finally:
         state.seconds[name] = time.monotonic() - start
+        log.info("step ended", step=name, seconds=round(state.seconds[name], 3), total=total)
 
 
 def discover_images(state: Night) -> Discovery:
@@ -251,6 +262,14 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
 
     def watch(photos: Sequence[PhotoFaces]) -> None:
         state.tally.add(photos)
+        for failure in (photo.failure for photo in photos if photo.failure is not None):
+            log.warning(
+                "image failed",
+                stage=failure.stage,
+                key=failure.key,
+                reason=failure.reason,
+                again=failure.retryable,
+            )
         state.observer.advance(state.tally.images)
         on_batch()
 
@@ -309,8 +328,8 @@ def expire_embeddings(state: Night) -> int:
         return sum(expire(state.catalog, state.settings, "the night", state.collection.name).values())
 
 
-def report_run(state: Night) -> None:
-    """Log the run to MLflow: parameters, counts, failures, speed, seconds per stage, and a contact sheet."""
+def report_run(state: Night) -> RunReport:
+    """Log the run to MLflow: parameters, counts, failures, speed, seconds per stage, a contact sheet, and its report."""
     job, tally = state.job, state.tally
     with (
         _timed(state, "report"),
@@ -349,5 +368,34 @@ def report_run(state: Night) -> None:
         sheet = contact_sheet(tally)
         if sheet is not None:
             run.bytes(sheet, "contact_sheet.png")
+        report = _report(state)
+        run.text(as_html(report, sheet), "report.html")
+        run.text(as_json(report), "report.json")
         with state.catalog.write() as session:
             session.execute(update(Run).where(Run.id == job.run_id).values(tracking_run_id=run.run_id))
+    return report
+
+
+def _report(state: Night) -> RunReport:
+    job = state.job
+    with state.catalog.read() as session:
+        started_at = session.get_one(Run, job.run_id).started_at
+        failures = views.failures(session, state.collection.name, job.run_id, SHOWN)
+    return RunReport(
+        collection=state.collection.name,
+        place=state.collection.uri,
+        keys=str(job.keys),
+        run=job.run_id,
+        started_at=started_at,
+        reported_at=now(),
+        models=_by_role(job.recipe),
+        counts=state.counts(),
+        failures=tuple(failures),
+    )
+
+
+def _by_role(recipe: Recipe) -> dict[str, str]:
+    roles: dict[str, list[str]] = {}
+    for version in recipe.versions:
+        roles.setdefault(version.spec.role.value, []).append(version.reference)
+    return {role: ", ".join(references) for role, references in roles.items()}

@@ -3,10 +3,12 @@
 The flow's truth is the catalog, never Prefect's memory: whenever it starts, it asks the catalog what is missing.
 """
 
+import re
 from contextvars import ContextVar
 from typing import Any
 
 from prefect import flow, task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from flows import night as steps
@@ -15,6 +17,7 @@ from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.runs import Slot
 from infra.settings import load_settings
 from tasks.parts import keys_of
+from tasks.run_report import as_markdown
 
 observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 
@@ -51,8 +54,10 @@ def expire(state: Night) -> None:
 
 @task(cache_policy=NO_CACHE, persist_result=False)
 def report(state: Night) -> None:
-    """Log parameters, counts, speed and the contact sheet to MLflow."""
-    steps.report_run(state)
+    """Log parameters, counts, speed, the contact sheet and the report to MLflow; a summary to Prefect."""
+    summary = as_markdown(steps.report_run(state))
+    key = re.sub("[^a-z0-9]+", "-", f"night-{state.collection.name.lower()}").strip("-")  # what Prefect takes as one
+    create_markdown_artifact(summary, key=key, description=f"run {state.job.run_id} of {state.collection.name}")
 
 
 @flow(name="nightly", flow_run_name="nightly {collection}", persist_result=False)

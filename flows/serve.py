@@ -6,7 +6,9 @@ that Prefect did not ring for is rung from here.
 """
 
 import asyncio
+import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -20,11 +22,14 @@ from infra import prefect_server
 from infra.catalog import schedules
 from infra.catalog.database import Catalog
 from infra.catalog.schema import Schedule
+from infra.metrics import serve_metrics
 from infra.prefect_server import ServerUnavailable
 from infra.settings import Settings
+from tasks.problems import NotTold, tell_problems
 from tasks.schedules import ON_TIME, Due, due, give_up
 
 LOOK_SECONDS = 10.0  # how often the catalog is looked at
+TELL_SECONDS = 30.0
 PATIENCE = timedelta(seconds=90)  # with Prefect's bell, before we ring ourselves
 Terms = tuple[str, str]
 
@@ -51,6 +56,9 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
     with lock, closing(Catalog(settings.catalog_url)) as catalog:
         url = prefect_server.begin(settings.home_folder).url()
         os.environ.update(prefect_server.environment(url, settings.home_folder))
+        if settings.metrics_port:
+            serve_metrics(catalog, settings.metrics_host, settings.metrics_port)
+            say(f"metrics at http://{settings.metrics_host}:{settings.metrics_port}/metrics")
         asyncio.run(_Server(settings, catalog, url, say).run())
 
 
@@ -62,6 +70,7 @@ class _Server:
     say: Callable[[str], None]
     served: dict[str, tuple[Terms, UUID]] = field(default_factory=dict)
     rung: dict[int, tuple[Due, datetime]] = field(default_factory=dict)
+    told_at: float = -math.inf
 
     async def run(self) -> None:
         from prefect.runner import Runner  # noqa: PLC0415 - Prefect reads its settings when imported
@@ -83,6 +92,7 @@ class _Server:
                 self._check_server()
                 await self._keep_in_step(runner)
                 await self._ring()
+                await self._tell()
         if stopping.done():
             self.say("told to stop: runs that are at work are ended; the next ones go on from there")
             await runner.astop()
@@ -153,6 +163,17 @@ class _Server:
                 self.say(f"starting {row.name} for {found.slot.at:%Y-%m-%d %H:%M} UTC")
             elif datetime.now(UTC) - rung[1] > ON_TIME and give_up(self.catalog, row, found):
                 self.say(f"{row.name} could not be started for {found.slot.at:%Y-%m-%d %H:%M} UTC")
+
+    async def _tell(self) -> None:
+        """Tell whoever wants to know of nights that were not good; after a failure, again a little later."""
+        if time.monotonic() - self.told_at < TELL_SECONDS:
+            return
+        self.told_at = time.monotonic()
+        try:
+            for told in await asyncio.to_thread(list, tell_problems(self.settings, self.catalog)):
+                self.say(f"problem: {told}")
+        except NotTold as error:
+            self.say(f"nobody could be told of a problem: {error}")
 
     def _due(self) -> list[tuple[Schedule, Due]]:
         now = datetime.now(UTC)

@@ -55,6 +55,12 @@ class Settings(BaseSettings):
     user: str = Field("", description="Who is at work, for decisions and the audit log; empty: the system's user.")
     detect_long_side: int = Field(1280, ge=64, description="Photos are detected at about this size (pixels).")
 
+    on_problem_command: str = Field("", description="Command that is told, as JSON, when a night was not good.")
+    on_problem_webhook: str = Field("", description="URL that is told, as JSON, when a night was not good.")
+    metrics_port: int = Field(0, ge=0, le=65535, description="Port of serve-schedules' Prometheus metrics; 0: none.")
+    metrics_host: str = Field("127.0.0.1", description="Address that they are served at.")
+    log_stderr: bool = Field(False, description="Write the structured log to stderr as well as to the home folder.")
+
     @model_validator(mode="after")
     def _s3_can_be_reached(self) -> "Settings":
         _ = self.storage_options

@@ -16,7 +16,9 @@ from functools import partial, reduce
 from typing import Any
 
 import numpy as np
+from structlog.contextvars import bind_contextvars
 
+from infra import logs
 from infra.allocator import keep_freed_memory
 from infra.catalog.database import Catalog
 from infra.catalog.images import Work, claimed_by, count_pending, pending, pending_pages
@@ -158,7 +160,7 @@ def _execute(job: Job, pages: Sequence[Page]) -> Generator[list[PhotoFaces]]:
     for name, build in stages:
         dataset = dataset.map_batches(
             _StageActor,
-            fn_constructor_args=(build, job.settings.item_seconds),
+            fn_constructor_args=(build, job),
             batch_size=GROUP,
             **share.options(name),
         )
@@ -199,6 +201,12 @@ class _Shares:
         }
 
 
+def _log_here(job: Job) -> None:
+    """Let this process, on whatever machine, log to the home folder there."""
+    logs.configure(job.settings)
+    bind_contextvars(run=job.run_id)
+
+
 class _PrepareActor:
     """The fused front of the pipeline as Ray Data runs it: pages in, packed photos out."""
 
@@ -220,10 +228,11 @@ class _PrepareActor:
 class _StageActor:
     """A stage as Ray Data runs it: packed photos in and out."""
 
-    def __init__(self, build: Callable[[], Stage], seconds: float) -> None:
+    def __init__(self, build: Callable[[], Stage], job: Job) -> None:
         set_threads(1)
         keep_freed_memory()
-        set_time_limit(seconds)
+        _log_here(job)
+        set_time_limit(job.settings.item_seconds)
         self.stage = build()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -82,13 +82,13 @@ def add_schedule(
         ) from error
     with catalog.write() as session:
         owner = collections.by_name(session, collection)
-        return _view(session, schedules.add(session, name, owner, cron, timezone, catch_up), owner.name)
+        return view(session, schedules.add(session, name, owner, cron, timezone, catch_up), owner.name)
 
 
 def list_schedules(catalog: Catalog) -> list[ScheduleView]:
     """All schedules, by name."""
     with catalog.read() as session:
-        return [_view(session, schedule, collection.name) for schedule, collection in schedules.every(session)]
+        return [view(session, schedule, collection.name) for schedule, collection in schedules.every(session)]
 
 
 def pause_schedule(catalog: Catalog, name: str) -> None:
@@ -109,7 +109,8 @@ def remove_schedule(catalog: Catalog, name: str) -> None:
         schedules.remove(session, name)
 
 
-def _view(session: Session, schedule: Schedule, collection: str) -> ScheduleView:
+def view(session: Session, schedule: Schedule, collection: str) -> ScheduleView:
+    """A row of the catalog with the times that follow from it."""
     zone = ZoneInfo(schedule.timezone)
     return ScheduleView(
         name=schedule.name,

@@ -139,11 +139,23 @@ def search_photo(
     conditions = conditions or FaceFilter()
     conditions.check(session)
     asked_with = read_photo(photo, settings)
-    probed = _probe(settings, version, asked_with, None)
+    return search_probed(session, settings, asked_with, _probe(settings, version, asked_with, None), limit, conditions)
+
+
+def search_probed(
+    session: Session,
+    settings: Settings,
+    photo: Photo,
+    probed: Probed,
+    limit: int,
+    conditions: FaceFilter | None = None,
+) -> list[Answer]:
+    """The same for a photo whose faces were found already, by the version that queries use."""
+    version = serving_version(session)
     index = open_index(session, version, settings)
     answers = []
     for i, (box, score, vector) in enumerate(zip(probed.boxes, probed.scores, probed.vectors, strict=True)):
-        query = Query(photos=(replace(asked_with, face=i + 1),), filter=conditions, limit=limit)
+        query = Query(photos=(replace(photo, face=i + 1),), filter=conditions or FaceFilter(), limit=limit)
         asked = _Asked(vector[None], tuple(map(float, box)), float(score))
         answers.append(_answer(session, index, version, query, asked))
     return answers

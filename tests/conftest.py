@@ -2,7 +2,7 @@
 
 from hypothesis import settings
 
-pytest_plugins = ("tests.s3", "tests.weights", "tests.web", "tests.archive", "tests.catalogs")
+pytest_plugins = ("tests.s3", "tests.weights", "tests.web", "tests.archive", "tests.catalogs", "tests.browser")
 
 settings.register_profile("visage", deadline=None)  # a busy machine is not a failure
 settings.load_profile("visage")

@@ -1,7 +1,7 @@
 """The command line's frame: commands, exit codes, errors.
 
-Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed, 130 interrupted. Commands import what is heavy
-only when they run, so that help and errors come at once.
+Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed (`status`: last night was not good), 130
+interrupted. Commands import what is heavy only when they run, so that help and errors come at once.
 """
 
 import signal
@@ -60,6 +60,8 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     nights.failures,
     restore.restore,
     retry.retry,
+    nights.status,
+    nights.metrics,
     schedules.schedules,
     schedules.serve_schedules,
     search.search,

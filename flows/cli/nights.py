@@ -1,16 +1,22 @@
 """`visage run`, `runs`, `failures`: the nightly job and what became of it."""
 
 import os
-from typing import Annotated, Any
+import sys
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from flows.cli.output import Json, console, errors, print_json, print_table
+from flows.cli.output import Json, console, errors, literal, print_json, print_table
 from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.settings import load_settings
+
+if TYPE_CHECKING:
+    from tasks.status import Status
 
 EXIT_WITH_FAILURES = 3
 Limit = Annotated[int, typer.Option(min=1, help="At most so many rows.")]
@@ -180,3 +186,65 @@ def failures(
         ["run", "collection", "key", "stage", "reason", "again", "what happened"],
         [[r.run_id, r.collection, r.key, r.stage, r.reason, r.retryable, r.message] for r in rows],
     )
+
+
+def status(as_json: Json = False) -> None:
+    """Say in one screen whether last night was good. Exit code 3 if it was not, or did not happen."""
+    from tasks.status import status as judge  # noqa: PLC0415 - not needed by the other commands
+
+    with Catalog(load_settings().catalog_url).read() as session:
+        found = judge(session)
+    if as_json:
+        print_json(found)
+    else:
+        _print_status(found)
+    if not found.good:
+        raise typer.Exit(EXIT_WITH_FAILURES)
+
+
+def _print_status(found: "Status") -> None:
+    print_table(
+        "All is well" if found.good else "Not all is well",
+        ["collection", "last night", "last run", "ended", "processed", "waiting", "since", "failed", "next"],
+        [
+            [
+                row.collection,
+                "BAD" if row.problems else ("good" if row.last_run else "never run"),
+                f"{row.last_run.run_id} {row.last_run.status}" if row.last_run else None,
+                row.last_run.finished_at if row.last_run else None,
+                row.last_run.counts.get("processed") if row.last_run else None,
+                row.pending,
+                row.oldest_pending,
+                row.failed,
+                min((s.next_at for s in row.schedules if s.next_at is not None), default=None),
+            ]
+            for row in found.collections
+        ],
+    )
+    for row in found.collections:
+        for problem in row.problems:
+            console.print(literal(f"{row.collection}: {problem}"), soft_wrap=True)
+        if row.at_work is not None:
+            console.print(literal(f"{row.collection}: run {row.at_work.run_id} is at work now"))
+
+
+def metrics(
+    out: Annotated[
+        Path | None,
+        typer.Option(help="File to write, as a whole or not at all, for node_exporter's textfile collector."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Print Prometheus metrics of the catalog, or write them to a file."""
+    from infra.metrics import render  # noqa: PLC0415
+
+    with closing(Catalog(load_settings().catalog_url)) as catalog:
+        text = render(catalog)
+    if out is not None:
+        part = out.with_name(f".{out.name}.part")
+        part.write_bytes(text)
+        part.replace(out)
+    elif as_json:
+        print_json({"metrics": text.decode()})
+    else:
+        sys.stdout.write(text.decode())

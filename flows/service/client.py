@@ -3,15 +3,17 @@
 import json
 from collections.abc import Iterator
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from flows.service.dto import (
     AnswerOut,
-    CollectionIn,
+    AuditOut,
+    CertificateOut,
     CollectionOut,
+    DecidedOut,
     EvaluationOut,
     FaceOut,
     FailureOut,
@@ -21,9 +23,13 @@ from flows.service.dto import (
     Me,
     ModelOut,
     Page,
+    PlanOut,
     ProgressOut,
+    ProposalOut,
+    RetriedOut,
     RunOut,
 )
+from flows.service.orders import CollectionIn, ErasureIn, ErasureOrder, FacesIn, OtherIn, RetryIn
 
 Answer = TypeVar("Answer")
 Listed = TypeVar("Listed", bound=BaseModel)
@@ -116,6 +122,39 @@ class Client:
 
     def failures(self, **wanted: Any) -> Iterator[FailureOut]:
         return self._all("/failures", FailureOut, wanted)
+
+    def retry(self, asked: RetryIn) -> RetriedOut:
+        return self._post("/failures/retry", RetriedOut, asked)
+
+    def name(self, identity_id: int, name: str) -> DecidedOut:
+        """Call a person something."""
+        answer = self._request("PUT", f"/identities/{identity_id}/name", json={"name": name})
+        return DecidedOut.model_validate_json(answer.content)
+
+    def decide(self, identity_id: int, what: Literal["confirm", "reject"], faces: list[int]) -> DecidedOut:
+        """Say that faces are, or are not, this person."""
+        return self._post(f"/identities/{identity_id}/{what}", DecidedOut, FacesIn(faces=faces))
+
+    def split(self, faces: list[int]) -> DecidedOut:
+        return self._post("/faces/split", DecidedOut, FacesIn(faces=faces))
+
+    def merge(self, identity_id: int, other: int) -> DecidedOut:
+        return self._post(f"/identities/{identity_id}/merge", DecidedOut, OtherIn(other=other))
+
+    def undo(self, decision_id: int) -> DecidedOut:
+        return self._post(f"/decisions/{decision_id}/undo", DecidedOut)
+
+    def proposals(self) -> list[ProposalOut]:
+        return self._get("/proposals", Page[ProposalOut]).items
+
+    def plan_erasure(self, asked: ErasureIn) -> PlanOut:
+        return self._post("/erasures/plan", PlanOut, asked)
+
+    def erase(self, order: ErasureOrder, idempotency_key: str | None = None) -> CertificateOut:
+        return self._post("/erasures", CertificateOut, order, idempotency_key)
+
+    def audit(self, action: str | None = None) -> list[AuditOut]:
+        return self._get("/audit", Page[AuditOut], {} if action is None else {"action": action}).items
 
     def job(self, job_id: int) -> JobOut:
         return self._get(f"/jobs/{job_id}", JobOut)

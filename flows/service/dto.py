@@ -42,20 +42,6 @@ class CollectionOut(Dto):
     images: dict[str, int]
 
 
-class CollectionIn(BaseModel):
-    """A collection to add. Nothing is read until a run is started."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    name: str = Field(min_length=1, max_length=100)
-    uri: str = Field(
-        min_length=1, max_length=1000, description="A folder of the server's machine, or s3://bucket/prefix."
-    )
-    include: list[str] = Field(default=[], max_length=100)
-    exclude: list[str] | None = Field(default=None, max_length=100)
-    sensitive_attributes: list[str] = Field(default=[], max_length=100)
-
-
 class BoxOut(Dto):
     """Where a face is, in pixels of the upright original: x1, y1, x2, y2."""
 
@@ -259,3 +245,101 @@ class ReadyOut(Dto):
 
     ready: bool
     checks: dict[str, str]
+
+
+class DecidedOut(Dto):
+    """A decision that was written down. `identity_id`: the person it is about; of a split, the new one."""
+
+    decision_id: int
+    kind: str
+    identity_id: int | None
+    faces: int
+
+
+class DecisionOut(Dto):
+    """What somebody decided, and whether it was taken back."""
+
+    decision_id: int
+    kind: str
+    who: str
+    decided_at: datetime
+    identity_id: int | None
+    other_identity_id: int | None
+    name: str | None
+    faces: list[int]
+    undone_at: datetime | None
+    undone_by: str | None
+
+
+class EvidenceOut(Dto):
+    """A pair of faces of two identities."""
+
+    face_a: int
+    face_b: int
+    similarity: float
+    probability: float | None
+
+
+class ProposalOut(Dto):
+    """Two identities that may be one person, with the pairs of faces that speak for it."""
+
+    identity_a: int
+    name_a: str | None
+    faces_a: int
+    identity_b: int
+    name_b: str | None
+    faces_b: int
+    evidence: list[EvidenceOut]
+
+
+class ScheduleOut(Dto):
+    """When a collection is processed. `next_at`: when it is due next; None while it is paused."""
+
+    name: str
+    collection: str
+    cron: str
+    timezone: str
+    catch_up: bool
+    paused: bool
+    next_at: datetime | None
+    last_slot: datetime | None
+
+
+class PlanOut(Dto):
+    """What an erasure would take."""
+
+    kind: str
+    faces: list[int]
+    keys: list[str]
+    counts: dict[str, int]
+    notes: list[str]
+    digest: str
+
+
+class CertificateOut(Dto):
+    """Proof that something was erased, without biometric content. `completed_at` is None while files are left to remove."""
+
+    erasure_id: int
+    kind: str
+    reason: str
+    who: str
+    counts: dict[str, Any]
+    requested_at: datetime
+    completed_at: datetime | None
+
+
+class AuditOut(Dto):
+    """Who did what, by ids alone."""
+
+    entry_id: int
+    at: str
+    who: str
+    action: str
+    subject: dict[str, Any]
+
+
+class RetriedOut(Dto):
+    """How many images the next run takes up, and why others would only fail again, by reason."""
+
+    taken: int
+    refused: dict[str, str]

@@ -12,9 +12,12 @@ from starlette.requests import ClientDisconnect
 from infra.catalog.collections import CollectionExists, UnknownCollection
 from infra.catalog.database import CatalogTooNew
 from infra.catalog.faults import CatalogUnavailable, CatalogUnreachable
+from infra.catalog.jobs import JobRunning
 from infra.catalog.runs import RunInProgress
+from infra.catalog.schedules import ScheduleExists, UnknownSchedule
 from infra.evaluations import UnknownEvaluation
 from infra.storage import ObjectMissing, StoreError
+from tasks.schedules import UnusableSchedule
 
 MEDIA_TYPE = "application/problem+json"
 API = "/api/"
@@ -67,9 +70,16 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     CatalogTooNew: (503, "catalog-too-new", "The catalog was made by a later Visage"),
     ObjectMissing: (404, "picture-gone", "The picture is not there any more"),
     StoreError: (503, "store", "The object store did not give it"),
+    UnknownSchedule: (404, "not-found", "There is no such schedule"),
+    ScheduleExists: (409, "exists", "The name is taken"),
+    UnusableSchedule: (422, "schedule", "This is no schedule"),
+    JobRunning: (409, "job-running", "This is being done already"),
     ClientDisconnect: (400, "cut-off", "The request ended early"),
     UnknownEvaluation: (404, "not-found", "There is no such evaluation"),
     "NothingToSearch": (422, "nothing-to-search", "There is nothing to search"),
+    "UnknownFace": (404, "not-found", "There is no such face"),
+    "InvalidQuery": (422, "query", "This cannot be asked so"),
+    "NothingFailed": (404, "not-found", "Nothing stands as failed so"),
     "UnreadablePhoto": (422, "unreadable-photo", "This is no picture that can be read"),
     "NotInstalled": (503, "model-missing", "A model is not installed"),
     "UnknownModel": (404, "not-found", "There is no such model"),

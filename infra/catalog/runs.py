@@ -77,7 +77,7 @@ def disown(catalog: URL, run_id: int) -> None:
     _disowned.add((catalog, run_id))
 
 
-def _alive(session: Session, run: Run) -> bool:
+def alive(session: Session, run: Run) -> bool:
     """Whether the process of a run still exists; of one on another machine, whether it has said so lately."""
     if (session.get_bind().engine.url, run.id) in _disowned:
         return False
@@ -102,15 +102,15 @@ def close_dead_runs(session: Session, collection_id: int | None = None) -> list[
     running = select(Run).where(Run.status == RunStatus.RUNNING.value).order_by(Run.id)
     if collection_id is not None:
         running = running.where(Run.collection_id == collection_id)
-    alive = []
+    living = []
     for run in session.scalars(running.with_for_update()):
-        if _alive(session, run):
-            alive.append(run)
+        if alive(session, run):
+            living.append(run)
             continue
         run.status, run.finished_at = RunStatus.CRASHED.value, now()
         run.error = f"its process {run.process_id} on {run.host} ended without closing it"
     session.flush()
-    return alive
+    return living
 
 
 def open_run(
@@ -247,6 +247,23 @@ def has_company(session: Session, run_id: int, collection_id: int) -> bool:
         Run.collection_id == collection_id, Run.id != run_id, Run.status == RunStatus.RUNNING.value
     )
     return bool(session.scalar(select(at_work)))
+
+
+def unreported(session: Session, since: datetime) -> list[Run]:
+    """Runs that ended after `since`, in whatever way but `done`, and of which nobody was told."""
+    ended = Run.finished_at > since, Run.status != RunStatus.DONE.value, Run.reported_at.is_(None)
+    return list(session.scalars(select(Run).where(*ended).order_by(Run.id)))
+
+
+def take_to_report(session: Session, run_id: int) -> bool:
+    """Take it on to tell of a run; False if another process has done so."""
+    mine = update(Run).where(Run.id == run_id, Run.reported_at.is_(None)).values(reported_at=now())
+    return bool(session.execute(mine).rowcount)  # type: ignore[attr-defined]
+
+
+def give_back_to_report(session: Session, run_id: int) -> None:
+    """Telling of a run has not worked: it is still to be done."""
+    session.execute(update(Run).where(Run.id == run_id).values(reported_at=None))
 
 
 def close_run(

@@ -19,7 +19,7 @@ from tests.benchmarks import machine, photo_sets
 from tests.benchmarks.progress import say
 from tests.benchmarks.table import Row, markdown
 
-NAMES = ("decoding", "overhead", "peers", "second_run", "startup", "memory")
+NAMES = ("decoding", "overhead", "peers", "second_run", "startup", "memory", "service")
 RESULTS = Path("build/benchmarks.json")
 
 

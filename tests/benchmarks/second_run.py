@@ -66,7 +66,7 @@ def first_night(settings: Settings) -> None:
         with state.catalog.read() as session:
             pages = pending_pages(session, state.job.collection_id, state.job.run_id, BATCH)
         for page in pages:
-            _record(state, page)
+            record_made_up(state, page)
         steps.process_images(state)  # has nothing left to do but to close the books
         steps.group_faces(state)
         steps.audit_catalog(state)
@@ -74,7 +74,8 @@ def first_night(settings: Settings) -> None:
     assert state.audited.faces == state.discovery.new
 
 
-def _record(state: Night, page: tuple[int, int]) -> None:
+def record_made_up(state: Night, page: tuple[int, int]) -> None:
+    """Record a page of pending images with a made-up face each."""
     job = state.job
     with state.catalog.write() as session:
         work = pending(session, job.collection_id, job.run_id, page)

@@ -142,6 +142,7 @@ def test_mlflow_has_parameters_counts_speed_and_seconds_per_stage(first: First, 
     assert params["embed/dlib-resnet"].startswith("1 ")
     assert {name for name in params if "/" in name} == {
         "detect/mtcnn", "embed/dlib-resnet", "restore/real-esrgan-x4plus", "describe/mini-xception", "describe/dlib-age",
+        "describe/measured",
     }  # fmt: skip
     metrics = run.data.metrics
     expected = {"images": 6, "faces": 4, "restored": first.counts["restored"], "failures": 1, "discovery/new": 6}
@@ -162,6 +163,43 @@ def test_contact_sheet_is_a_picture_of_the_faces(first: First, machine: Settings
     tiles = [sheet.crop((x * 96, 0, x * 96 + 96, 96)).getextrema() for x in range(4)]
     assert all(high - low > 100 for tile in tiles for low, high in tile)  # each shows something
     assert json.loads(files["counts.json"].read_text())["faces"] == 4
+
+
+def test_the_report_says_what_happened_to_people_and_programs(first: First, machine: Settings) -> None:
+    _, files = tracked(machine, first.row)
+    html = files["report.html"].read_text()
+    assert "6 images done, 4 faces found, 1 could not be processed" in html
+    assert "broken.jpg" in html
+    assert "data:image/png;base64," in html
+    assert "<script" not in html
+    report = json.loads(files["report.json"].read_text())
+    assert (report["collection"], report["run"], report["counts"]["faces"]) == ("archive", first.counts["run"], 4)
+    assert [(f["key"], f["reason"]) for f in report["failures"]] == [("broken.jpg", "truncated")]
+    assert report["counts"]["audited"]["images"] == {"done": 5, "failed": 1}
+
+
+def test_prefect_shows_a_summary_without_pictures_or_keys(first: First) -> None:
+    from prefect import get_client  # noqa: PLC0415
+    from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey  # noqa: PLC0415
+
+    with get_client(sync_client=True) as client:
+        [artifact] = client.read_artifacts(
+            artifact_filter=ArtifactFilter(key=ArtifactFilterKey(any_=["night-archive"])),
+        )[:1]
+    assert "6 images done, 4 faces found, 1 could not be processed" in artifact.data
+    assert "| failed, decode: truncated | 1 |" in artifact.data
+    assert "broken.jpg" not in artifact.data
+
+
+def test_the_log_tells_run_stage_and_key_in_lines_of_json(first: First, machine: Settings) -> None:
+    lines = [json.loads(line) for line in (machine.home_folder / "logs" / "visage.jsonl").read_text().splitlines()]
+    own = [line for line in lines if line.get("run") == first.counts["run"]]
+    assert [line["event"] for line in own if line["event"].startswith("run ")] == ["run opened", "run closed"]
+    [failed] = [line for line in own if line["event"] == "image failed"]
+    assert (failed["collection"], failed["stage"], failed["reason"]) == ("archive", "decode", "truncated")
+    assert failed["key"] == "broken.jpg"
+    assert {line["step"] for line in own if line["event"] == "step ended"} == set(STEPS)
+    assert all(line["at"].endswith("Z") for line in own)
 
 
 def test_whoever_watches_sees_every_step_and_its_progress(flow: Nightly, first: First, machine: Settings) -> None:
@@ -204,7 +242,8 @@ def test_a_night_without_news_is_reported_without_a_contact_sheet(
     assert run.data.metrics["images"] == 0
     assert run.data.metrics["images_per_second"] == 0
     assert run.data.params["engine"] == "none"
-    assert files.keys() == {"counts.json"}
+    assert files.keys() == {"counts.json", "report.html", "report.json"}
+    assert "Nothing was new" in files["report.html"].read_text()
 
 
 def test_a_failing_audit_makes_the_flow_fail_loudly(

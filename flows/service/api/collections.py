@@ -7,8 +7,9 @@ from sqlalchemy.orm import Session
 
 from flows.service import jobs
 from flows.service.access import Admin, Curator, Here, Reader
-from flows.service.dto import CollectionIn, CollectionOut, JobOut, Page
+from flows.service.dto import CollectionOut, JobOut, Page
 from flows.service.idempotency import IdempotentRoute
+from flows.service.orders import CollectionIn
 from flows.service.problems import Problem
 from infra.catalog import collections as stored
 from infra.catalog import jobs as job_book

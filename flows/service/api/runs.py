@@ -5,15 +5,18 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query, Request, Response
 
 from flows.service import events, paging
-from flows.service.access import Here, Reader
+from flows.service.access import Curator, Here, Reader
 from flows.service.api.images import Cursor, Limit
-from flows.service.dto import FailureOut, Id, JobOut, Page, ProgressOut, RunOut
+from flows.service.dto import FailureOut, Id, JobOut, Page, ProgressOut, RetriedOut, RunOut
+from flows.service.idempotency import IdempotentRoute
+from flows.service.orders import RetryIn
 from flows.service.problems import LARGEST_ID, not_found
 from flows.service.state import Service
 from infra.catalog import collections, jobs, nights, photographs
 from infra.catalog.nights import RunRow
+from tasks import retry
 
-router = APIRouter()
+router = APIRouter(route_class=IdempotentRoute)
 RunId = Annotated[Id, Path()]
 Collection = Annotated[str | None, Query(max_length=100)]
 
@@ -74,6 +77,20 @@ def list_failures(
         found = nights.failures(session, collection, run, reason, resolved, before, limit + 1)
     following = paging.cursor([found[limit - 1].id]) if len(found) > limit else None
     return Page(items=[FailureOut.model_validate(row) for row in found[:limit]], next=following)
+
+
+@router.post("/failures/retry", tags=["failures"])
+def retry_failures(service: Here, who: Curator, asked: RetryIn) -> RetriedOut:
+    """Let the next run take up what failed and may succeed now; says what would only fail again, and why."""
+    return retried(service, asked)
+
+
+def retried(service: Service, asked: RetryIn) -> RetriedOut:
+    """Take up failed images, of one collection or all."""
+    with service.catalog.read() as session:
+        plan = retry.plan(session, asked.collection, asked.reasons)
+    taken = retry.retry(service.catalog, asked.collection, asked.reasons)
+    return RetriedOut(taken=taken, refused={reason: why for reason, (_, why) in plan.refused.items()})
 
 
 @router.get("/jobs", tags=["jobs"])

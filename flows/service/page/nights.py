@@ -8,9 +8,11 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from flows.service import jobs, paging
 from flows.service.access import Here, check_role
 from flows.service.api.images import Cursor
+from flows.service.api.runs import retried
 from flows.service.dto import Id
+from flows.service.orders import RetryIn
 from flows.service.page.render import Form, Visitor, go, page
-from flows.service.problems import not_found
+from flows.service.problems import Problem, not_found
 from flows.service.state import Service
 from infra.catalog import collections, nights, photographs
 from infra.catalog import jobs as job_book
@@ -18,6 +20,7 @@ from infra.catalog.nights import RunRow
 from infra.catalog.schema import RunStatus
 from infra.catalog.service_tables import Job
 from infra.catalog.tokens import Role
+from tasks import schedules
 
 router = APIRouter(include_in_schema=False)
 RUNS, FAILURES, JOBS = 30, 100, 5
@@ -69,6 +72,7 @@ def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -
         reasons=reasons,
         jobs=lately,
         more=more,
+        schedules=schedules.list_schedules(service.catalog),
     )
 
 
@@ -106,6 +110,39 @@ def start(service: Here, form: Form) -> Response:
     """Start a run now, in a process of its own."""
     check_role(form.who, Role.CURATE)
     _start(service, form.text("collection"), form.who.name)
+    return go("/nights")
+
+
+@router.post("/nights/retry")
+def again(service: Here, form: Form) -> Response:
+    """Take up what failed and may succeed now, and start the run that does."""
+    check_role(form.who, Role.CURATE)
+    collection, reason = form.text("collection"), form.text("reason")
+    done = retried(service, RetryIn(collection=collection, reasons=[reason] if reason else []))
+    if not done.taken:
+        why = "; ".join(f"{name.replace('_', ' ')}: {words}" for name, words in done.refused.items())
+        raise Problem(409, "retry", "Nothing would go better now", why or "No photograph stands as failed.")
+    _start(service, collection, form.who.name)
+    return go("/nights")
+
+
+@router.post("/nights/schedules")
+def schedule(service: Here, form: Form) -> Response:
+    """Add a schedule, let one rest or go on, remove one."""
+    check_role(form.who, Role.ADMIN)
+    name = form.text("name")
+    match form.text("action"):
+        case "add":
+            zone = form.text("timezone") or "UTC"
+            schedules.add_schedule(service.catalog, name, form.text("collection"), form.text("cron"), zone)
+        case "pause":
+            schedules.pause_schedule(service.catalog, name)
+        case "resume":
+            schedules.resume_schedule(service.catalog, name)
+        case "remove":
+            schedules.remove_schedule(service.catalog, name)
+        case _:
+            raise Problem(422, "form", "The form does not fit", "action is 'add', 'pause', 'resume' or 'remove'.")
     return go("/nights")
 
 

@@ -10,8 +10,8 @@ import pytest
 from sqlalchemy import select, update
 
 from flows.service.client import Client, ServiceProblem
-from flows.service.dto import CollectionIn
 from flows.service.limits import Limiter, Rate, Rates
+from flows.service.orders import CollectionIn
 from flows.service.problems import Problem
 from infra.catalog import tokens
 from infra.catalog.database import Catalog

@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from flows.service.client import Client, ServiceProblem
-from flows.service.dto import CollectionIn
 from flows.service.limits import Rate, Rates
+from flows.service.orders import CollectionIn
 from infra.catalog.database import Catalog
 from infra.catalog.schema import Face
 from infra.settings import Settings

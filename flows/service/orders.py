@@ -1,0 +1,89 @@
+"""What clients ask for: the bodies of writes. Unknown fields are refused."""
+
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flows.service.dto import Id
+
+
+class Order(BaseModel):
+    """A body of a write."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class CollectionIn(Order):
+    """A collection to add. Nothing is read until a run is started."""
+
+    name: str = Field(min_length=1, max_length=100)
+    uri: str = Field(
+        min_length=1, max_length=1000, description="A folder of the server's machine, or s3://bucket/prefix."
+    )
+    include: list[str] = Field(default=[], max_length=100)
+    exclude: list[str] | None = Field(default=None, max_length=100)
+    sensitive_attributes: list[str] = Field(default=[], max_length=100)
+
+
+class NameIn(Order):
+    """What to call a person."""
+
+    name: str = Field(min_length=1, max_length=200)
+
+
+class FacesIn(Order):
+    """Faces that something is said about."""
+
+    faces: list[Id] = Field(min_length=1, max_length=1000)
+
+
+class OtherIn(Order):
+    """Another identity."""
+
+    other: Id
+
+
+class PairIn(Order):
+    """Two identities."""
+
+    identity_a: Id
+    identity_b: Id
+
+
+class ScheduleIn(Order):
+    """A schedule to add: minute, hour, day of month, month, day of week."""
+
+    name: str = Field(min_length=1, max_length=100)
+    collection: str = Field(min_length=1, max_length=100)
+    cron: str = Field(min_length=1, max_length=100, examples=["0 2 * * *"])
+    timezone: str = Field(default="UTC", max_length=100)
+    catch_up: bool = False
+
+
+class ErasureIn(Order):
+    """What to erase: some faces, a person, or a photograph; exactly one of them."""
+
+    faces: list[Id] | None = Field(default=None, min_length=1, max_length=10_000)
+    identity: Id | None = None
+    image: Id | None = None
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if sum(part is not None for part in (self.faces, self.identity, self.image)) != 1:
+            raise ValueError("name faces, an identity or an image: exactly one of them")
+        return self
+
+
+class ErasureOrder(ErasureIn):
+    """An erasure to carry out. `digest` is the plan's: what was not seen is not erased. `word` must be 'erase'."""
+
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    word: str = Field(max_length=20)
+    reason: str = Field(min_length=1, max_length=500)
+
+
+class RetryIn(Order):
+    """Which failures to take up again: of a collection, for some reasons; all without."""
+
+    collection: str | None = Field(default=None, max_length=100)
+    reasons: list[str] = Field(default=[], max_length=50)

@@ -1,0 +1,55 @@
+"""Debian's Chromium, driven by Playwright, and what is asked of every page in it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
+
+CHROMIUM = Path("/usr/bin/chromium")
+ARGUMENTS = (
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> "Iterator[Browser]":
+    """Return a running Chromium."""
+    if not CHROMIUM.exists():
+        pytest.skip(f"needs Chromium at {CHROMIUM} ('apt-get install chromium')")
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - only these tests need it
+
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield chromium
+        chromium.close()
+
+
+def complaints(page: "Page") -> list[str]:
+    """Collect from now on what a page's scripts and its content policy complain about."""
+    said: list[str] = []
+    page.on("console", lambda message: said.append(message.text) if message.type in {"error", "warning"} else None)
+    page.on("pageerror", lambda error: said.append(str(error)))
+    return said
+
+
+def barriers(page: "Page") -> list[str]:
+    """What axe finds that keeps people out: serious and critical only."""
+    from axe_core_python.sync_playwright import Axe  # noqa: PLC0415
+
+    found = Axe().run(page)["violations"]
+    return [
+        f"{page.url}: {violation['id']}: {node['html'][:120]}"
+        for violation in found
+        if violation["impact"] in {"serious", "critical"}
+        for node in violation["nodes"][:3]
+    ]

@@ -1,0 +1,106 @@
+"""A Ray cluster of several nodes for tests: real `ray start`, each node with processes of its own, as if on its own machine."""
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from infra.telemetry import SILENCE
+
+RAY = Path(sys.executable).parent / "ray"
+STORE_BYTES = 150 * 2**20
+
+
+@dataclass
+class Cluster:
+    """A head without a processor for work, and nodes that do it."""
+
+    folder: Path
+    port: int
+    environment: dict[str, str]
+    nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def add_node(self, *options: str) -> "subprocess.Popen[bytes]":
+        """Start a node; its processes are one group, so that they can be killed as a machine dies."""
+        log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
+        node = subprocess.Popen(
+            [RAY, "start", "--block", "--disable-usage-stats", f"--object-store-memory={STORE_BYTES}", *options],
+            env=self.environment,
+            cwd=Path(__file__).parents[1],  # workers import our code from here, as from an image
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        self.nodes.append(node)
+        return node
+
+    def add_worker(self, cpus: int = 1) -> "subprocess.Popen[bytes]":
+        return self.add_node(f"--address={self.address}", f"--num-cpus={cpus}")
+
+    def wait_for(self, nodes: int, patience: float = 120) -> None:
+        """Wait until so many nodes are there."""
+        code = (
+            "import ray, sys; ray.init(sys.argv[1], log_to_driver=False); print(sum(n['Alive'] for n in ray.nodes()))"
+        )
+        deadline = time.monotonic() + patience
+        while True:
+            asked = subprocess.run(
+                [sys.executable, "-c", code, self.address],
+                env=self.environment,
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            if asked.stdout.strip().endswith(str(nodes)):
+                return
+            assert time.monotonic() < deadline, asked.stdout + asked.stderr[-2000:]
+            time.sleep(1)
+
+    def kill(self, node: "subprocess.Popen[bytes]") -> None:
+        """Let a node die with everything on it, at once."""
+        processes = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        for process in processes:
+            try:
+                process.send_signal(signal.SIGKILL)
+            except psutil.NoSuchProcess:
+                continue
+        node.wait()
+
+
+@contextmanager
+def ray_cluster(workers: int, cpus: int = 1) -> Iterator[Cluster]:
+    """Run a head and `workers` nodes of `cpus` processors each."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="visage-nodes-", ignore_cleanup_errors=True) as name:
+        environment = os.environ | SILENCE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+        environment["PYTHONPATH"] = str(Path(__file__).parents[1])
+        cluster = Cluster(Path(name), port, environment)
+        try:
+            cluster.add_node(
+                "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false",
+                f"--temp-dir={name}/ray",
+            )  # fmt: skip
+            cluster.wait_for(1)
+            for _ in range(workers):
+                cluster.add_worker(cpus)
+            cluster.wait_for(1 + workers)
+            yield cluster
+        finally:
+            for node in cluster.nodes:
+                if node.poll() is None:
+                    cluster.kill(node)
