@@ -97,8 +97,6 @@ def fill(session: Session, state: Night, count: int, faces: bool) -> None:
         "run": state.job.run_id,
         "detector": contract.detector_id,
         "embedder": contract.embedder_id,
-        "describer": contract.describer_ids[0],
-        "attribute": recipe.stored_attributes[0][1].name,
         "at": "2026-01-01 00:00:00",
         "landmarks": np.zeros(10, "<f4").tobytes(),
         "vector": vector.tobytes(),
@@ -120,10 +118,14 @@ def fill(session: Session, state: Night, count: int, faces: bool) -> None:
             f"crop_key, found_at) {numbers} SELECT i, :detector, 0, 1, 1, 99, 99, :landmarks, 0.99, 0.8, '{{}}', "
             f"{padded}, {at} FROM s",
             f"INSERT INTO embedding (face_id, model_version_id, vector) {numbers} SELECT i, :embedder, :vector FROM s",
-            "INSERT INTO attribute (face_id, model_version_id, name, kind, unit, value) "
-            f"{numbers} SELECT i, :describer, :attribute, 'category', '', 0 FROM s",
             "INSERT INTO face_identity (face_id, model_version_id, exemplar, run_id) "
             f"{numbers} SELECT i, :embedder, :no, :run FROM s",
+        ]
+        describers = dict(zip([v.contract for v in recipe.describing], contract.describer_ids, strict=True))
+        statements += [  # names and numbers of our own
+            "INSERT INTO attribute (face_id, model_version_id, name, kind, unit, value) "
+            f"{numbers} SELECT i, {describers[version.contract]}, '{attribute.name}', '{attribute.kind.value}', '', 0 FROM s"
+            for version, attribute in recipe.stored_attributes
         ]
     for statement in statements:
         wanted = {name: value for name, value in values.items() if f":{name}" in statement}

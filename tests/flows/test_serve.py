@@ -141,3 +141,23 @@ def test_a_night_that_a_restart_ended_goes_on_when_the_machine_is_back(machine: 
         wait(machine, lambda: runs(machine)[-1].status == RunStatus.DONE, patience=240)
     assert [run.status for run in runs(machine)] == [RunStatus.CRASHED, RunStatus.DONE]
     assert len({run.slot for run in runs(machine)}) == 1
+
+
+@pytest.mark.long
+def test_prefects_own_worker_runs_the_deployments_of_the_work_pool(machine: Settings) -> None:
+    root = Path(__file__).parents[2]
+    url = prefect_server.begin(machine.home_folder).url()
+    environment = os.environ | prefect_server.environment(url, machine.home_folder)
+    environment |= {"VISAGE_CHECKOUT": str(root), "PYTHONPATH": str(root)}
+
+    def prefect(*arguments: str) -> None:
+        command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
+        ended = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stdout + ended.stderr
+
+    prefect("work-pool", "create", "visage", "--type", "process")
+    prefect("deploy", "--prefect-file", "infra/deploy/prefect.yaml", "--all")
+    prefect("deployment", "run", "nightly/archive")
+    prefect("worker", "start", "--pool", "visage", "--run-once")
+    [run] = runs(machine)
+    assert (run.status, run.counts["processed"]) == (RunStatus.DONE, 1)
