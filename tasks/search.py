@@ -20,16 +20,18 @@ from infra.catalog.encryption import is_encrypted
 from infra.catalog.filters import FaceFilter, of_identity, visible
 from infra.catalog.hnsw import HnswIndex
 from infra.catalog.neighbours import Neighbours, VectorIndex, nearest_faces
-from infra.catalog.projection import build, folder_of, forget, open_projection
+from infra.catalog.projection import KEPT_FROM, build, folder_of, forget, open_projection
 from infra.catalog.schema import UNIT_TOLERANCE, Face, FaceIdentity, Identity
 from infra.catalog.schema import ModelVersion as ModelVersionRow
-from infra.catalog.vectors import vectors_of
+from infra.catalog.vectors import count_vectors, vectors_of
 from infra.catalog.versions import serving
 from infra.catalog.views import FaceView, faces_by_id
 from infra.settings import Settings
 from tasks.calibration import Calibration
 from tasks.probe import NothingToSearch, Probed, Prober, UnreadablePhoto
 
+MOST_MATCHES = 1_000  # of one answer; more come page by page
+MOST_ASKED = 100
 MOST_PROBES = 20  # faces of a person that a search by identity asks with: the best ones
 
 
@@ -136,8 +138,6 @@ def search_photo(
         NotInstalled: if the models that made the catalog are not on this machine.
     """
     version = serving_version(session)
-    conditions = conditions or FaceFilter()
-    conditions.check(session)
     asked_with = read_photo(photo, settings)
     return search_probed(session, settings, asked_with, _probe(settings, version, asked_with, None), limit, conditions)
 
@@ -150,12 +150,14 @@ def search_probed(
     limit: int,
     conditions: FaceFilter | None = None,
 ) -> list[Answer]:
-    """The same for a photo whose faces were found already, by the version that queries use."""
+    """As `search_photo`, for a photo whose faces a `Prober` has found already."""
     version = serving_version(session)
+    conditions = conditions or FaceFilter()
+    conditions.check(session)
     index = open_index(session, version, settings)
     answers = []
     for i, (box, score, vector) in enumerate(zip(probed.boxes, probed.scores, probed.vectors, strict=True)):
-        query = Query(photos=(replace(photo, face=i + 1),), filter=conditions or FaceFilter(), limit=limit)
+        query = Query(photos=(replace(photo, face=i + 1),), filter=conditions, limit=limit)
         asked = _Asked(vector[None], tuple(map(float, box)), float(score))
         answers.append(_answer(session, index, version, query, asked))
     return answers
@@ -214,6 +216,19 @@ def open_index(session: Session, version: ModelVersionRow, settings: Settings | 
     return open_projection(session, version, folder)
 
 
+def prepare_index(catalog: Catalog, settings: Settings) -> None:
+    """Bring the index of the serving version up to date on disk, so that nobody's search has to wait for it.
+
+    Does nothing where the database keeps the index itself, or where there are too few faces for a file.
+    """
+    if catalog.engine.dialect.name == "postgresql":
+        return
+    with catalog.read() as session:
+        version = serving(session)
+        if version is not None and count_vectors(session, version.id, at_most=KEPT_FROM) >= KEPT_FROM:
+            open_index(session, version, settings)
+
+
 def forget_erased(catalog: Catalog, settings: Settings) -> None:
     """Take out of the indexes on disk what is no longer in the catalog. To be called after an erasure; repeating is harmless.
 
@@ -239,8 +254,10 @@ def read_photo(path: Path, settings: Settings, face: int | None = None) -> Photo
 
 
 def _check(query: Query) -> None:
-    if query.limit < 1:
-        raise InvalidQuery(f"limit {query.limit}: ask for one match or more")
+    if not 1 <= query.limit <= MOST_MATCHES:
+        raise InvalidQuery(f"limit {query.limit}: ask for 1 to {MOST_MATCHES:,} matches; the answer tells how to go on")
+    if len(query.faces) + len(query.photos) > MOST_ASKED:
+        raise InvalidQuery(f"{len(query.faces) + len(query.photos)} faces at once: ask with at most {MOST_ASKED}")
     if not (query.faces or query.photos or query.identity_id is not None):
         raise InvalidQuery("the query names nobody to look for: a face, a photograph or a person")
     if query.identity_id is not None and (query.faces or query.photos):

@@ -286,6 +286,37 @@ def test_search_says_what_is_wrong_with_a_photo(
     refused(visage("search", photo), 1, f"error: {photo}: larger than 1,000 bytes", "VISAGE_MAX_BYTES")
 
 
+def test_search_by_a_face_of_the_catalog_goes_on_where_it_ended(archive: Settings) -> None:
+    (first,) = visage("search", "--face", 1, "--limit", 2, "--json").json
+    (rest,) = visage("search", "--face", 1, "--limit", 2, "--after", first["after"], "--json").json
+    found = [match["face"]["face_id"] for match in first["matches"] + rest["matches"]]
+    assert sorted(found) == [2, 3, 4]
+    assert rest["after"] is None
+    table = visage("search", "--face", 1, "--limit", 2).out
+    assert f"--after {first['after']}" in table
+
+
+def test_search_keeps_to_its_filters(archive: Settings) -> None:
+    (answer,) = visage("search", "--face", 1, "--min-quality", 1, "--json").json
+    assert answer["matches"] == []
+    for arguments, said in (
+        (("--collection", "nowhere"), "no collection is called 'nowhere'"),
+        (("--attribute", "mood=good"), "no face has the attribute 'mood'"),
+        (("--attribute", "age"), "name=label or name=least..most"),
+        (("--taken-from", "2020-01-02", "--taken-until", "2020-01-01"), "no day from 2020-01-02"),
+        (("--face", 999), "face 999: not in the catalog"),
+        (("--person", 999), "the catalog knows no person 999"),
+        (("--after", "nonsense"), "no place in an answer"),
+    ):
+        refused(
+            visage("search", "--face", 1, *arguments) if arguments[0] != "--person" else visage("search", *arguments),
+            1,
+            said,
+        )
+    refused(visage("search"), 1, "names nobody to look for")
+    refused(visage("search", "--face", 1, "--number", 1), 2, "name one photo")
+
+
 def test_search_before_the_first_run_says_how_to_run(empty: Path, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(jpeg(portrait()))

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from PIL import Image as PillowImage
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
@@ -19,7 +21,18 @@ from infra.catalog.database import Catalog
 from infra.catalog.schema import Collection, Content, Embedding, Face, Image, ImageStatus, ModelVersion
 from infra.settings import Settings
 from tasks.install import NotInstalled
-from tasks.search import Match, NothingToSearch, UnreadablePhoto, nearest, search_photo
+from tasks.search import (
+    Answer,
+    InvalidQuery,
+    Match,
+    NothingToSearch,
+    Photo,
+    Query,
+    UnreadablePhoto,
+    nearest,
+    search_faces,
+    search_photo,
+)
 from tests.archive import calibration
 from tests.catalogs import ENGINES, FreshUrl
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait
@@ -200,6 +213,46 @@ def test_every_face_of_a_photo_is_answered_with_its_own_box(archive: Settings, t
         answers = search_photo(session, archive, photo, 1)
     assert sorted(round(answer.box[0] / 500, 1) for answer in answers) == [0.4, 1.5]
     assert all(answer.method == "exact" and answer.model == "dlib-resnet@1" for answer in answers)
+
+
+def a_photo(picture: np.ndarray, face: int | None = None) -> Photo:
+    return Photo("photo.jpg", jpeg(picture), face)
+
+
+def ask_by(settings: Settings, *photos: Photo, **more: Any) -> Answer:
+    catalog = Catalog(settings.catalog_url)
+    try:
+        return search_faces(catalog, settings, Query(photos=photos, **more))
+    finally:
+        catalog.close()
+
+
+def test_a_chosen_face_or_the_best_one_stands_for_a_photo(archive: Settings, tmp_path: Path) -> None:
+    smaller = PillowImage.fromarray(portrait(250))
+    two = PillowImage.new("RGB", (900, 500))
+    two.paste(PillowImage.fromarray(mirrored(500)), (0, 0))
+    two.paste(smaller, (550, 0))
+    both = [ask_by(archive, a_photo(np.asarray(two), face)) for face in (1, 2)]
+    best = ask_by(archive, a_photo(np.asarray(two)))
+    assert sorted(answer.box[0] > 500 for answer in both) == [False, True]
+    assert best.box[0] < 500
+    assert best in both
+    with pytest.raises(InvalidQuery, match=r"photo\.jpg: there is no face 3; 2 were found"):
+        ask_by(archive, a_photo(np.asarray(two), 3))
+
+
+def test_several_photos_of_a_person_are_one_question(archive: Settings) -> None:
+    answer = ask_by(archive, a_photo(portrait(500)), a_photo(mirrored(640)), limit=2)
+    assert (answer.asked, len(answer.matches)) == (2, 2)
+    assert all(match.similarity > 0.9 for match in answer.matches)
+    following = ask_by(archive, a_photo(portrait(500)), a_photo(mirrored(640)), limit=2, after=answer.after)
+    assert not {m.face.face_id for m in answer.matches} & {m.face.face_id for m in following.matches}
+
+
+def test_a_photo_and_a_face_of_the_catalog_are_one_question(archive: Settings) -> None:
+    answer = ask_by(archive, a_photo(portrait(500)), faces=(1,))
+    assert answer.asked == 2
+    assert 1 not in {match.face.face_id for match in answer.matches}
 
 
 def test_the_photo_is_not_kept(archive: Settings, tmp_path: Path) -> None:

@@ -192,7 +192,9 @@ def test_whoever_is_not_there_is_named(small: Place) -> None:
             small.ask(query)
     for query, said in (
         (Query(), "names nobody"),
-        (Query(faces=(1,), limit=0), "limit 0"),
+        (Query(faces=(1,), limit=0), "limit 0: ask for 1 to 1,000"),
+        (Query(faces=(1,), limit=1_001), "limit 1001"),
+        (Query(faces=tuple(range(1, 102))), "101 faces at once"),
         (Query(faces=(1,), identity_id=1), "one of them"),
     ):
         with pytest.raises(InvalidQuery, match=said):
@@ -303,7 +305,7 @@ def test_the_bytes_of_an_erased_face_leave_the_index_on_disk(on_disk: Place) -> 
     assert len(on_disk.files()) == 1
     assert not any(erased in file.read_bytes() for file in on_disk.settings.home.rglob("*") if file.is_file())
     forget_erased(on_disk.catalog, on_disk.settings)
-    assert 500 not in on_disk.ids(Query(faces=(5,), limit=1_199))
+    assert 500 not in on_disk.ids(Query(faces=(5,), limit=1_000))
 
 
 def test_an_index_that_nobody_can_use_any_more_goes_with_the_erased(on_disk: Place) -> None:
