@@ -52,6 +52,7 @@ from tasks.recipe import Recipe, current_recipe, enter
 from tasks.report import Tally, contact_sheet
 from tasks.retention import expire
 from tasks.run_report import SHOWN, RunReport, as_html, as_json
+from tasks.search import prepare_index
 from tasks.sweep import sweep
 
 log = logs.logger()
@@ -319,6 +320,7 @@ def audit_catalog(state: Night) -> Audit:
             )
         with state.catalog.write() as session:
             serve_when_complete(session, job.contract.embedder_id)
+        prepare_index(state.catalog, state.settings)
     return state.audited
 
 
