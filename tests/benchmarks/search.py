@@ -6,8 +6,8 @@
 The crowd is synthetic (tests.crowd): people with 10 faces each, scattered around a direction of their own. It tells how well an
 index finds, not how well a model recognises. Measured is the whole question, as a service asks it: `search_faces` by a face of
 the catalog, from the filter to the rows of the answer; and beside it the index alone. The limit is faiss's HNSW in memory, with
-nothing around it. Recall is against comparing all vectors in full precision. One thread. CPU time, without the server's, says more
-than wall time where others share the machine.
+nothing around it. Recall is against comparing all vectors in full precision. One thread. CPU time, without the server's, says
+more than wall time where others share the machine.
 """
 
 import argparse
