@@ -10,11 +10,11 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 from flows.service import problems
-from flows.service.api import collections, faces, health, identities, images, models, runs, schedules, search
+from flows.service.api import collections, erasure, faces, health, identities, images, models, runs, schedules, search
 from flows.service.dto import ProblemOut
 from flows.service.gate import Gate
 from flows.service.limits import Rates
-from flows.service.page import door, render, wall
+from flows.service.page import door, erase, people, render, wall
 from flows.service.page import faces as page_faces
 from flows.service.page import models as page_models
 from flows.service.page import nights as page_nights
@@ -24,8 +24,8 @@ from flows.service.state import Service
 from infra.catalog import jobs
 from infra.settings import Settings
 
-ROUTERS = (collections, images, faces, search, identities, runs, schedules, models, health)
-PAGES = (door, wall, page_faces, page_search, page_nights, page_models)
+ROUTERS = (collections, images, faces, search, identities, runs, schedules, models, erasure, health)
+PAGES = (door, wall, page_faces, people, page_search, page_nights, page_models, erase)
 DESCRIPTION = (
     "Collections of face photographs: what is in them, who looks alike, and what people decided about it. Attributes, people "
     "and probabilities are estimates by models. Restored pictures hold detail that was invented. Errors are problem details "

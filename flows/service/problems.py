@@ -11,6 +11,7 @@ from starlette.requests import ClientDisconnect
 
 from infra.catalog.collections import CollectionExists, UnknownCollection
 from infra.catalog.database import CatalogTooNew
+from infra.catalog.decisions import DecisionError, UnknownSubject
 from infra.catalog.faults import CatalogUnavailable, CatalogUnreachable
 from infra.catalog.jobs import JobRunning
 from infra.catalog.runs import RunInProgress
@@ -70,6 +71,8 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     CatalogTooNew: (503, "catalog-too-new", "The catalog was made by a later Visage"),
     ObjectMissing: (404, "picture-gone", "The picture is not there any more"),
     StoreError: (503, "store", "The object store did not give it"),
+    DecisionError: (409, "decision", "This cannot be decided so"),
+    UnknownSubject: (404, "not-found", "There is no such thing"),
     UnknownSchedule: (404, "not-found", "There is no such schedule"),
     ScheduleExists: (409, "exists", "The name is taken"),
     UnusableSchedule: (422, "schedule", "This is no schedule"),
@@ -81,6 +84,7 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     "InvalidQuery": (422, "query", "This cannot be asked so"),
     "NothingFailed": (404, "not-found", "Nothing stands as failed so"),
     "UnreadablePhoto": (422, "unreadable-photo", "This is no picture that can be read"),
+    "CannotErase": (409, "erasure", "This cannot be erased now"),
     "NotInstalled": (503, "model-missing", "A model is not installed"),
     "UnknownModel": (404, "not-found", "There is no such model"),
     "WrongRole": (422, "wrong-role", "The model does other work"),

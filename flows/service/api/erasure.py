@@ -1,0 +1,47 @@
+"""Erasure, and the audit log of who searched, decided and erased."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from flows.service import erasing
+from flows.service.access import Admin, Here
+from flows.service.dto import AuditOut, CertificateOut, Page, PlanOut
+from flows.service.idempotency import IdempotentRoute
+from flows.service.orders import ErasureIn, ErasureOrder
+from infra.catalog import audit
+from tasks import erase
+
+router = APIRouter(route_class=IdempotentRoute)
+Few = Annotated[int, Query(ge=1, le=500)]
+
+
+@router.post("/erasures/plan", tags=["erasure"])
+def plan_erasure(service: Here, who: Admin, asked: ErasureIn) -> PlanOut:
+    """What would go. Nothing is changed."""
+    return erasing.plan(service, asked)
+
+
+@router.post("/erasures", status_code=201, tags=["erasure"])
+def carry_out_erasure(service: Here, who: Admin, order: ErasureOrder) -> CertificateOut:
+    """Erase what the plan showed, for good."""
+    return erasing.carry_out(service, who.name, order)
+
+
+@router.get("/erasures", tags=["erasure"])
+def list_erasures(service: Here, who: Admin, limit: Few = 50) -> Page[CertificateOut]:
+    """Certificates, the latest first."""
+    with service.catalog.read() as session:
+        return Page(items=[CertificateOut.model_validate(row) for row in erase.certificates(session, limit)])
+
+
+@router.get("/audit", tags=["audit"])
+def list_audit(
+    service: Here,
+    who: Admin,
+    action: Annotated[str | None, Query(max_length=50, description="Its beginning: search, decide, erase.")] = None,
+    limit: Few = 100,
+) -> Page[AuditOut]:
+    """Who searched, decided and erased, the latest first."""
+    with service.catalog.read() as session:
+        return Page(items=[AuditOut.model_validate(entry) for entry in audit.entries(session, limit, action)])

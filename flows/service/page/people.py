@@ -1,0 +1,209 @@
+"""People: a grid, one person, proposals side by side; and the decisions of whoever looks."""
+
+from typing import Annotated
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Path, Query, Request, Response
+
+from flows.service import paging
+from flows.service.access import Here, check_role
+from flows.service.api.faces import face_out
+from flows.service.api.identities import decide, person_out
+from flows.service.api.images import Cursor
+from flows.service.dto import Id
+from flows.service.page.render import Form, Submitted, Visitor, go, page
+from flows.service.problems import LARGEST_ID, Problem, not_found
+from flows.service.state import Service
+from infra.catalog import portraits, views
+from infra.catalog.tokens import Role
+from tasks import decisions
+from tasks.decisions import DecisionView
+
+router = APIRouter(include_in_schema=False)
+CARDS, FACES, PROPOSALS, HISTORY = 60, 120, 20, 12
+Decided = Annotated[int | None, Query(ge=1, le=LARGEST_ID)]
+PersonId = Annotated[Id, Path()]
+WORDS = {
+    "name": "named",
+    "confirm": "confirmed",
+    "reject": "said: somebody else",
+    "merge": "merged",
+    "split": "split off",
+    "decline": "said: different people",
+    "ignore": "left out",
+}
+
+
+@router.get("/people")
+def every(
+    request: Request,
+    service: Here,
+    who: Visitor,
+    text: Annotated[str | None, Query(max_length=200)] = None,
+    named: bool | None = None,
+    min_faces: Annotated[int, Query(ge=1, le=1_000_000)] = 2,
+    after: Cursor = None,
+    decided: Decided = None,
+) -> Response:
+    """People by the number of their faces."""
+    place = paging.place(after, 2)
+    with service.catalog.read() as session:
+        found = portraits.people(session, min_faces, named, text or None, place, CARDS + 1)
+        waiting = len(decisions.proposals(session, PROPOSALS))
+    more = None
+    if len(found) > CARDS:
+        last = found[CARDS - 1]
+        query = {"text": text, "named": named, "min_faces": min_faces if min_faces != 2 else None}
+        query["after"] = paging.cursor([last.faces, last.identity_id])
+        more = f"/people?{urlencode({k: v for k, v in query.items() if v is not None})}"
+    return page(
+        request,
+        who,
+        "people.html",
+        people=[person_out(view) for view in found[:CARDS]],
+        more=more,
+        text=text or "",
+        named=named,
+        min_faces=min_faces,
+        waiting=waiting,
+        most=PROPOSALS,
+        decided=_decision(service, decided),
+        words=WORDS,
+    )
+
+
+@router.get("/people/proposals")
+def proposals(request: Request, service: Here, who: Visitor, decided: Decided = None) -> Response:
+    """Pairs that may be one person, with the faces that speak for it."""
+    with service.catalog.read() as session:
+        found = decisions.proposals(session, PROPOSALS)
+    return page(request, who, "proposals.html", proposals=found, decided=_decision(service, decided), words=WORDS)
+
+
+@router.post("/people/proposals")
+def answer(service: Here, form: Form) -> Response:
+    """Same person, or different people."""
+    a, b, who = form.number("a"), form.number("b"), _curator(form)
+    answers = {"same": decisions.accept, "different": decisions.decline}
+    chosen = answers.get(form.text("answer"))
+    if chosen is None:
+        raise Problem(422, "form", "The form does not fit", "answer is 'same' or 'different'.")
+    done = decide(service, lambda session: chosen(session, who, a, b))
+    return go(f"/people/proposals?decided={done.decision_id}")
+
+
+@router.get("/people/{identity_id}")
+def one(
+    request: Request,
+    service: Here,
+    who: Visitor,
+    identity_id: PersonId,
+    after: Cursor = None,
+    decided: Decided = None,
+) -> Response:
+    """One person with their faces and what was decided about them."""
+    place = paging.place(after)
+    with service.catalog.read() as session:
+        view = portraits.person(session, identity_id)
+        if view is None:
+            raise not_found(f"Person {identity_id}")
+        found = views.faces(session, None, identity_id, 0.0, FACES + 1, 0 if place is None else place[0])
+        history = decisions.history(session, HISTORY, identity_id)
+        others = [other for other in portraits.people(session, 1, True, None, None, 500) if other.name]
+    more = f"/people/{identity_id}?after={paging.cursor([found[FACES - 1].face_id])}" if len(found) > FACES else None
+    return page(
+        request,
+        who,
+        "person.html",
+        person=person_out(view),
+        faces=[face_out(face) for face in found[:FACES]],
+        more=more,
+        history=history,
+        others=[other for other in others if other.identity_id != identity_id],
+        decided=_decision(service, decided),
+        words=WORDS,
+    )
+
+
+@router.post("/people/{identity_id}/name")
+def name(service: Here, form: Form, identity_id: PersonId) -> Response:
+    """Call a person something."""
+    who = _curator(form)
+    done = decide(service, lambda session: decisions.name(session, who, identity_id, form.text("name")))
+    return go(f"/people/{identity_id}?decided={done.decision_id}")
+
+
+@router.post("/people/{identity_id}/faces")
+def faces(service: Here, form: Form, identity_id: PersonId) -> Response:
+    """What is said about the chosen faces: this person, not this person, somebody else together."""
+    who, chosen, action = _curator(form), form.numbers("face"), form.text("action")
+    if action == "confirm":
+        done = decide(service, lambda session: decisions.confirm(session, who, chosen, identity_id))
+    elif action == "reject":
+        done = decide(service, lambda session: decisions.reject(session, who, chosen, identity_id))
+    elif action == "split":
+        done = decide(service, lambda session: decisions.split(session, who, chosen))
+    else:
+        raise Problem(422, "form", "The form does not fit", "action is 'confirm', 'reject' or 'split'.")
+    with service.catalog.read() as session:
+        there = portraits.person(session, identity_id)
+    left = f"/people/{identity_id}" if there is not None and there.faces else "/people"
+    return go(f"{left}?decided={done.decision_id}")
+
+
+@router.post("/people/{identity_id}/merge")
+def merge(service: Here, form: Form, identity_id: PersonId) -> Response:
+    """Another identity is the same person: by its number, or a name that only one has."""
+    who, other = _curator(form), _person_meant(service, form.text("other"))
+    done = decide(service, lambda session: decisions.merge(session, who, identity_id, other))
+    return go(f"/people/{identity_id}?decided={done.decision_id}")
+
+
+@router.post("/people/{identity_id}/ignore")
+def ignore(service: Here, form: Form, identity_id: PersonId) -> Response:
+    """Leave a person out of lists and proposals."""
+    who = _curator(form)
+    done = decide(service, lambda session: decisions.ignore_identity(session, who, identity_id))
+    return go(f"/people?decided={done.decision_id}")
+
+
+@router.post("/decisions/{decision_id}/undo")
+def undo(service: Here, form: Form, decision_id: PersonId) -> Response:
+    """Take a decision back."""
+    who = _curator(form)
+    done = decide(service, lambda session: decisions.undo(session, who, decision_id))
+    if form.text("back") == "proposals":
+        return go("/people/proposals")
+    with service.catalog.read() as session:
+        there = None if done.identity_id is None else portraits.person(session, done.identity_id)
+    return go("/people" if there is None else f"/people/{there.identity_id}")
+
+
+def _curator(form: Submitted) -> str:
+    check_role(form.who, Role.CURATE)
+    return form.who.name
+
+
+def _decision(service: Service, decision_id: int | None) -> DecisionView | None:
+    """The decision that was just made, unless it was undone since."""
+    if decision_id is None:
+        return None
+    with service.catalog.read() as session:
+        lately = decisions.history(session, HISTORY)
+    return next((d for d in lately if d.decision_id == decision_id and d.undone_at is None), None)
+
+
+def _person_meant(service: Service, text: str) -> int:
+    number = text.removeprefix("Person").strip()
+    if number.isdigit() and len(number) < 19:
+        return int(number)
+    with service.catalog.read() as session:
+        meant = [p for p in portraits.people(session, 1, True, text, None, 50) if p.name == text]
+    if len(meant) != 1:
+        raise Problem(
+            422,
+            "person",
+            "Who is meant?",
+            f"{len(meant) or 'No'} people are called {text!r}. Give the number, with which the address of their page ends.",
+        )
+    return meant[0].identity_id

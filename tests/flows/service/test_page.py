@@ -1,0 +1,334 @@
+"""The page in a real browser, over a catalog that the real pipeline made from real photographs."""
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from sqlalchemy import select
+
+from flows.service.limits import Rate, Rates
+from infra.catalog import tokens
+from infra.catalog.database import Catalog
+from infra.catalog.runs import close_run, open_run
+from infra.catalog.schema import Collection, Content, Image, RunStatus, now
+from infra.catalog.tokens import Role
+from infra.settings import Settings
+from tests.browser import barriers, complaints
+from tests.portraits import jpeg, landscape, pair
+from tests.serving import serving
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, BrowserContext, Page
+
+pytestmark = pytest.mark.slow
+GENEROUS = Rates(*[Rate(100_000, 100_000)] * 3)
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+PAGES = (
+    "/photographs", "/photographs?faces=without", "/photographs?text=nothing", "/photographs/1", "/faces/1",
+    "/people", "/people?min_faces=1", "/people/1", "/people/proposals", "/search", "/nights", "/nights/1",
+    "/models", "/models/dlib-resnet", "/nowhere",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address(own: Settings) -> Iterator[str]:
+    with serving(own, rates=GENEROUS) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser: "Browser", address: str) -> "Iterator[Page]":
+    context = browser.new_context(base_url=address, viewport=DESKTOP)
+    yield context.new_page()
+    context.close()
+
+
+@pytest.mark.parametrize(("viewport", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
+def test_every_page_keeps_its_own_policy_and_lets_everybody_in(
+    browser: "Browser", address: str, viewport: dict[str, int], scheme: str
+) -> None:
+    context = browser.new_context(base_url=address, viewport=viewport, color_scheme=scheme)
+    page = context.new_page()
+    said, found, too_wide = complaints(page), [], []
+    for path in PAGES:
+        page.goto(path)
+        page.wait_for_load_state("networkidle")
+        found += barriers(page)
+        if page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+            too_wide.append(path)
+    context.close()
+    assert found == []
+    assert too_wide == []
+    assert [text for text in said if "404" not in text] == []  # that is /nowhere
+
+
+def test_faces_are_outlined_where_they_are(page: "Page") -> None:
+    page.goto("/photographs?text=pair")
+    picture = page.locator(".tile img").bounding_box()
+    left, right = (outline.bounding_box() for outline in page.locator(".tile rect").all())
+    assert picture is not None
+    assert left is not None
+    assert right is not None
+    middle = picture["x"] + picture["width"] / 2
+    assert picture["x"] < left["x"] < left["x"] + left["width"] < middle < right["x"]
+    assert right["x"] + right["width"] < picture["x"] + picture["width"]
+    page.get_by_role("button", name="Outlines").click()
+    assert not page.locator("svg.boxes").is_visible()
+    page.reload()
+    assert not page.locator("svg.boxes").is_visible()  # as it was left
+    page.keyboard.press("o")
+    assert page.locator("svg.boxes").is_visible()
+
+
+def test_filters_stand_in_the_address_and_can_be_taken_off(page: "Page") -> None:
+    page.goto("/photographs")
+    assert page.locator(".tile").count() == 4
+    page.get_by_label("Faces").select_option("without")
+    page.wait_for_url("**/photographs?faces=without")
+    assert page.locator(".tile").count() == 1
+    page.get_by_role("link", name="without faces").click()
+    page.wait_for_url("**/photographs")
+    assert page.locator(".tile").count() == 4
+    page.go_back()
+    assert page.locator(".tile").count() == 1
+
+
+def test_the_keyboard_walks_the_wall_and_from_photograph_to_photograph(page: "Page") -> None:
+    page.goto("/photographs")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    focused = page.evaluate("document.activeElement.getAttribute('href')")
+    assert focused == page.locator(".tile > a").nth(1).get_attribute("href")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"**{focused}")
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(lambda url: not url.endswith(focused))
+    page.keyboard.press("[")
+    page.wait_for_url(f"**{focused}")
+
+
+def test_a_restored_face_is_compared_and_marked(page: "Page", own: Settings) -> None:
+    from infra.catalog.schema import Restoration  # noqa: PLC0415
+
+    with Catalog(own.catalog_url).read() as session:
+        face = session.scalar(select(Restoration.face_id))
+    page.goto(f"/faces/{face}")
+    assert page.get_by_text(re.compile("^synthetic detail")).first.is_visible()
+    slider = page.get_by_role("slider")
+    before = page.locator(".after").evaluate("e => getComputedStyle(e).clipPath")
+    slider.focus()
+    for _ in range(10):
+        page.keyboard.press("ArrowLeft")
+    after = page.locator(".after").evaluate("e => getComputedStyle(e).clipPath")
+    assert before != after
+    assert page.get_by_text("similarity", exact=False).first.is_visible()
+    page.locator(".faces .face").first.wait_for()  # the neighbours have come
+    assert page.get_by_text(re.compile("% the same person")).first.is_visible()
+
+
+def test_a_dropped_photograph_finds_people_face_by_face(page: "Page") -> None:
+    page.goto("/search")
+    page.locator("input[type=file]").set_input_files(
+        {"name": "two.jpg", "mimeType": "image/jpeg", "buffer": jpeg(pair(420))}
+    )
+    page.get_by_role("heading", name="2 faces in your photograph: choose one").wait_for()
+    shown = page.locator("[data-answer]:visible")
+    assert shown.count() == 1
+    assert shown.locator(".face").count() == 4
+    assert "the same person" in shown.inner_text()
+    first = shown.get_attribute("id")
+    page.locator("svg.boxes a").nth(1).click()
+    assert page.locator("[data-answer]:visible").get_attribute("id") != first
+    page.locator("input[type=file]").set_input_files(
+        {"name": "coffee.jpg", "mimeType": "image/jpeg", "buffer": jpeg(landscape())}
+    )
+    page.get_by_role("alert").wait_for()
+    assert "no face was found" in page.get_by_role("alert").inner_text()
+
+
+def test_a_person_is_named_and_the_name_taken_back(page: "Page") -> None:
+    page.goto("/people?min_faces=1")
+    page.locator(".faces a").first.click()
+    title = page.locator("h1").inner_text()
+    page.get_by_label("Name", exact=True).fill("Eileen Collins")
+    page.get_by_role("button", name="Give this name").click()
+    page.wait_for_url("**decided=*")
+    assert page.locator("h1").inner_text() == "Eileen Collins"
+    page.locator(".note").get_by_role("button", name="Undo").click()
+    page.wait_for_load_state()
+    assert page.locator("h1").inner_text() == title
+
+
+def test_chosen_faces_become_somebody_else_and_return(page: "Page") -> None:
+    page.goto("/people?min_faces=2")
+    page.locator(".faces a").first.click()
+    faces = page.locator("input[name=face]").count()
+    assert page.get_by_role("button", name="Somebody else, together").is_disabled()
+    page.locator("input[name=face]").first.check()
+    page.get_by_role("button", name="Somebody else, together").click()
+    page.wait_for_url("**decided=*")
+    assert page.locator("input[name=face]").count() == faces - 1
+    page.locator(".note").get_by_role("button", name="Undo").click()
+    page.wait_for_load_state()
+    page.goto("/people?min_faces=2")
+    page.locator(".faces a").first.click()
+    assert page.locator("input[name=face]").count() == faces
+
+
+def test_two_curators_at_once_do_not_undo_each_other(browser: "Browser", address: str) -> None:
+    def desk() -> "tuple[BrowserContext, Page]":
+        context = browser.new_context(base_url=address, viewport=DESKTOP)
+        return context, context.new_page()
+
+    (one, first), (other, second) = desk(), desk()
+    for page, name in ((first, "Ada"), (second, "Grace")):
+        page.goto("/people/1")
+        page.get_by_label("Name", exact=True).fill(name)
+    for page in (first, second):
+        page.locator("form[action$='/name'] button").click()
+        page.wait_for_url("**decided=*")
+    first.reload()
+    assert first.locator("h1").inner_text() == "Grace"
+    first.goto("/people/1")
+    first.locator("tr", has_text="Ada").get_by_role("button", name="Undo").click()
+    first.wait_for_load_state()
+    assert "cannot be undone before" in first.locator("main").inner_text()
+    second.goto("/people/1")
+    second.locator("tr", has_text="Grace").get_by_role("button", name="Undo").click()
+    second.wait_for_load_state()
+    assert second.locator("h1").inner_text() == "Ada"
+    second.locator("tr", has_text="Ada").get_by_role("button", name="Undo").click()
+    one.close()
+    other.close()
+
+
+def test_a_run_is_watched_while_it_works(page: "Page", own: Settings) -> None:
+    catalog = Catalog(own.catalog_url)
+    with catalog.write() as session:
+        collection = session.scalars(select(Collection)).first()
+        assert collection is not None
+        run = open_run(session, collection.id, "recipe")
+        waiting = [
+            Image(collection_id=collection.id, key=f"new{n}.jpg", etag="", size=1, modified_at=now(), status="pending")
+            for n in range(4)
+        ]
+        session.add_all(waiting)
+    page.goto("/nights")
+    count = page.locator("[data-count]")
+    count.get_by_text("0 of 4 photographs").wait_for()
+    with catalog.write() as session:
+        for image in session.scalars(select(Image).where(Image.key.in_(["new0.jpg", "new1.jpg"]))):
+            image.status, image.run_id = "failed", run.id
+    count.get_by_text("2 of 4 photographs").wait_for()
+    with catalog.write() as session:
+        close_run(session, run.id, RunStatus.FAILED, {}, "stopped by a test")
+        for image in session.scalars(select(Image).where(Image.key.startswith("new"))):
+            session.delete(image)
+    count.wait_for(state="detached")
+    page.get_by_role("link", name=str(run.id), exact=True).click()
+    assert "stopped by a test" in page.locator("main").inner_text()
+
+
+def test_scrolling_shows_every_photograph_once_while_others_arrive(
+    browser: "Browser", tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = Settings(home=tmp_path_factory.mktemp("scroll"))
+    catalog = Catalog(settings.catalog_url)
+    add_photographs(catalog, range(1, 301))
+    with serving(settings, rates=GENEROUS) as url:
+        context = browser.new_context(base_url=url, viewport=DESKTOP)
+        page = context.new_page()
+        page.goto("/photographs")
+        add_photographs(catalog, range(301, 311))
+        for _ in range(100):
+            page.mouse.wheel(0, 3000)
+            if page.locator("a.more").count() == 0:
+                break
+            page.wait_for_timeout(50)
+        shown = page.locator(".tile figcaption").all_inner_texts()
+        assert len(shown) == len(set(shown)) == 300
+        assert "after=" in page.url  # where a reload begins
+        context.close()
+
+
+def add_photographs(catalog: Catalog, numbers: range) -> None:
+    """Enter photographs of no collection that could be read: the wall must do without their pictures."""
+    with catalog.write() as session:
+        if session.get(Collection, 1) is None:
+            session.add(Collection(id=1, name="c", uri="/none", include=[], exclude=[], sensitive_attributes=[]))
+            session.flush()
+        described = {"status": "done", "recipe": "", "run_id": 1, "width": 300, "height": 200}
+        session.add_all(
+            Content(id=n, collection_id=1, sha256=f"{n:064d}", owner_image_id=n, **described) for n in numbers
+        )
+        session.flush()
+        found = {"etag": "", "size": 1, "modified_at": now(), "status": "done", "collection_id": 1}
+        session.add_all(Image(id=n, key=f"{n:03d}.jpg", content_id=n, **found) for n in numbers)
+
+
+def test_the_door_opens_to_a_token_and_shows_only_what_its_role_may(
+    browser: "Browser", tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = Settings(home=tmp_path_factory.mktemp("door"))
+    catalog = Catalog(settings.catalog_url)
+    add_photographs(catalog, range(1, 3))
+    with catalog.write() as session:
+        token = tokens.create(session, "reading room", Role.READ, timedelta(days=1))
+    with serving(settings, rates=GENEROUS) as url:
+        context = browser.new_context(base_url=url)
+        page = context.new_page()
+        page.goto("/photographs?order=oldest")
+        assert barriers(page) == []
+        page.get_by_label("Token").fill("visage_wrong")
+        page.get_by_role("button", name="Sign in").click()
+        page.get_by_text("this token is unknown here").wait_for()
+        page.goto("/photographs?order=oldest")
+        page.get_by_label("Token").fill(token)
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url("**/photographs?order=oldest")
+        assert "reading room · read" in page.locator("header").inner_text()
+        (cookie,) = context.cookies()
+        assert cookie["httpOnly"]
+        assert cookie["sameSite"] == "Lax"
+        page.goto("/nights")
+        assert page.get_by_role("button", name="Start").count() == 0
+        csrf = page.locator("input[name=csrf]").first.get_attribute("value") or ""
+        forged = context.request.post("/nights/start", form={"collection": "c"})
+        assert (forged.status, "out of date" in forged.text()) == (403, True)
+        refused = context.request.post("/nights/start", form={"collection": "c", "csrf": csrf})
+        assert (refused.status, "needs the role curate" in refused.text()) == (403, True)
+        page.get_by_role("button", name="Sign out").click()
+        page.get_by_label("Token").wait_for()
+        assert context.cookies() == []
+        context.close()
+
+
+def test_an_empty_catalog_says_the_command_that_fills_it(
+    browser: "Browser", tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    with serving(Settings(home=tmp_path_factory.mktemp("empty")), rates=GENEROUS) as url:
+        page = browser.new_page(base_url=url)
+        for path in ("/", "/nights"):
+            page.goto(path)
+            assert "visage collections add" in page.locator("pre").inner_text()
+            assert barriers(page) == []
+        page.goto("/people")
+        assert "Nobody is in several photographs yet" in page.locator("main").inner_text()
+        page.close()
+
+
+def test_the_wall_weighs_little_beside_its_pictures(page: "Page") -> None:
+    weights: dict[str, int] = {}
+
+    def weigh(response: object) -> None:
+        kind = response.headers.get("content-type", "")  # type: ignore[attr-defined]
+        if not kind.startswith("image/jpeg"):
+            weights[response.url] = len(response.body())  # type: ignore[attr-defined]
+
+    page.on("response", weigh)
+    page.goto("/photographs")
+    page.wait_for_load_state("networkidle")
+    assert len(weights) >= 3
+    assert sum(weights.values()) < 100_000
