@@ -35,6 +35,7 @@ class PhotoFaces:
     width: int = 0
     height: int = 0
     taken_at: str | None = None
+    perceptual_hash: str | None = None
     notes: tuple[str, ...] = ()
     failure: FailureRecord | None = None
     seconds: dict[str, float] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from tasks.detect import Decoded, Detect
 from tasks.guard import given_up, halving
 from tasks.job import Job
 from tasks.limit import Call, Workers
+from tasks.perceptual_hash import perceptual_hash
 from tasks.photo_faces import BOXES, PhotoFaces
 
 GROUP = 16  # photos that are detected together: more gains nothing on a CPU, and each costs up to 5 MB of pixels
@@ -149,6 +150,7 @@ class Prepare:
             width=picture.width,
             height=picture.height,
             taken_at=None if picture.exif_time is None else picture.exif_time.isoformat(),
+            perceptual_hash=perceptual_hash(picture.pixels),
             notes=tuple(picture.notes),
         )
         return Decoded(photo.timed("decode", time.perf_counter() - start), picture, data)

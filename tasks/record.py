@@ -117,6 +117,7 @@ def _photo_record(photo: PhotoFaces, job: Job, crops: Store) -> PhotoRecord:
         width=photo.width,
         height=photo.height,
         taken_at=photo.taken_at,
+        perceptual_hash=photo.perceptual_hash,
         notes=list(photo.notes),
         faces=tuple(_face_record(photo, face, f"{stem}-{face}", job, crops) for face in range(photo.face_count)),
     )

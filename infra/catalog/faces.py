@@ -87,6 +87,7 @@ class PhotoRecord:
     width: int
     height: int
     taken_at: str | None
+    perceptual_hash: str | None
     notes: list[str]
     faces: tuple[FaceRecord, ...] = field(default=())
 
@@ -111,7 +112,7 @@ def record_photos(session: Session, run_id: int, contract: Contract, photos: Seq
     faces = {ids[photo.content_id, ordinal]: face for photo in photos for ordinal, face in enumerate(photo.faces)}
     _write_derived(session, contract, faces)
     done: dict[str, Any] = {"status": ContentStatus.DONE.value, "recipe": contract.recipe}
-    described = ("format", "width", "height", "taken_at", "notes")
+    described = ("format", "width", "height", "taken_at", "perceptual_hash", "notes")
     session.execute(
         update(Content),
         [{"id": p.content_id, **done, **{name: getattr(p, name) for name in described}} for p in photos],

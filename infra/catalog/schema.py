@@ -251,6 +251,7 @@ class Content(Base):
     width: Mapped[int | None]
     height: Mapped[int | None]
     taken_at: Mapped[str | None]  # EXIF has no time zone
+    perceptual_hash: Mapped[str | None]  # 64 bits in hexadecimal; pictures that look the same differ in few
     notes: Mapped[list[str]] = mapped_column(default=list)
     failure_stage: Mapped[str | None]
     failure_reason: Mapped[str | None]

@@ -1,0 +1,74 @@
+"""`visage query`, `duplicates`: questions in words, and pictures that are there more than once."""
+
+from typing import Annotated
+
+import typer
+
+from flows.cli.catalog import estimate_text
+from flows.cli.output import Json, console, print_json, print_table
+from infra.catalog import collections, questions
+from infra.catalog.database import Catalog
+from infra.settings import load_settings
+
+
+def query(
+    question: Annotated[
+        str, typer.Argument(help="Like: expression = happiness and taken < 1930 and person is unknown")
+    ] = "",
+    count_by: Annotated[
+        str | None,
+        typer.Option(help="Count instead: taken-year, found-day, collection, person, quality, or an attribute."),
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="At most so many faces.")] = 50,
+    after: Annotated[int, typer.Option(min=0, help="Go on after this face: the last one of the page before.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Ask for faces in words; docs/catalog.md has the language, and the SQL views for other programs."""
+    with Catalog(load_settings().catalog_url).read() as session:
+        if count_by is not None:
+            counts = questions.count_by(session, question, count_by)
+            if as_json:
+                print_json(counts)
+            else:
+                print_table(f"Faces by {count_by}", [count_by, "faces"], [[c.value, c.faces] for c in counts])
+            return
+        rows = questions.ask(session, question, limit, after)
+    if as_json:
+        print_json(rows)
+        return
+    print_table(
+        "Faces (attributes are estimates, not facts)",
+        ["face", "photo", "quality", "person", "estimates"],
+        [
+            [
+                row.face_id,
+                ", ".join(row.keys),
+                row.quality,
+                row.identity_name or row.identity_id,
+                ", ".join(estimate_text(a) for a in row.attributes if not a.model.startswith("measured@")),
+            ]
+            for row in rows
+        ],
+    )
+    if len(rows) == limit:
+        console.print(f"There may be more: --after {rows[-1].face_id}")
+
+
+def duplicates(
+    collection: Annotated[str, typer.Argument(help="Name of the collection.")],
+    near: Annotated[
+        int | None, typer.Option(help="Also pictures that look the same: up to so many of 64 bits may differ (0 to 3).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List photos that are there more than once. Nothing is deleted: the photos are yours."""
+    with Catalog(load_settings().catalog_url).read() as session:
+        found = questions.duplicates(session, collections.by_name(session, collection).id, near)
+    if as_json:
+        print_json(found)
+        return
+    print_table(
+        f"Photos of {collection} that are there more than once",
+        ["photos", "bits apart", "same bytes"],
+        [["\n".join(copies.keys), copies.distance, copies.same_bytes] for copies in found],
+    )

@@ -1,0 +1,210 @@
+"""Questions about many faces: which they are, how they are distributed, and which pictures are there more than once."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sqlalchemy import (
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    case,
+    cast,
+    func,
+    literal,
+    literal_column,
+    nulls_last,
+    select,
+)
+from sqlalchemy.orm import Session
+from sqlalchemy.types import Integer, Text
+
+from infra.catalog.language import InvalidQuestion, clause
+from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.versions import serving
+from infra.catalog.views import FaceView, faces_by_id
+
+STEPS = 10  # in which numbers of a wide range are counted; those in 0..1 in tenths
+Counted = Select[tuple[Any, int]]
+BITS, BANDS = 64, 4  # of a perceptual hash
+NEAR = BANDS - 1  # bits: pictures that differ in no more have one of BANDS parts in common, and so are all found
+
+
+@dataclass(frozen=True)
+class Count:
+    """How many faces there are of a kind; None: of no known one."""
+
+    value: str | None
+    faces: int
+
+
+@dataclass(frozen=True)
+class Copies:
+    """Photos of a collection that show the same: `distance` of 64 bits at most, 0 for the very same bytes."""
+
+    collection: str
+    keys: tuple[str, ...]
+    distance: int
+    same_bytes: bool
+
+
+def ask(session: Session, question: str, limit: int, after: int = 0) -> list[FaceView]:
+    """The faces that a question means, in the order of their ids, from the first after `after` on.
+
+    Raises:
+        InvalidQuestion: if it cannot be read.
+    """
+    version = serving(session)
+    wanted = select(Face.id).where(clause(session, question), Face.id > after).order_by(Face.id).limit(limit)
+    ids = list(session.scalars(wanted))
+    found = faces_by_id(session, ids, None if version is None else version.id)
+    return [found[face_id] for face_id in ids]
+
+
+def count_by(session: Session, question: str, by: str) -> list[Count]:
+    """Count the faces that a question means, by `taken` or `found` (-year, -month or -day), `collection`, `person`, `quality`,
+    or an attribute: classes by name, numbers in steps. A face counts once for each model that speaks of it.
+
+    Raises:
+        InvalidQuestion: if one of both cannot be read.
+    """
+    meant = select(Face.id).where(clause(session, question))
+    kind, _, part = by.partition("-")
+    if kind in _COUNTS and part in _COUNTS[kind][1]:
+        statement = _COUNTS[kind][0](session, part)
+    elif session.scalar(select(Attribute.name).where(Attribute.name == by).limit(1)) is not None:
+        statement = _by_attribute(session, by)
+    else:
+        there = [name + (f"-{p}" if p else "") for name, (_, parts) in _COUNTS.items() for p in parts]
+        there += sorted(session.scalars(select(Attribute.name).distinct()))
+        raise InvalidQuestion(f"faces cannot be counted by {by!r}; they can by {', '.join(there)}")
+    rows = session.execute(
+        statement.where(Face.id.in_(meant)).group_by("counted").order_by(nulls_last(literal_column("counted")))
+    ).tuples()
+    return [Count(None if value is None else str(value), number) for value, number in rows]
+
+
+def _select(value: SQLColumnExpression[Any]) -> Counted:
+    return select(value.label("counted"), func.count(Face.id.distinct())).select_from(Face)
+
+
+def _by_taken(session: Session, part: str) -> Counted:
+    day = func.substr(Content.taken_at, 1, {"year": 4, "month": 7, "day": 10}[part])
+    return _select(day).join(Content, Content.id == Face.content_id)
+
+
+def _by_found(session: Session, part: str) -> Counted:
+    moment: ColumnElement[str] = cast(Face.found_at, Text)
+    if session.get_bind().dialect.name == "postgresql":
+        moment = func.to_char(func.timezone("UTC", Face.found_at), "YYYY-MM-DD")
+    return _select(func.substr(moment, 1, {"year": 4, "month": 7, "day": 10}[part]))
+
+
+def _by_collection(session: Session, part: str) -> Counted:
+    statement = _select(Collection.name).join(Content, Content.id == Face.content_id)
+    return statement.join(Collection, Collection.id == Content.collection_id)
+
+
+def _by_person(session: Session, part: str) -> Counted:
+    version = serving(session)
+    member = (FaceIdentity.face_id == Face.id) & (FaceIdentity.model_version_id == (version.id if version else -1))
+    named = case((Identity.name.is_not(None), Identity.name), else_=literal("person ", Text) + cast(Identity.id, Text))
+    value = case((Identity.id.is_(None), None), else_=named)
+    return _select(value).outerjoin(FaceIdentity, member).outerjoin(Identity, Identity.id == FaceIdentity.identity_id)
+
+
+def _by_quality(session: Session, part: str) -> Counted:
+    return _select(_stepped(Face.quality, tenths=True))
+
+
+def _by_attribute(session: Session, name: str) -> Counted:
+    given = (Attribute.face_id == Face.id) & (Attribute.name == name)
+    labels = session.scalar(select(func.count()).where(Attribute.name == name, Attribute.label.is_not(None)))
+    if labels:
+        return _select(Attribute.label).outerjoin(Attribute, given)
+    least, most = session.execute(
+        select(func.min(Attribute.value), func.max(Attribute.value)).where(Attribute.name == name)
+    ).one()
+    if least is None:
+        raise InvalidQuestion(f"{name} is no single value that could be counted")
+    return _select(_stepped(Attribute.value, tenths=least >= 0 and most <= 1)).outerjoin(Attribute, given)
+
+
+def _stepped(column: SQLColumnExpression[Any], tenths: bool) -> ColumnElement[Any]:
+    """The lower end of the step that a number lies in: 0.0, 0.1, ... or ..., 0, 10, 20, ..."""
+    return (
+        cast(func.floor(column * 10), Integer) / 10.0 if tenths else cast(func.floor(column / STEPS), Integer) * STEPS
+    )
+
+
+_COUNTS: dict[str, tuple[Callable[[Session, str], Counted], tuple[str, ...]]] = {
+    "taken": (_by_taken, ("year", "month", "day")),
+    "found": (_by_found, ("year", "month", "day")),
+    "collection": (_by_collection, ("",)),
+    "person": (_by_person, ("",)),
+    "quality": (_by_quality, ("",)),
+}
+
+
+def duplicates(session: Session, collection_id: int, near: int | None = None) -> list[Copies]:
+    """Photos of a collection that are there more than once: with the same bytes, or, up to `near` bits, that look the same.
+
+    Raises:
+        InvalidQuestion: if `near` is not in 0..3, up to which all are found.
+    """
+    if near is not None and not 0 <= near <= NEAR:
+        raise InvalidQuestion(f"pictures can be compared up to 0 to {NEAR} of {BITS} bits, not {near}")
+    rows = session.execute(
+        select(Content.id, Content.perceptual_hash, Image.key, Collection.name)
+        .join(Image, Image.content_id == Content.id)
+        .join(Collection, Collection.id == Content.collection_id)
+        .where(Content.collection_id == collection_id, Image.status != ImageStatus.MISSING.value)
+        .order_by(Content.id, Image.key)
+    ).all()
+    keys: dict[int, list[str]] = {}
+    hashes: dict[int, int] = {}
+    for content_id, hashed, key, _ in rows:
+        keys.setdefault(content_id, []).append(key)
+        if hashed is not None:
+            hashes[content_id] = int(hashed, 16)
+    name = rows[0][3] if rows else ""
+    if near is None:
+        return [Copies(name, tuple(found), 0, True) for found in keys.values() if len(found) > 1]
+    groups = _alike(hashes, near)
+    return [
+        Copies(name, tuple(sorted(key for member in members for key in keys[member])), distance, len(members) == 1)
+        for members, distance in groups
+        if sum(len(keys[member]) for member in members) > 1
+    ]
+
+
+def _alike(hashes: dict[int, int], near: int) -> list[tuple[list[int], int]]:
+    """Groups of contents that hang together by pairs of at most `near` bits, with the largest distance of such a pair."""
+    ids = np.array(list(hashes), np.int64)
+    values = np.array(list(hashes.values()), np.uint64)
+    leader = {int(content): int(content) for content in ids}
+    farthest: dict[int, int] = {}
+
+    def find(content: int) -> int:
+        while leader[content] != content:
+            leader[content] = leader[leader[content]]
+            content = leader[content]
+        return content
+
+    width = BITS // BANDS
+    for band in range(BANDS):
+        part = (values >> np.uint64(band * width)) & np.uint64(2**width - 1)
+        order = np.argsort(part, kind="stable")
+        for bucket in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
+            for place, first in enumerate(bucket[:-1]):
+                others = bucket[place + 1 :]
+                distances = np.bitwise_count(values[others] ^ values[first])
+                for other, distance in zip(others[distances <= near], distances[distances <= near], strict=True):
+                    a, b = find(int(ids[first])), find(int(ids[other]))
+                    leader[max(a, b)] = min(a, b)
+                    farthest[min(a, b)] = max(farthest.get(a, 0), farthest.get(b, 0), int(distance))
+    members: dict[int, list[int]] = {}
+    for content in leader:
+        members.setdefault(find(content), []).append(content)
+    return [(group, farthest.get(root, 0)) for root, group in sorted(members.items())]
