@@ -10,7 +10,19 @@ from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
 from flows.service import problems
-from flows.service.api import collections, erasure, faces, health, identities, images, models, runs, schedules, search
+from flows.service.api import (
+    collections,
+    erasure,
+    faces,
+    health,
+    identities,
+    images,
+    metrics,
+    models,
+    runs,
+    schedules,
+    search,
+)
 from flows.service.dto import ProblemOut
 from flows.service.gate import Gate
 from flows.service.limits import Rates
@@ -24,7 +36,7 @@ from flows.service.state import Service
 from infra.catalog import jobs
 from infra.settings import Settings
 
-ROUTERS = (collections, images, faces, search, identities, runs, schedules, models, erasure, health)
+ROUTERS = (collections, images, faces, search, identities, runs, schedules, models, erasure, metrics, health)
 PAGES = (door, wall, page_faces, people, page_search, page_nights, page_models, erase)
 DESCRIPTION = (
     "Collections of face photographs: what is in them, who looks alike, and what people decided about it. Attributes, people "

@@ -343,3 +343,21 @@ class RetriedOut(Dto):
 
     taken: int
     refused: dict[str, str]
+
+
+class CollectionStatusOut(Dto):
+    """How a collection stands; `problems` is empty when its last night was good."""
+
+    collection: str
+    problems: list[str]
+    pending: int
+    failed: int
+    oldest_pending: datetime | None
+
+
+class StatusOut(Dto):
+    """Whether the last night of every collection was good."""
+
+    at: datetime
+    good: bool
+    collections: list[CollectionStatusOut]

@@ -21,6 +21,7 @@ from infra.catalog.schema import RunStatus
 from infra.catalog.service_tables import Job
 from infra.catalog.tokens import Role
 from tasks import schedules
+from tasks.status import status
 
 router = APIRouter(include_in_schema=False)
 RUNS, FAILURES, JOBS = 30, 100, 5
@@ -59,6 +60,7 @@ def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -
         progress = {night.run.id: photographs.progress(session, night.run.id) for night in running}
         names = [collection.name for collection in collections.every(session)]
         reasons = nights.failure_counts(session)
+        standing = status(session)
         lately = [job for job in job_book.jobs(session, None, JOBS) if _worth_a_word(job)]
     more = f"/nights?after={paging.cursor([found[RUNS - 1].id])}" if len(found) > RUNS else None
     return page(
@@ -72,6 +74,7 @@ def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -
         reasons=reasons,
         jobs=lately,
         more=more,
+        troubled=[c for c in standing.collections if c.problems],
         schedules=schedules.list_schedules(service.catalog),
     )
 
