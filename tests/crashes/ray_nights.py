@@ -30,6 +30,32 @@ VICTIMS = ("worker", "driver", "raylet", "gcs_server", "ray::DashboardAgent")
 PATIENCE = 180  # seconds in which a night must have ended one way or the other, whatever was killed
 
 
+# A decoder that dies of every photo with a certain ending, in every process that has this file's folder on its path.
+DEADLY = """
+import importlib.abc, importlib.util, os, sys
+
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "tasks.decode":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        execute = spec.loader.exec_module
+        def exec_module(module):
+            execute(module)
+            decode = module.decode
+            def deadly(data, *arguments, **options):
+                if data.endswith(b"deadly"):
+                    os.kill(os.getpid(), 9)
+                return decode(data, *arguments, **options)
+            module.decode = deadly
+        spec.loader.exec_module = exec_module
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
 @dataclass(frozen=True)
 class RayEnded:
     """How the driver ended: its exit code (negative: the signal), what it said, and what it left running."""
@@ -40,10 +66,23 @@ class RayEnded:
     survivors: list[str]
 
 
+def deadly_night(settings: dict[str, Any], scratch: Path) -> int:
+    """Run a night whose decoder dies of some photos; returns its exit code (negative: the signal)."""
+    scratch.mkdir(exist_ok=True)
+    (scratch / "sitecustomize.py").write_text(DEADLY)
+    path = os.pathsep.join([str(scratch), str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
+    environment = _environment(settings) | {"PYTHONPATH": path}
+    return subprocess.run([sys.executable, "-c", DRIVER], env=environment, capture_output=True, check=False).returncode
+
+
+def _environment(settings: dict[str, Any]) -> dict[str, str]:
+    others = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
+    return others | {VARIABLES + name.upper(): str(value) for name, value in settings.items()}
+
+
 def ray_night(settings: dict[str, Any], victim: str, rng: random.Random) -> RayEnded:
     """Run a night with Ray and kill `victim` at a random moment of it: one of `VICTIMS`."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(VARIABLES)}
-    environment |= {VARIABLES + name.upper(): str(value) for name, value in (settings | {"engine": "ray"}).items()}
+    environment = _environment(settings | {"engine": "ray"})
     with (
         tempfile.TemporaryFile("w+") as said,
         subprocess.Popen(

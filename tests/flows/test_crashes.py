@@ -3,6 +3,7 @@
 import random
 import secrets
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,8 +17,9 @@ from infra.settings import Settings
 from models import table
 from tests.crashes.left import left
 from tests.crashes.nights import NIGHT, Place, Report, archive, changing_rounds, place, rounds
-from tests.crashes.ray_nights import VICTIMS, ray_night
+from tests.crashes.ray_nights import VICTIMS, deadly_night, ray_night
 from tests.crashes.upkeep import INSTALLATION, INSTALLED_WHOLE, MIGRATION, clear, kill_each
+from tests.portraits import jpeg, portrait
 from tests.tasks.tiny_models import tiny_table
 
 
@@ -80,11 +82,31 @@ def test_a_night_with_ray_survives_the_death_of_any_of_its_processes(somewhere: 
     assert killed.survivors == []
     if victim == "worker":
         assert killed.code == 0, killed.said
+    elif victim != "driver":
+        assert "Ray has died" in killed.said
     ended = somewhere.forks.run(NIGHT, settings)
     assert ended.code == 0, ended.said
     found = left(Settings(**settings))
     assert found.problems + found.differences(expected) == []
     assert "running" not in found.runs
+
+
+@pytest.mark.long
+def test_a_photo_that_kills_whoever_touches_it_is_found_and_its_neighbours_are_done(
+    somewhere: Place, tmp_path: Path
+) -> None:
+    photos = archive(somewhere.folder / "deadly photos", 10)
+    for name in ("002.jpg", "copy of it.jpg"):
+        (photos / name).write_bytes(jpeg(portrait(210)) + b"deadly")
+    settings = somewhere.home("deadly", photos, engine="auto", cpus=2)
+    codes = [deadly_night(settings, tmp_path / "path") for _ in range(3)]
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL, 0]
+    found = left(Settings(**settings))
+    assert found.problems == []
+    assert found.runs == ["crashed", "crashed", "done_with_failures"]
+    failed = {key: reason for key, _, reason, _, _ in found.exact["failures"]}
+    assert failed.keys() == {"002.jpg", "copy of it.jpg", "broken.jpg", "zz broken too.jpg"}
+    assert failed["002.jpg"] == failed["copy of it.jpg"] == "worker_died"
 
 
 @pytest.fixture(scope="module")

