@@ -18,7 +18,6 @@ import psutil
 
 from infra.telemetry import silence
 
-log = logging.getLogger("visage")
 PREFIX = "visage-ray-"
 # A block is what travels at once. With Ray's 128 MiB, blocks of crops fill the object store before a slow consumer can
 # hold their producer back: 1,500 images of 1 MB spilled 1.7 GB to disk where 16 MiB spilled nothing.
@@ -46,7 +45,7 @@ def connected(
     # Right under the system's folder: Ray puts sockets in it, and their paths may have 107 characters.
     with tempfile.TemporaryDirectory(prefix=f"{PREFIX}{os.getpid()}-", ignore_cleanup_errors=True) as folder:
         options = {"num_cpus": cpus, "object_store_memory": object_store_bytes, "include_dashboard": False}
-        with _connection(address="local", _temp_dir=f"{folder}/ray", **options), _obituary():
+        with _connection(address="local", _temp_dir=f"{folder}/ray", **options):
             yield
 
 
@@ -82,32 +81,6 @@ def _connection(**options: Any) -> Iterator[None]:
         ray.shutdown()
         if in_main_thread:
             signal.signal(signal.SIGTERM, on_terminate)
-
-
-@contextmanager
-def _obituary() -> Iterator[None]:
-    """Say so if the local Ray dies: it ends this process with it, within a minute and without a word."""
-    nodes = [child for child in psutil.Process().children() if child.name() in ("raylet", "gcs_server")]
-    over = threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.1):
-            for node in filter(_is_dead, nodes):
-                log.error("Ray has died (its process %d has), and this run with it. Run it again.", node.pid)
-                return
-
-    threading.Thread(target=watch, name="obituary", daemon=True).start()
-    try:
-        yield
-    finally:
-        over.set()
-
-
-def _is_dead(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() == psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return True
 
 
 def _configure_data() -> None:

@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     )
     max_bytes: int = Field(200 * 2**20, ge=1, description="Largest object that is read.")
     max_megapixels: float = Field(200.0, gt=0, description="Largest picture that is decoded.")
-    item_seconds: float = Field(300.0, gt=0, description="Longest that one photo may keep one stage busy.")
+    item_seconds: float = Field(900.0, gt=0, description="Longest that one photo may keep one stage busy.")
     upload_bytes: int = Field(
         32 * 2**20, ge=1, description="Largest photograph that the web service takes to search with."
     )

@@ -53,7 +53,7 @@ def halving(
 ) -> Sequence[Result]:
     """Run `work` on all items; on an error, on halves, down to the item that fails alone, which is given up.
 
-    What takes longer than the time limit is an error as well: a batch that is slow without hanging is done in halves.
+    A batch that takes longer than the time limit is done item by item: each further half would cost the whole limit again.
     """
     if not items:
         return []
@@ -62,12 +62,13 @@ def halving(
     except Exception as error:
         if len(items) == 1:
             return [give_up(items[0], error)]
-        short_of_memory = out_of_memory(error)
+        short_of_memory, late = out_of_memory(error), isinstance(error, TimedOut)
     # Outside of the except clause, where the error's trace would keep alive what filled the memory.
     if short_of_memory:
         _free_memory()
-    middle = len(items) // 2
-    return [*halving(items[:middle], work, give_up), *halving(items[middle:], work, give_up)]
+    size = 1 if late else -(-len(items) // 2)
+    parts = [items[start : start + size] for start in range(0, len(items), size)]
+    return [result for part in parts for result in halving(part, work, give_up)]
 
 
 def out_of_memory(error: Exception) -> bool:

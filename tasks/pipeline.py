@@ -90,7 +90,7 @@ def process(
         keep(_execute(job, _pages(catalog, job, min(PAGE, max(even, 1)))))
         # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image,
         # so that only the one that kills its worker is lost.
-        keep(_execute(job, _pages(catalog, job, 1)))
+        keep(_execute(job, _pages(catalog, job, 1), alone=True))
     keep(_lost(catalog, job))
 
 
@@ -143,8 +143,11 @@ def _killed_its_worker(work: Work, content_id: int | None) -> PhotoFaces:
     return photo.failed("process", "worker_died", message, retryable=False)
 
 
-def _execute(job: Job, pages: Sequence[Page]) -> Generator[list[PhotoFaces]]:
-    """One Ray Data execution: pages of image ids in, photos out, in whatever order they are done."""
+def _execute(job: Job, pages: Sequence[Page], alone: bool = False) -> Generator[list[PhotoFaces]]:
+    """One Ray Data execution: pages of image ids in, photos out, in whatever order they are done.
+
+    `alone`: no process has more than one page in hand, so that none is lost with another that kills its worker.
+    """
     if not pages:
         return
     import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
@@ -156,13 +159,15 @@ def _execute(job: Job, pages: Sequence[Page]) -> Generator[list[PhotoFaces]]:
     # A block, which is what is repeated when a worker dies, is one page.
     rows = [{"first": first, "last": last} for first, last in pages]
     dataset = ray.data.from_items(rows, override_num_blocks=len(pages))
-    dataset = dataset.map_batches(_PrepareActor, fn_constructor_args=(job,), batch_size=1, **share.options("prepare"))
+    dataset = dataset.map_batches(
+        _PrepareActor, fn_constructor_args=(job,), batch_size=1, **share.options("prepare", alone)
+    )
     for name, build in stages:
         dataset = dataset.map_batches(
             _StageActor,
             fn_constructor_args=(build, job),
-            batch_size=GROUP,
-            **share.options(name),
+            batch_size=1 if alone else GROUP,
+            **share.options(name, alone),
         )
     for batch in dataset.iter_batches(batch_size=GROUP, batch_format="numpy", prefetch_batches=1):
         for error in filter(None, batch["error"]):
@@ -189,11 +194,11 @@ class _Shares:
         actors = {name: min(heavy if name in ("prepare", "restore") else light, most) for name in ("prepare", *stages)}
         return cls(actors, 0.9 * cpus / sum(actors.values()), 1 / len(actors) if gpus else 0)
 
-    def options(self, stage: str) -> dict[str, Any]:
+    def options(self, stage: str, alone: bool) -> dict[str, Any]:
         from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
         return {
-            "compute": ActorPoolStrategy(size=self.actors[stage]),
+            "compute": ActorPoolStrategy(size=self.actors[stage], max_tasks_in_flight_per_actor=1 if alone else None),
             "num_cpus": self.cpus,
             "num_gpus": self.gpus,
             "batch_format": "numpy",

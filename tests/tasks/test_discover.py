@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known
 from infra.catalog.schema import Image, ImageStatus
-from infra.storage import Entry, Filter, Folder, ListingProblem
+from infra.storage import Entry, Filter, Folder, ListingProblem, StoreUnavailable
 from tasks.discover import Discovery, discover, merge
 from tests.infra.test_catalog import WHEN, a_run
 
@@ -106,6 +107,24 @@ def test_what_an_unreadable_directory_hides_is_not_taken_for_missing(
     found = discover(catalog, Closed(photos), Filter(), work[1], work[0], "recipe")
     assert found == Discovery(unchanged=3, ignored=1, unlisted=1)
     assert statuses(catalog)["1923/c.jpg"] == "done"
+
+
+def test_a_listing_that_breaks_off_is_continued_where_it_did(
+    catalog: Catalog, photos: Path, work: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenacity.nap.time", SimpleNamespace(sleep=lambda seconds: None))
+    begun: list[str | None] = []
+
+    class Breaking(Folder):
+        def list(self, prefix: str = "", start_after: str | None = None) -> Iterator[list[Entry | ListingProblem]]:
+            begun.append(start_after)
+            for page in super().list(prefix, start_after):
+                yield page[:1]
+                raise StoreUnavailable("the server has gone for a moment")
+
+    found = discover(catalog, Breaking(photos), Filter(), work[1], work[0], "recipe")
+    assert found == Discovery(new=3, ignored=1)
+    assert begun == [None, "1923/c.jpg", "a.jpg", "b.png", "notes.txt"]
 
 
 def test_excluded_images_leave_the_collection(catalog: Catalog, photos: Path, work: tuple[int, int]) -> None:
