@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from infra.catalog import collections
 from infra.catalog.database import Catalog
+from infra.catalog.erasing import ERASED
 from infra.catalog.images import StandsFailed, stand_failed, take_up
 from infra.patience import patient
 from tasks.image_format import Reason
@@ -19,6 +20,7 @@ LASTING: dict[str, str] = {
     Reason.UNSUPPORTED_FORMAT: SAME_BYTES,
     Reason.TRUNCATED: SAME_BYTES,
     Reason.CORRUPT: SAME_BYTES,
+    ERASED: "it was erased, and is not taken in again",
     "invalid_key": "no object can be read under this key; rename it",
 }
 # Worth another try only after somebody has raised a limit, and so only by name.

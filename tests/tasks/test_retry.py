@@ -21,6 +21,7 @@ FAILED = {
     "b.jpg": ("read", "store_unavailable", True),
     "c.jpg": ("restore", "timeout", False),
     "d.jpg": ("decode", "too_many_pixels", False),
+    "erased.jpg": ("claim", "erased", False),
     "e.jpg": ("process", "worker_died", False),
 }
 
@@ -70,6 +71,7 @@ def test_what_may_succeed_is_taken_up_and_the_rest_is_refused_with_a_reason(cata
     assert planned.taken == {"store_unavailable": 1, "timeout": 2, "worker_died": 1}
     assert planned.refused["truncated"] == (1, "the same bytes would fail again; once the file is replaced, the next run "
         "takes it up by itself")  # fmt: skip
+    assert planned.refused["erased"] == (1, "it was erased, and is not taken in again")
     assert "VISAGE_MAX_MEGAPIXELS" in planned.refused["too_many_pixels"][1]
     assert retry(catalog, "archive") == 4
     assert reopened(catalog) == {"b.jpg", "c.jpg", "copy of c.jpg", "e.jpg"}
