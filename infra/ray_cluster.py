@@ -56,6 +56,13 @@ def gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def nodes() -> int:
+    """Count the nodes that have processors for work. To be asked while connected."""
+    import ray  # noqa: PLC0415
+
+    return sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
+
+
 def set_threads(count: int) -> None:
     """Let torch compute with `count` threads in this process: Ray gives an actor only one (OMP_NUM_THREADS=1)."""
     import torch  # noqa: PLC0415

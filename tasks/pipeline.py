@@ -23,7 +23,7 @@ from infra.allocator import keep_freed_memory
 from infra.catalog.database import Catalog
 from infra.catalog.images import Work, claimed_by, count_pending, pending, pending_pages
 from infra.patience import patient
-from infra.ray_cluster import connected, gpus, set_threads
+from infra.ray_cluster import connected, gpus, nodes, set_threads
 from infra.settings import Settings
 from tasks.describe import Describe
 from tasks.embed import Embed
@@ -153,7 +153,9 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool = False) -> Generator[
     import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
 
     stages = face_stages(job)
-    share = _Shares.of(round(ray.cluster_resources()["CPU"]), gpus(), [name for name, _ in stages], most=len(pages))
+    share = _Shares.of(
+        round(ray.cluster_resources()["CPU"]), gpus(), [name for name, _ in stages], most=len(pages), nodes=nodes()
+    )
     # A page that kills its worker must not be retried for ever, and Ray has no newer name for saying so yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     # A block, which is what is repeated when a worker dies, is one page.
@@ -184,15 +186,18 @@ class _Shares:
     gpus: float
 
     @classmethod
-    def of(cls, cpus: int, gpus: int, stages: Sequence[str], most: int) -> "_Shares":
+    def of(cls, cpus: int, gpus: int, stages: Sequence[str], most: int, nodes: int = 1) -> "_Shares":
         """Without GPUs one actor per processor where the work is (detection, restoration), a quarter of it elsewhere; with
         GPUs one of each stage per GPU, sharing it. `most`: of no stage more than that.
 
-        Each computes with one thread: on a CPU, processes side by side beat threads inside one forward.
+        Each computes with one thread: on a CPU, processes side by side beat threads inside one forward. On several nodes
+        they reserve half of all processors, so that all have room on what is left when a node dies: else those of some
+        stages could take everything, and wait for ever for another stage's.
         """
         heavy, light = (gpus, gpus) if gpus else (cpus, max(1, cpus // 4))
         actors = {name: min(heavy if name in ("prepare", "restore") else light, most) for name in ("prepare", *stages)}
-        return cls(actors, 0.9 * cpus / sum(actors.values()), 1 / len(actors) if gpus else 0)
+        reserved = 0.9 * cpus / (2 if nodes > 1 else 1)
+        return cls(actors, reserved / sum(actors.values()), 1 / len(actors) if gpus else 0)
 
     def options(self, stage: str, alone: bool) -> dict[str, Any]:
         from ray.data import ActorPoolStrategy  # noqa: PLC0415

@@ -149,15 +149,18 @@ def test_prefects_own_worker_runs_the_deployments_of_the_work_pool(machine: Sett
     url = prefect_server.begin(machine.home_folder).url()
     environment = os.environ | prefect_server.environment(url, machine.home_folder)
     environment |= {"VISAGE_CHECKOUT": str(root), "PYTHONPATH": str(root)}
+    environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
 
-    def prefect(*arguments: str) -> None:
+    def prefect(*arguments: str) -> str:
         command = [sys.executable, "-m", "prefect", "--no-prompt", *arguments]
         ended = subprocess.run(command, env=environment, cwd=root, capture_output=True, text=True, check=False)
         assert ended.returncode == 0, ended.stdout + ended.stderr
+        return ended.stdout + ended.stderr
 
     prefect("work-pool", "create", "visage", "--type", "process")
     prefect("deploy", "--prefect-file", "infra/deploy/prefect.yaml", "--all")
     prefect("deployment", "run", "nightly/archive")
-    prefect("worker", "start", "--pool", "visage", "--run-once")
+    said = prefect("worker", "start", "--pool", "visage", "--run-once")
+    assert runs(machine), said
     [run] = runs(machine)
     assert (run.status, run.counts["processed"]) == (RunStatus.DONE, 1)
