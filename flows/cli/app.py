@@ -72,6 +72,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     serve.serve,
     query.query,
     query.duplicates,
+    query.export,
     bench.bench,
     erasure.erase,
     erasure.erasures,

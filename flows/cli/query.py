@@ -1,5 +1,7 @@
-"""`visage query`, `duplicates`: questions in words, and pictures that are there more than once."""
+"""`visage query`, `duplicates`, `export`: questions in words, copies, and files for other programs."""
 
+from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -9,6 +11,16 @@ from flows.cli.output import Json, console, print_json, print_table
 from infra.catalog import collections, questions
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+
+
+class Shape(StrEnum):
+    """What an export looks like (tasks.exports.Format, which is slow to import)."""
+
+    PARQUET = "parquet"
+    CSV = "csv"
+    JSON_LINES = "jsonl"
+    COCO = "coco"
+    FOLDER = "folder"
 
 
 def query(
@@ -72,3 +84,25 @@ def duplicates(
         ["photos", "bits apart", "same bytes"],
         [["\n".join(copies.keys), copies.distance, copies.same_bytes] for copies in found],
     )
+
+
+def export(
+    folder: Annotated[Path, typer.Argument(help="A new folder.")],
+    question: Annotated[str, typer.Argument(help="Which faces, as 'visage query' asks; default: all.")] = "",
+    shape: Annotated[
+        Shape, typer.Option("--format", help="folder: crops of known people, as 'visage train recognition' reads them.")
+    ] = Shape.PARQUET,
+    embeddings: Annotated[bool, typer.Option("--embeddings", help="The vectors too; they are biometric data.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write faces and what is known of them into files. An erasure removes the folder if the person may be in it."""
+    from tasks.exports import Format  # noqa: PLC0415 - imports pyarrow
+    from tasks.exports import export as write  # noqa: PLC0415
+
+    settings = load_settings()
+    catalog = Catalog(settings.catalog_url)
+    exported = write(catalog, settings, question, folder, Format(shape.value), settings.acting, embeddings)
+    if as_json:
+        print_json(exported)
+        return
+    console.print(f"{exported.faces:,} faces in {exported.folder}: {', '.join(exported.files[:6])}", soft_wrap=True)
