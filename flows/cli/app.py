@@ -25,6 +25,7 @@ from flows.cli import (
     evaluate_attributes,
     evaluate_fairness,
     evaluate_grouping,
+    evaluate_restoration,
     models,
     nights,
     people,
@@ -51,7 +52,12 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for judge in (evaluate_attributes.attributes, evaluate_fairness.fairness, evaluate_grouping.grouping):
+for judge in (
+    evaluate_attributes.attributes,
+    evaluate_fairness.fairness,
+    evaluate_grouping.grouping,
+    evaluate_restoration.restoration,
+):
     evaluate.app.command()(judge)
 for module in (collections, people, schedules, models, evaluate, train, serve, database, encryption, audit):
     app.add_typer(module.app)
