@@ -10,6 +10,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from infra.tracking import Run, track
+from infra.wheels import sha256
 from models.spec import Role
 from tasks.calibration import Calibration
 from tasks.comparison import Comparison, columns, compare, plot_accuracy_over_ms, plot_rocs
@@ -98,7 +99,12 @@ def _log_rows(run: Run, comparison: Comparison) -> None:
 
 
 def _circumstances(detector: ModelVersion, images: Path, pairs_file: Path) -> dict[str, str]:
-    return {"detector": detector.reference, "images": str(images), "pairs": str(pairs_file)}
+    return {
+        "detector": detector.reference,
+        "images": str(images),
+        "pairs": str(pairs_file),
+        "pairs_sha256": sha256(pairs_file),
+    }
 
 
 def _metrics(report: VerificationReport) -> dict[str, float]:

@@ -7,48 +7,40 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
-import torch
 from sqlalchemy import update
-from sqlalchemy.orm import Session
 from structlog.contextvars import bound_contextvars
 
+from flows.opening import open_job, said_by
 from infra import logs
 from infra.catalog import collections, views
-from infra.catalog.database import Catalog
+from infra.catalog.database import Catalog, exclusive
 from infra.catalog.erasing import drop_returned
 from infra.catalog.heartbeat import beating
 from infra.catalog.images import count_pending
 from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.ledger import Audit, audit, prune, settle
 from infra.catalog.runs import (
-    HEARTBEAT_SECONDS,
-    LEASE,
     Before,
-    RunInProgress,
     Slot,
-    SlotTaken,
-    before,
     close_run,
     disown,
-    enter_unopened,
     has_company,
     hold,
-    open_run,
 )
-from infra.catalog.schema import Collection, ModelVersion, Run, RunStatus, now
-from infra.catalog.versions import serve_when_complete
+from infra.catalog.schema import Collection, Run, RunStatus, now
+from infra.catalog.upgrades import SERVING
+from infra.catalog.versions import serve_when_complete, serving_id
 from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Filter
 from infra.tracking import track
-from tasks.calibration import Calibration
 from tasks.discover import Discovery, discover
 from tasks.erase import finish
 from tasks.group import Grouped, group_new_faces
 from tasks.job import Job
 from tasks.photo_faces import PhotoFaces
 from tasks.pipeline import engine_for, process
-from tasks.recipe import Recipe, current_recipe, enter
+from tasks.recipe import Recipe
 from tasks.report import Tally, contact_sheet
 from tasks.retention import expire
 from tasks.run_report import SHOWN, RunReport, as_html, as_json
@@ -148,7 +140,7 @@ def night(
         with catalog.read() as session:
             collection = collections.by_name(session, collection_name)
         finish(catalog, settings)  # what an erasure has left to do when its process died
-        job, earlier = _open(settings, catalog, collection, keys, slot)
+        job, earlier = open_job(settings, catalog, collection, keys, slot)
         state = Night(settings, catalog, collection, job, observer or Silent(), earlier)
         with bound_contextvars(run=job.run_id, collection=collection.name):
             log.info("run opened", keys=str(keys), recipe=job.recipe.digest, slot=None if slot is None else slot.at)
@@ -170,60 +162,13 @@ def _close_as_failed(state: Night, error: BaseException, slot: Slot | None) -> N
     # A scheduled run that is told to end (a restart, say) has died, and may be made up for.
     told_to_end = slot is not None and not isinstance(error, Exception | KeyboardInterrupt)
     status = RunStatus.CRASHED if told_to_end else RunStatus.FAILED
-    log.error("run closed", status=status.value, error=_said_by(error), exc_info=isinstance(error, Exception))
+    log.error("run closed", status=status.value, error=said_by(error), exc_info=isinstance(error, Exception))
     try:
         with state.catalog.write() as session:
-            close_run(session, state.job.run_id, status, state.counts(), _said_by(error))
+            close_run(session, state.job.run_id, status, state.counts(), said_by(error))
     except Exception:  # the catalog itself is what fails: the next run closes this one as crashed
         log.exception("run could not be closed")
         disown(state.catalog.engine.url, state.job.run_id)
-
-
-def _open(
-    settings: Settings, catalog: Catalog, collection: Collection, keys: KeyRange, slot: Slot | None
-) -> tuple[Job, Before]:
-    """Open the run; returns also how many before it have crashed in a row."""
-    try:
-        recipe = current_recipe(settings, frozenset(collection.sensitive_attributes))
-        try:
-            run = _open_run(catalog, collection, recipe, keys, slot)
-        except RunInProgress as error:
-            if slot is None or not error.waiting_helps:
-                raise
-            time.sleep(LEASE.total_seconds() + HEARTBEAT_SECONDS)  # by then it has shown that it lives, or it is dead
-            run = _open_run(catalog, collection, recipe, keys, slot)
-        with catalog.write() as session:
-            contract = enter(session, recipe)
-            least_similarity = _least_similarity(session, contract.embedder_id)
-            earlier = before(session, run)
-    except SlotTaken:
-        raise
-    except Exception as error:
-        if slot is not None or isinstance(error, RunInProgress):  # a run that is expected leaves its trace
-            status = RunStatus.SKIPPED if isinstance(error, RunInProgress) else RunStatus.FAILED
-            log.error("run not opened", collection=collection.name, status=status.value, error=_said_by(error))
-            with catalog.write() as session:
-                enter_unopened(session, collection.id, status, _said_by(error), keys, slot)
-        raise
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    job = Job(settings, collection.id, collection.uri, run.id, recipe, contract, device, least_similarity, keys)
-    return job, earlier
-
-
-def _open_run(catalog: Catalog, collection: Collection, recipe: Recipe, keys: KeyRange, slot: Slot | None) -> Run:
-    with catalog.write() as session:
-        return open_run(session, collection.id, recipe.digest, keys, slot)
-
-
-def _said_by(error: BaseException) -> str:
-    if not isinstance(error, Exception):
-        return "interrupted"
-    return str(error) if isinstance(error, RunInProgress) else f"{type(error).__name__}: {error}"
-
-
-def _least_similarity(session: Session, embedder_id: int) -> float | None:
-    calibration = session.get_one(ModelVersion, embedder_id).calibration
-    return None if calibration is None else Calibration.model_validate(calibration).thresholds.far_1e_3
 
 
 @contextmanager
@@ -319,7 +264,9 @@ def audit_catalog(state: Night) -> Audit:
                 f"{'; '.join(state.audited.problems)}. Run it again; if this stays, report it with the log."
             )
         with state.catalog.write() as session:
-            serve_when_complete(session, job.contract.embedder_id)
+            exclusive(session, SERVING)
+            if serving_id(session) == job.serving_id:  # else an upgrade or a rollback has decided since
+                serve_when_complete(session, job.contract.embedder_id)
         prepare_index(state.catalog, state.settings)
     return state.audited
 

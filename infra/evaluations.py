@@ -54,6 +54,20 @@ class Evaluations:
         )
         return [_evaluation(run, experiments[run.info.experiment_id], ()) for run in runs]
 
+    def find(self, kind: str, params: Mapping[str, str], limit: int = 100) -> list[Evaluation]:
+        """The finished ones of a kind that have these parameters, the latest first, without their files."""
+        experiment = self._client.get_experiment_by_name(kind)
+        if experiment is None:
+            return []
+        wanted = ["attributes.status = 'FINISHED'", *(f"params.`{name}` = '{value}'" for name, value in params.items())]
+        runs = self._client.search_runs(
+            [experiment.experiment_id],
+            " AND ".join(wanted),
+            order_by=["attributes.start_time DESC"],
+            max_results=limit,
+        )
+        return [_evaluation(run, kind, ()) for run in runs]
+
     def show(self, run_id: str) -> Evaluation:
         """One evaluation with the names of its files.
 

@@ -1,5 +1,6 @@
 """Embed: one vector of unit length per face; the restored faces are embedded beside, to see whom they still resemble."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -11,10 +12,11 @@ from torch import Tensor
 from models.spec import EMBEDDING as EMBEDDING_OUTPUT
 from models.spec import ModelSpec
 from tasks.describe import Columns, columns, handed_out, joined
-from tasks.guard import guarded
+from tasks.guard import guarded, halving
 from tasks.install import ModelVersion, load_network
 from tasks.photo_faces import (
     EMBEDDING,
+    EMBEDDING_BESIDE,
     IDENTITY_SIMILARITY,
     RESTORED_EMBEDDING,
     RESTORED_FACES,
@@ -23,6 +25,7 @@ from tasks.photo_faces import (
     restored_crop,
 )
 
+log = logging.getLogger("visage")
 BATCH = 32  # crops per forward: beyond it a CPU gains nothing and memory grows
 
 
@@ -88,6 +91,33 @@ class Embed:
 
     def _embedding(self, faces: Tensor) -> Tensor:
         return self.network(faces, frozenset({EMBEDDING_OUTPUT}))[EMBEDDING_OUTPUT]
+
+
+class EmbedBeside:
+    """Embed aligned crops with a second version beside the first: while an upgrade is under way, or may be rolled back.
+
+    In: crops of the version's template (n, S, S, 3) uint8. Out: `embedding.beside` (n, E) float32, unit length. A photo that it
+    fails on goes on without: the backfill comes back to its faces.
+    """
+
+    def __init__(self, version: ModelVersion, device: str) -> None:
+        self.embed = Embed(version, device)
+
+    def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
+        good = [photo for photo in photos if photo.failure is None and not photo.shared]
+        done = iter(halving(good, self._embed, _left_out))
+        return [next(done) if photo.failure is None and not photo.shared else photo for photo in photos]
+
+    def _embed(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
+        template = crop(self.embed.template)
+        crops = [photo.arrays[template] for photo in photos]
+        vectors = _split(embed(self.embed.network, self.embed.spec, np.concatenate(crops), self.embed.device), crops)
+        return [photo.having(**{EMBEDDING_BESIDE: own}) for photo, own in zip(photos, vectors, strict=True)]
+
+
+def _left_out(photo: PhotoFaces, error: Exception) -> PhotoFaces:
+    log.warning("%s: not embedded by the second version", photo.key, exc_info=error)
+    return photo
 
 
 def embed(network: Callable[[Tensor], Tensor], spec: ModelSpec, crops: np.ndarray, device: str) -> np.ndarray:

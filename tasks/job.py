@@ -6,6 +6,8 @@ from infra.catalog.faces import Contract
 from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings
 from infra.storage import Store, open_store
+from models.template import Template
+from tasks.install import ModelVersion
 from tasks.recipe import Recipe
 
 
@@ -23,6 +25,18 @@ class Job:
     least_similarity: float | None
     """Cosine at which strangers are accepted once in a thousand; None while the recognition model is not calibrated."""
     keys: KeyRange = EVERY_KEY
+    serving_id: int | None = None
+    """Row of the embedding version that queries used when the run began; None before the first complete one."""
+    companion: ModelVersion | None = None
+    """The version that faces are embedded with besides, while an upgrade is under way or may be rolled back."""
+
+    @property
+    def templates(self) -> tuple[Template, ...]:
+        """The views of a face that the stages need."""
+        preprocess = None if self.companion is None else self.companion.spec.preprocess
+        if preprocess is None or preprocess.template in self.recipe.templates:
+            return self.recipe.templates
+        return (*self.recipe.templates, preprocess.template)
 
     def photographs(self) -> Store:
         """The store that the collection's photographs lie in."""

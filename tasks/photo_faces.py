@@ -68,6 +68,7 @@ SCORES = "scores"  # (n,) float32
 QUALITY = "quality"  # (n,) float32
 PORTRAIT = "portrait"  # (n, 256, 256, 3) uint8: the crop that is kept beside the catalog
 EMBEDDING = "embedding"  # (n, D) float32, unit length
+EMBEDDING_BESIDE = "embedding.beside"  # (n, E) float32, unit length: by the job's companion version
 RESTORED_FACES = "restored.faces"  # (m,) int64: which faces were restored
 TO_RESTORE = "restored.input"  # (m, S, S, 3) uint8: these faces as the restorer wants to see them
 RESTORED = "restored.pixels"  # (m, S, S, 3) uint8

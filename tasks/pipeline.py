@@ -26,7 +26,7 @@ from infra.patience import patient
 from infra.ray_cluster import connected, gpus, nodes, set_threads
 from infra.settings import Settings
 from tasks.describe import Describe
-from tasks.embed import Embed
+from tasks.embed import Embed, EmbedBeside
 from tasks.guard import set_time_limit
 from tasks.job import Job
 from tasks.photo_faces import PhotoFaces, pack, unpack
@@ -48,6 +48,8 @@ def face_stages(job: Job) -> list[tuple[str, Callable[[], Stage]]]:
     if recipe.restorer is not None:
         stages.append(("restore", partial(Restore, recipe.restorer, embed_template, job.device)))
     stages.append(("embed", partial(Embed, recipe.embedder, job.device, recipe.shared, recipe.attributes)))
+    if job.companion is not None:
+        stages.append(("embed beside", partial(EmbedBeside, job.companion, job.device)))
     if describers := [version for version in recipe.describers if version != recipe.shared]:
         stages.append(("describe", partial(Describe, describers, recipe.attributes, job.device, recipe.heads)))
     return stages

@@ -159,7 +159,7 @@ class Prepare:
         recipe, photos = self.job.recipe, []
         for item in items:
             start = time.perf_counter()
-            photo = align_faces(self._without_erased(item), self.limits, recipe.templates)
+            photo = align_faces(self._without_erased(item), self.limits, self.job.templates)
             photos.append(photo.timed("align", time.perf_counter() - start))
         start = time.perf_counter()
         photos = assess(photos, recipe)

@@ -22,7 +22,7 @@ from models.spec import Attribute, Role
 from models.template import Template
 from tasks.calibration import shipped_calibration
 from tasks.embedding_decision import Decision, decision_for
-from tasks.install import ModelVersion, find_version
+from tasks.install import ModelVersion, NotInstalled, find_version
 
 PORTRAIT_TEMPLATE = QUALITY_TEMPLATE  # also wide enough for every other template, should a model be added
 MEASURED_VERSION = ModelVersion(MEASURED.name, 1, "", Path(), MEASURED)  # nothing to load
@@ -119,8 +119,28 @@ def version_for(role: Role, reference: str, settings: Settings) -> ModelVersion:
     return version
 
 
-def current_recipe(settings: Settings, sensitive_attributes: frozenset[str]) -> Recipe:
+def version_of_row(row: ModelVersionRow, settings: Settings) -> ModelVersion:
+    """Return the version on this machine that a row of the catalog stands for.
+
+    Raises:
+        NotInstalled: if it is not here, or the one of that name has another contract.
+    """
+    reference = f"{row.name}@{row.version}"
+    version = find_version(reference, settings.weights_folder, settings.mlflow_uri)
+    if version.contract != row.contract:
+        raise NotInstalled(
+            f"the catalog was made with another {reference} than is installed here (other weights or preprocessing); "
+            "install that one again"
+        )
+    return version
+
+
+def current_recipe(
+    settings: Settings, sensitive_attributes: frozenset[str], embedder: ModelVersion | None = None
+) -> Recipe:
     """The champions of today, with the sensitive attributes that the collection has switched on.
+
+    `embedder` takes the place of the one that the settings name: after an upgrade the catalog decides.
 
     Raises:
         NotInstalled: if one of the models that the settings name has no champion; says how to install it.
@@ -138,22 +158,24 @@ def current_recipe(settings: Settings, sensitive_attributes: frozenset[str]) -> 
             wanted[version] = names
     return Recipe(
         detector=of(settings.detect_model, Role.DETECT),
-        embedder=of(settings.embed_model, Role.EMBED),
+        embedder=embedder or of(settings.embed_model, Role.EMBED),
         restorer=of(settings.restore_model, Role.RESTORE) if settings.restore_model else None,
         describers=tuple(wanted),
         attributes=frozenset().union(*wanted.values()),
     )
 
 
-def enter(session: Session, recipe: Recipe) -> Contract:
-    """Write the recipe's model versions into the catalog and return their rows' ids."""
-    ids = enter_versions(session, recipe.versions)
+def enter(session: Session, recipe: Recipe, companion: ModelVersion | None = None) -> Contract:
+    """Write the recipe's model versions, and a second embedder, into the catalog and return their rows' ids."""
+    companions = () if companion is None else (companion,)
+    ids = enter_versions(session, (*recipe.versions, *companions))
     return Contract(
         recipe=recipe.digest,
         detector_id=ids[recipe.detector.contract],
         embedder_id=ids[recipe.embedder.contract],
         describer_ids=tuple(ids[version.contract] for version in recipe.describing),
         restorer_id=None if recipe.restorer is None else ids[recipe.restorer.contract],
+        companion_id=None if companion is None else ids[companion.contract],
     )
 
 

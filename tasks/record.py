@@ -36,6 +36,7 @@ from tasks.mark import marked_png
 from tasks.photo_faces import (
     BOXES,
     EMBEDDING,
+    EMBEDDING_BESIDE,
     FIDELITY,
     IDENTITY_SIMILARITY,
     LANDMARKS,
@@ -139,6 +140,7 @@ def _face_record(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store
         quality_parts={name: round(float(values[face]), 4) for name, values in quality_parts(arrays).items()},
         crop_key=key,
         embedding=embedding,
+        embedding_beside=arrays[EMBEDDING_BESIDE][face] if EMBEDDING_BESIDE in arrays else None,
         attributes=tuple(_attributes(photo, face, stem, job, crops)),
         restoration=restoration,
         embedded_restorer_id=embedded_restorer_id,

@@ -15,6 +15,7 @@ import typer
 from flows.cli import (
     attributes,
     audit,
+    backfill,
     bench,
     catalog,
     collections,
@@ -59,7 +60,7 @@ for judge in (
     evaluate_restoration.restoration,
 ):
     evaluate.app.command()(judge)
-for module in (collections, people, schedules, models, evaluate, train, serve, database, encryption, audit):
+for module in (collections, people, schedules, models, backfill, evaluate, train, serve, database, encryption, audit):
     app.add_typer(module.app)
 COMMANDS: tuple[Callable[..., None], ...] = (
     nights.run,

@@ -87,6 +87,7 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     "CannotErase": (409, "erasure", "This cannot be erased now"),
     "NotInstalled": (503, "model-missing", "A model is not installed"),
     "UnknownModel": (404, "not-found", "There is no such model"),
+    "PromotionRefused": (409, "promotion-refused", "The gate does not let this version pass"),
     "WrongRole": (422, "wrong-role", "The model does other work"),
 }
 

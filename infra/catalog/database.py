@@ -10,7 +10,13 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
-from infra.catalog import custody_tables, encryption, people_tables, service_tables  # noqa: F401 - tables enter Base's
+from infra.catalog import (  # noqa: F401 - tables enter Base's
+    custody_tables,
+    encryption,
+    people_tables,
+    service_tables,
+    upgrade_tables,
+)
 from infra.catalog.faults import CatalogUnreachable, explain
 from infra.catalog.schema import Base
 

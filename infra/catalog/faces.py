@@ -75,6 +75,7 @@ class FaceRecord:
     attributes: tuple[AttributeRecord, ...] = ()
     restoration: RestorationRecord | None = None
     embedded_restorer_id: int | None = None
+    embedding_beside: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -94,13 +95,17 @@ class PhotoRecord:
 
 @dataclass(frozen=True)
 class Contract:
-    """Row ids of the model versions at work, and the digest of them all. `describer_ids`: of all that give attributes."""
+    """Row ids of the model versions at work, and the digest of them all. `describer_ids`: of all that give attributes.
+
+    `companion_id`: of a second embedding version, which is no part of the digest.
+    """
 
     recipe: str
     detector_id: int
     embedder_id: int
     describer_ids: tuple[int, ...]
     restorer_id: int | None
+    companion_id: int | None = None
 
 
 def record_photos(session: Session, run_id: int, contract: Contract, photos: Sequence[PhotoRecord]) -> None:
@@ -166,6 +171,9 @@ def _write_derived(session: Session, contract: Contract, faces: Mapping[int, Fac
         {face_id: face.embedding for face_id, face in faces.items()},
         {face_id: face.embedded_restorer_id for face_id, face in faces.items()},
     )
+    if contract.companion_id is not None:
+        beside = {id_: face.embedding_beside for id_, face in faces.items() if face.embedding_beside is not None}
+        put_embeddings(session, contract.companion_id, beside)
     # Attributes that the collection no longer asks for (a sensitive one switched off) go with the next processing.
     for derived in (Attribute, Restoration):
         session.execute(delete(derived).where(derived.face_id.in_(list(faces))))

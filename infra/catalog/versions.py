@@ -1,10 +1,11 @@
 """Which embedding version the queries use."""
 
-from sqlalchemy import exists, not_, select, update
+from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from infra.catalog import upgrades
 from infra.catalog.database import exclusive
-from infra.catalog.schema import Embedding, Face, ModelVersion
+from infra.catalog.schema import Face, ModelVersion
 
 
 def serving(session: Session) -> ModelVersion | None:
@@ -12,12 +13,20 @@ def serving(session: Session) -> ModelVersion | None:
     return session.scalar(select(ModelVersion).where(ModelVersion.serving))
 
 
+def serving_id(session: Session) -> int | None:
+    """The row id of that version."""
+    return session.scalar(select(ModelVersion.id).where(ModelVersion.serving))
+
+
 def serve_when_complete(session: Session, model_version_id: int) -> bool:
-    """Let queries use this version from now on, if every face of the catalog has an embedding of it."""
-    exclusive(session, "serving")
-    embedded = exists().where(Embedding.face_id == Face.id, Embedding.model_version_id == model_version_id)
-    lacking = select(Face.id).where(not_(embedded), Face.embeddings_expired_at.is_(None)).limit(1)
-    if session.scalar(lacking) is not None:
+    """Let queries use this version from now on, if every face that they can find has an embedding of it."""
+    exclusive(session, upgrades.SERVING)
+    lacking = select(Face.id).where(upgrades.lacks(model_version_id), upgrades.visible())
+    if session.scalar(lacking.limit(1)) is not None:
         return False
-    session.execute(update(ModelVersion).values(serving=ModelVersion.id == model_version_id))
+    served = serving_id(session)
+    if served != model_version_id:
+        if served is not None:
+            upgrades.end(session)
+        upgrades.serve(session, model_version_id)
     return True

@@ -32,7 +32,10 @@ def show_model(service: Here, who: Reader, name: Name) -> ModelOut:
 
 @router.post("/models/{name}/versions/{version}/promote", tags=["models"])
 def promote_version(service: Here, who: Admin, name: Name, version: Annotated[int, Path(ge=1, le=2**31)]) -> ModelOut:
-    """Make a version the champion: collections are processed with it from their next run on."""
+    """Make a version the champion: collections are processed with it from their next run on.
+
+    What makes the catalog's embeddings is replaced by 'visage backfill run', which this plans; it is refused if it is worse.
+    """
     return promote_to_champion(service, name, version)
 
 
@@ -90,11 +93,14 @@ def model(service: Service, name: str) -> ModelOut:
 
 
 def promote_to_champion(service: Service, name: str, version: int) -> ModelOut:
-    """Promote a version that is on this machine."""
-    from tasks.install import promote  # noqa: PLC0415 - imports torch
+    """Promote a version that is on this machine.
+
+    Raises PromotionRefused if it would replace one that is at work, and is measured worse, or not at all.
+    """
+    from tasks.upgrade import start  # noqa: PLC0415 - imports torch
 
     model(service, name)
-    promote(f"{name}@{version}", service.settings.weights_folder, service.settings.mlflow_uri)
+    start(service.catalog, service.settings, f"{name}@{version}")
     return model(service, name)
 
 

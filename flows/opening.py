@@ -1,0 +1,126 @@
+"""Opening a run: who may work on these keys, and with which models."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+from sqlalchemy.orm import Session
+
+from infra import logs
+from infra.catalog.database import Catalog, exclusive
+from infra.catalog.key_range import KeyRange
+from infra.catalog.runs import (
+    HEARTBEAT_SECONDS,
+    LEASE,
+    Before,
+    RunInProgress,
+    Slot,
+    SlotTaken,
+    before,
+    enter_unopened,
+    open_run,
+)
+from infra.catalog.schema import Collection, Run, RunStatus
+from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.catalog.upgrades import SERVING
+from infra.catalog.versions import serving_id
+from infra.settings import Settings
+from tasks.calibration import Calibration
+from tasks.install import ModelVersion, NotInstalled
+from tasks.job import Job
+from tasks.recipe import Recipe, current_recipe, enter
+from tasks.upgrade import companion, embedder_at_work
+
+log = logs.logger()
+
+
+def open_job(
+    settings: Settings, catalog: Catalog, collection: Collection, keys: KeyRange, slot: Slot | None
+) -> tuple[Job, Before]:
+    """Open a run on a collection, or on some of its keys; returns also how those before it have ended.
+
+    Raises:
+        NotInstalled: if a model that it needs is not here.
+        RunInProgress: if another run is at work on these keys; that this one was skipped is written down.
+        SlotTaken: if another run has claimed the slot.
+    """
+    try:
+        try:
+            run, models = _open_run(settings, catalog, collection, keys, slot)
+        except RunInProgress as error:
+            if slot is None or not error.waiting_helps:
+                raise
+            time.sleep(LEASE.total_seconds() + HEARTBEAT_SECONDS)  # by then it has shown that it lives, or it is dead
+            run, models = _open_run(settings, catalog, collection, keys, slot)
+        with catalog.write() as session:
+            contract = enter(session, models.recipe, models.companion)
+            least_similarity = _least_similarity(session, contract.embedder_id)
+            earlier = before(session, run)
+    except SlotTaken:
+        raise
+    except Exception as error:
+        if slot is not None or isinstance(error, RunInProgress):  # a run that is expected leaves its trace
+            status = RunStatus.SKIPPED if isinstance(error, RunInProgress) else RunStatus.FAILED
+            log.error("run not opened", collection=collection.name, status=status.value, error=said_by(error))
+            with catalog.write() as session:
+                enter_unopened(session, collection.id, status, said_by(error), keys, slot)
+        raise
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    job = Job(
+        settings,
+        collection.id,
+        collection.uri,
+        run.id,
+        models.recipe,
+        contract,
+        device,
+        least_similarity,
+        keys,
+        models.serving_id,
+        models.companion,
+    )
+    return job, earlier
+
+
+@dataclass(frozen=True)
+class _Models:
+    """What a run works with: the recipe, which embedding version queries use, and a second one to embed with."""
+
+    recipe: Recipe
+    serving_id: int | None
+    companion: ModelVersion | None
+
+
+def _open_run(
+    settings: Settings, catalog: Catalog, collection: Collection, keys: KeyRange, slot: Slot | None
+) -> tuple[Run, _Models]:
+    while True:
+        models = _models(settings, catalog, collection)
+        with catalog.write() as session:
+            exclusive(session, SERVING)
+            if serving_id(session) == models.serving_id:  # else an upgrade has switched at this very moment
+                return open_run(session, collection.id, models.recipe.digest, keys, slot), models
+
+
+def _models(settings: Settings, catalog: Catalog, collection: Collection) -> _Models:
+    with catalog.read() as session:
+        embedder = embedder_at_work(session, settings)
+        try:
+            beside = companion(session, settings)
+        except NotInstalled as missing:
+            log.warning("new faces are embedded by one version of the upgrade only", error=str(missing))
+            beside = None
+        recipe = current_recipe(settings, frozenset(collection.sensitive_attributes), embedder)
+        return _Models(recipe, serving_id(session), beside)
+
+
+def said_by(error: BaseException) -> str:
+    """What an error says, in one line."""
+    if not isinstance(error, Exception):
+        return "interrupted"
+    return str(error) if isinstance(error, RunInProgress) else f"{type(error).__name__}: {error}"
+
+
+def _least_similarity(session: Session, embedder_id: int) -> float | None:
+    calibration = session.get_one(ModelVersionRow, embedder_id).calibration
+    return None if calibration is None else Calibration.model_validate(calibration).thresholds.far_1e_3
