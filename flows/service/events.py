@@ -14,10 +14,14 @@ from flows.service.state import Service
 
 SECONDS = 1.0
 OVER = frozenset({"done", "done_with_failures", "failed", "crashed", "skipped", "missed"})
+EVENT = {
+    "type": "object",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string"}, "retry": {"type": "integer"}},
+}
 EVENTS = {
     200: {
         "description": "Server-sent events: 'progress' with the same JSON as without /events, at last 'end'.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"schema": EVENT}},
     }
 }
 
