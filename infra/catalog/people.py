@@ -1,6 +1,6 @@
 """Identities in the catalog, and the vectors that they are made of."""
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.database import upsert
 from infra.catalog.people_tables import Person
-from infra.catalog.schema import Embedding, Face, FaceIdentity, Identity, Image, ImageStatus, MergeProposal
+from infra.catalog.schema import Embedding, Face, FaceIdentity, Identity, MergeProposal
 
 CHUNK = 10_000
 
@@ -129,19 +129,6 @@ def seen_together(session: Session, identities: Sequence[int]) -> np.ndarray:
                 by_photo.setdefault(content, set()).add(identity)
     pairs = {pair for together in by_photo.values() for pair in combinations(sorted(together), 2)}
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)
-
-
-def visible_vectors(session: Session, model_version_id: int, dimension: int) -> Iterator[FaceVectors]:
-    """All faces that can be found, in chunks: those of photos that are still in their collection."""
-    here = exists().where(Image.content_id == Face.content_id, Image.status != ImageStatus.MISSING.value)
-    after = 0
-    while True:
-        statement = _joined(model_version_id).where(Face.id > after, here).limit(CHUNK)
-        chunk = _vectors(session.execute(statement).tuples().all(), dimension)
-        if not len(chunk):
-            return
-        yield chunk
-        after = int(chunk.ids[-1])
 
 
 def settled_identities(session: Session, model_version_id: int) -> list[int]:

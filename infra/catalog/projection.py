@@ -62,7 +62,7 @@ class Projection:
     def __init__(self, version: ModelVersion, index: Any, note: Note) -> None:
         self.version_id, self.index, self.note = version.id, index, note
         self.position = note.position
-        self.unwritten = 0
+        self.unwritten, self.erased = 0, False  # changes that the file on disk lacks, and whether it holds what is gone
         self.lock = threading.Lock()
 
     @property
@@ -116,6 +116,7 @@ class Projection:
                 self.index.remove_ids(changed)
                 self.index.add_with_ids(vectors, ids)
                 self.unwritten += len(changed)
+                self.erased = self.erased or len(ids) < len(changed)
             self.position = position
         return not self.outgrown
 
@@ -227,18 +228,23 @@ def save(found: Projection, folder: Path) -> None:
         for other in folder.glob(f"{path.stem}-*"):
             if other.name != file:
                 other.unlink()
-        found.note, found.unwritten = note, 0
+        found.note, found.unwritten, found.erased = note, 0, False
 
 
 # --- open ones
 
-_open: OrderedDict[tuple[str, int], Projection] = OrderedDict()
+_open: OrderedDict[tuple[str, int, int], Projection] = OrderedDict()
 _opening = threading.Lock()
 
 
 def open_projection(session: Session, version: ModelVersion, folder: Path | None) -> Projection:
-    """The index of a version, as the session sees its rows: from memory, from disk (`folder`), or built."""
-    key = (session.get_bind().engine.url.render_as_string(), version.id)
+    """The index of a version, as the session sees its rows: from memory, from disk (`folder`), or built.
+
+    It is written to disk if it is large and has changed enough, and at once if a face has left it.
+    """
+    url = session.get_bind().engine.url
+    file = Path(url.database or "")
+    key = (url.render_as_string(), file.stat().st_ino if file.is_file() else 0, version.id)  # another file: other rows
     with _opening:
         found = _open.get(key)
         if found is None or found.note.contract != version.contract or not found.follow(session):
@@ -247,8 +253,12 @@ def open_projection(session: Session, version: ModelVersion, folder: Path | None
         _open.move_to_end(key)
         while len(_open) > KEPT_OPEN:
             _open.popitem(last=False)
-        changed = found.unwritten > WRITE_AFTER * found.index.ntotal
-        if folder is not None and found.index.ntotal >= KEPT_FROM and (not found.note.file or changed):
+        stale = found.erased or found.unwritten > WRITE_AFTER * found.index.ntotal
+        if (
+            folder is not None
+            and (found.note.file or found.index.ntotal >= KEPT_FROM)
+            and (not found.note.file or stale)
+        ):
             save(found, folder)
         return found
 
@@ -258,15 +268,25 @@ def forget(session: Session, folder: Path) -> None:
 
     Indexes in the memory of other processes follow at their next search, before they answer.
     """
-    for note in folder.glob("*.json") if folder.exists() else ():
+    if not folder.exists():
+        return
+    named = set()
+    for note in folder.glob("*.json"):
         try:
             contract = json.loads(note.read_text(encoding="utf-8"))["contract"]
-        except (ValueError, KeyError):
+        except (ValueError, KeyError, TypeError):
             contract = None
         version = session.scalar(select(ModelVersion).where(ModelVersion.contract == contract))
         found = None if version is None else load(session, version, folder)
-        if found is not None and found.unwritten:
+        if found is None:
+            note.unlink()  # of no use any more; the next search builds another
+            continue
+        if found.unwritten:
             save(found, folder)
-        elif found is None:  # of no use any more; the next search builds another
-            for file in folder.glob(f"{note.stem}*"):
+        named.add(found.note.file)
+    with FileLock(
+        folder / ".lock"
+    ):  # what no note names: another's, or left by a process that was killed while writing
+        for file in folder.iterdir():
+            if file.suffix == ".part" or (file.suffix == ".faiss" and file.name not in named):
                 file.unlink()

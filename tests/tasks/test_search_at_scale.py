@@ -308,6 +308,25 @@ def test_the_bytes_of_an_erased_face_leave_the_index_on_disk(on_disk: Place) -> 
     assert 500 not in on_disk.ids(Query(faces=(5,), limit=1_000))
 
 
+def test_a_search_after_an_erasure_cleans_the_disk_by_itself(on_disk: Place) -> None:
+    on_disk.ask(Query(faces=(5,)))
+    with on_disk.catalog.write() as session:
+        session.execute(delete(Face).where(Face.id == 500))
+    on_disk.ask(Query(faces=(5,)))
+    erased = FACES[499].astype(np.float16).tobytes()
+    assert not any(erased in file.read_bytes() for file in on_disk.files())
+
+
+def test_what_a_killed_process_left_half_written_goes_with_the_erased(on_disk: Place) -> None:
+    on_disk.ask(Query(faces=(5,)))
+    [file] = on_disk.files()
+    for name in ("abc-1-2.faiss.part", "abc-1-2.faiss"):
+        (file.parent / name).write_bytes(b"half of an index")
+    forget_erased(on_disk.catalog, on_disk.settings)
+    assert on_disk.files() == [file]
+    assert list(file.parent.glob("*.part")) == []
+
+
 def test_an_index_that_nobody_can_use_any_more_goes_with_the_erased(on_disk: Place) -> None:
     on_disk.ask(Query(faces=(5,)))
     [note] = on_disk.files()[0].parent.glob("*.json")
