@@ -21,6 +21,8 @@ from tests.catalogs import PostgreSQL
 from tests.command import visage
 from tests.infra.test_catalog import a_collection, a_run, listed, model_versions, process_all
 
+pytestmark = pytest.mark.slow
+
 KEYS = [f"{i:03}.jpg" for i in range(60)]
 
 

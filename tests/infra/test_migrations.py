@@ -14,6 +14,8 @@ from infra.catalog.database import MIGRATIONS, Catalog, create_catalog_engine, h
 from infra.catalog.schema import Embedding, ModelVersion
 from infra.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 Rows = dict[str, list[dict[str, Any]]]
 
 

@@ -21,6 +21,8 @@ from tasks.search import Answer, InvalidQuery, Query, UnknownFace, forget_erased
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 
+pytestmark = pytest.mark.slow
+
 COUNT, D = 4_000, 32
 FACES = crowd.vectors(COUNT, D, per_person=8)
 APPROXIMATE = {"sqlite": "ivf", "postgresql": "hnsw"}
