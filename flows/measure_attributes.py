@@ -41,11 +41,12 @@ def measure_attributes(
         facts = {"detector": detector.reference, "images": images, "labels": labels, "left_out": ", ".join(leave_out)}
         run.params({**facts, **{f"contract/{d.name}-{d.version}": d.contract for d in describers}})
         for evaluation in evaluations:
-            _log(run, evaluation)
+            log_evaluation(run, evaluation)
     return evaluations, run.run_id
 
 
-def _log(run: Run, evaluation: AttributeEvaluation) -> None:
+def log_evaluation(run: Run, evaluation: AttributeEvaluation) -> None:
+    """Log a report, its plot, and every single estimate, under attribute and model."""
     model, name, report = evaluation.model, evaluation.attribute.name, evaluation.report
     stem = f"{name}/{model.name}-{model.version}"
     run.text(report.model_dump_json(indent=2), f"{stem}/report.json")

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -61,7 +62,7 @@ def measure_fairness(
                 "far_target": question.far_target,
             }
         )
-        run.metrics({f"gap/{_plain(gap.measure)}/{'+'.join(gap.by)}": gap.difference for gap in report.gaps})
+        run.metrics({_plain(f"gap/{gap.measure}/{' and '.join(gap.by)}"): gap.difference for gap in report.gaps})
         run.text(report.model_dump_json(indent=2), "fairness.json")
         run.text(page, "fairness.html")
         for name, figure in figures.items():
@@ -83,5 +84,5 @@ def _data_url(figure: "Figure") -> str:
 
 
 def _plain(name: str) -> str:
-    """A name as MLflow takes it for a metric or a file."""
-    return name.replace("@", " ").replace(":", "")
+    """A name as MLflow takes it for a metric or a file: columns of a table may be called anything."""
+    return re.sub(r"[^\w\-. /]", "", name.replace("@", " "))

@@ -8,10 +8,15 @@ from typing import Any, Protocol, cast
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 
+from flows.measure_attributes import log_evaluation
 from flows.night import Observer, Silent
 from infra.settings import load_settings
 from infra.tracking import Run
+from tasks.attribute_evaluation import AttributeEvaluation
 from tasks.training import train as recognition
+from tasks.training.attributes import train as attributes
+from tasks.training.attributes.options import AttributeOptions
+from tasks.training.attributes.worker import Job as AttributeJob
 from tasks.training.options import TrainingOptions
 from tasks.training.restoration import train as restoration
 from tasks.training.restoration.options import RestorationOptions
@@ -77,3 +82,39 @@ def train_restoration(images: Path, labels: Path | None, options: RestorationOpt
         )
         state = train(restoration, planned, job, watching)
         return cast("restoration.Trained", publish(restoration, planned, state, run.run_id))
+
+
+@task(cache_policy=NO_CACHE, persist_result=False)
+def compare(
+    planned: attributes.Plan, job: AttributeJob, trained: attributes.Trained, watching: Observer
+) -> list[AttributeEvaluation]:
+    """Judge a head, and the model that it is to beat, on the people kept for the judgement."""
+    watching.step("compare", len(job.held))
+    return attributes.compare(planned, job, trained, lambda done, total: watching.advance(done))
+
+
+@flow(
+    name="train-attributes",
+    flow_run_name="train {options.backbone}-{options.attribute}",
+    persist_result=False,
+    validate_parameters=False,
+)
+def train_attributes(
+    images: Path, labels: Path, options: AttributeOptions
+) -> tuple[attributes.Trained, list[AttributeEvaluation]]:
+    """Train a head that tells an attribute, and compare it. Started again after a crash, it goes on where it was."""
+    watching = observer.get() or Silent()
+    planned = attributes.plan(load_settings(), images, labels, options)
+    with attributes.tracked(planned) as run:
+        job = cast("AttributeJob", find_faces(attributes, planned, run.run_id, watching))
+        counts = {"faces_trained_on": len(job.trained), "faces_kept_for_judging": len(job.held)}
+        run.metrics({"pictures_without_face": len(job.faces.without_face), **counts})
+        run.text(attributes.as_csv(attributes.held_back(planned, job)), "held_back.csv")
+        state = train(attributes, planned, job, watching)
+        trained = cast("attributes.Trained", publish(attributes, planned, state, run.run_id))
+        comparison = compare(planned, job, trained, watching)
+        for evaluation in comparison:
+            log_evaluation(run, evaluation)
+        if (difference := attributes.advantage(comparison)) is not None:
+            run.text(difference.model_dump_json(indent=2), "advantage.json")
+        return trained, comparison

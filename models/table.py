@@ -7,6 +7,7 @@ from models.attributes import faceptor, swinface
 from models.attributes.dlib_age import DLIB_AGE
 from models.attributes.dlib_gender import DLIB_GENDER
 from models.attributes.facexformer import FACEXFORMER
+from models.attributes.head import TRAINABLE, headed
 from models.attributes.mini_xception import MINI_XCEPTION
 from models.detection.mtcnn import MTCNN_SPEC
 from models.lora import adapted
@@ -16,7 +17,7 @@ from models.restoration import restoreformer
 from models.restoration.dfdnet import DFDNET
 from models.restoration.real_esrgan import REAL_ESRGAN_X4PLUS
 from models.restoration.st_lpips import ST_LPIPS
-from models.spec import ModelSpec
+from models.spec import ModelSpec, Role
 
 # Backbones that low-rank adapters fit: their convolutions and linear layers see the rows of one image together.
 ADAPTABLE = (
@@ -65,13 +66,30 @@ def _by_name(specs: Iterable[ModelSpec]) -> Mapping[str, ModelSpec]:
 MODELS = _by_name(SPECS)
 
 
+def find(name: str) -> ModelSpec | None:
+    """Look a model up by name; heads that can be trained, MODEL-ATTRIBUTE, are entries too, without a line each."""
+    base, _, attribute = name.rpartition("-")
+    if name in MODELS or base not in MODELS or attribute not in TRAINABLE or MODELS[base].role is not Role.EMBED:
+        return MODELS.get(name)
+    return headed(MODELS[base], TRAINABLE[attribute])
+
+
 def spec(name: str) -> ModelSpec:
-    """Look a model up by name.
+    """Look a model up by name, heads included.
 
     Raises:
         UnknownModel: with the known names.
     """
-    try:
-        return MODELS[name]
-    except KeyError:
-        raise UnknownModel(f"no model is called {name!r}; known: {', '.join(sorted(MODELS))}") from None
+    found = find(name)
+    if found is None:
+        raise UnknownModel(
+            f"no model is called {name!r}; known: {', '.join(sorted(MODELS))}, and heads on recognition models, like "
+            "dlib-resnet-expression"
+        )
+    return found
+
+
+def listed(registered: Iterable[str]) -> list[ModelSpec]:
+    """Every model of the table, and of the heads those that are registered, by role and name."""
+    heads = {found.name: found for name in registered if name not in MODELS and (found := find(name)) is not None}
+    return sorted([*MODELS.values(), *heads.values()], key=lambda spec: (spec.role.value, spec.name))

@@ -86,6 +86,20 @@ class NumberReport(BaseModel):
     """What always answering the labels' own mean would cost: an estimate that does not beat it knows nothing."""
 
 
+class Difference(BaseModel):
+    """How much better one model is than another on the same faces, with its 95% bootstrap interval over them."""
+
+    model_config = ConfigDict(frozen=True)
+
+    faces: int
+    accuracy: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1: float
+    macro_f1_low: float
+    macro_f1_high: float
+
+
 def wilson(count: int, of: int) -> Share:
     """The share count / of with its 95% interval (Wilson 1927)."""
     if not of:
@@ -168,6 +182,33 @@ def _bins(confidence: NDArray[np.float64], right: NDArray[np.bool_]) -> list[tup
     places = np.minimum((confidence * BINS).astype(int), BINS - 1)
     inside = [places == place for place in range(BINS)]
     return [(float(confidence[i].mean()), float(right[i].mean()), int(i.sum())) for i in inside if i.any()]
+
+
+def paired_difference(
+    classes: int, labels: NDArray[np.int64], first: NDArray[np.int64], second: NDArray[np.int64]
+) -> Difference:
+    """Compare the answers (N,) of two models on faces labelled (N,): of the first, less of the second."""
+    random = np.random.default_rng(SEED)
+    draws = [np.arange(len(labels)), *(random.integers(len(labels), size=(DRAWS, len(labels))))]
+
+    def scores(answers: NDArray[np.int64]) -> NDArray[np.float64]:
+        cells = labels * classes + answers
+        confusion = np.stack([np.bincount(cells[rows], minlength=classes**2) for rows in draws])
+        confusion = confusion.reshape(-1, classes, classes)
+        accuracy = np.trace(confusion, axis1=1, axis2=2) / len(labels)
+        return np.stack([accuracy, _macro_f1(confusion)])
+
+    found = scores(first) - scores(second)
+    low, high = np.quantile(found[:, 1:], (0.025, 0.975), axis=1)
+    return Difference(
+        faces=len(labels),
+        accuracy=float(found[0, 0]),
+        accuracy_low=float(low[0]),
+        accuracy_high=float(high[0]),
+        macro_f1=float(found[1, 0]),
+        macro_f1_low=float(low[1]),
+        macro_f1_high=float(high[1]),
+    )
 
 
 def plot_classes(report: ClassReport, title: str) -> "Figure":

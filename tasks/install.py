@@ -164,9 +164,9 @@ def champions(weights_dir: Path, tracking_uri: str) -> list[ModelVersion]:
         NotInstalled: if the weights of one are not on this machine.
     """
     return [
-        _on_this_machine(table.MODELS[found.name], found, weights_dir)
+        _on_this_machine(model, found, weights_dir)
         for found in Registry(tracking_uri).versions()
-        if CHAMPION in found.aliases and found.name in table.MODELS
+        if CHAMPION in found.aliases and (model := table.find(found.name)) is not None
     ]
 
 

@@ -50,10 +50,7 @@ def overview(session: Session, registry: Registry) -> list[ModelRow]:
     versions: dict[str, list[VersionRow]] = {}
     for registered in registry.versions():
         versions.setdefault(registered.name, []).append(_version(registered, rows, made))
-    return [
-        ModelRow(spec, tuple(versions.get(spec.name, ())))
-        for spec in sorted(table.MODELS.values(), key=lambda spec: (spec.role.value, spec.name))
-    ]
+    return [ModelRow(spec, tuple(versions.get(spec.name, ()))) for spec in table.listed(versions)]
 
 
 def _version(registered: Registered, rows: Mapping[str, ModelVersionRow], made: Mapping[int, int]) -> VersionRow:

@@ -37,6 +37,7 @@ from flows.cli import (
     search,
     serve,
     train,
+    train_attributes,
     upkeep,
 )
 from flows.cli.output import errors, print_error
@@ -60,6 +61,7 @@ for judge in (
     evaluate_restoration.restoration,
 ):
     evaluate.app.command()(judge)
+train.app.command()(train_attributes.attributes)
 for module in (collections, people, schedules, models, backfill, evaluate, train, serve, database, encryption, audit):
     app.add_typer(module.app)
 COMMANDS: tuple[Callable[..., None], ...] = (

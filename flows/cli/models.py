@@ -246,7 +246,7 @@ def retire(
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """List every model that this release knows, and which version of it is in use here."""
-    from models.table import MODELS  # noqa: PLC0415 - imports torch
+    from models.table import listed  # noqa: PLC0415 - imports torch
     from tasks.install import champions  # noqa: PLC0415
 
     settings = load_settings()
@@ -256,12 +256,12 @@ def list_(as_json: Json = False) -> None:
             "name": spec.name,
             "role": spec.role.value,
             "dimension": spec.dimension,
-            "weights": "bundled" if spec.bundled is not None else "official checkpoint",
+            "weights": "bundled" if spec.bundled else "trained here" if spec.reads else "official checkpoint",
             "champion": in_use[spec.name].version if spec.name in in_use else None,
             "licence": spec.licence,
             "title": spec.title,
         }
-        for spec in sorted(MODELS.values(), key=lambda s: (s.role.value, s.name))
+        for spec in listed(in_use)
     ]
     if as_json:
         print_json(rows)

@@ -65,7 +65,7 @@ def recognition(
     options = validated(TrainingOptions, chosen)
     from tasks.training.train import plan  # noqa: PLC0415
 
-    trained: Trained = _run("train_recognition", plan, images, labels, options)
+    trained: Trained = run_training("train_recognition", plan, images, labels, options)
     model = trained.installed.model
     if as_json:
         result = {"name": model.name, "version": model.version, "digest": model.digest, "contract": model.contract}
@@ -125,7 +125,7 @@ def restoration(
     options = validated(RestorationOptions, chosen)
     from tasks.training.restoration.train import plan  # noqa: PLC0415
 
-    trained: RestorerTrained = _run("train_restoration", plan, images, labels, options)
+    trained: RestorerTrained = run_training("train_restoration", plan, images, labels, options)
     model, last = trained.installed.model, trained.history[-1]
     if as_json:
         result = {"name": model.name, "version": model.version, "digest": model.digest, "contract": model.contract}
@@ -145,7 +145,7 @@ def restoration(
     )
 
 
-def _run(flow: str, plan: Callable[..., Any], images: Path, labels: Path | None, options: Any) -> Any:
+def run_training(flow: str, plan: Callable[..., Any], images: Path, labels: Path | None, options: Any) -> Any:
     """Run a flow of `flows.train` in this process, once it is clear that it can begin."""
     from infra import prefect_server  # noqa: PLC0415 - only this command needs it
 

@@ -42,12 +42,13 @@ class Labelled:
 class Faces:
     """Faces found in labelled pictures: `folder`/crops.npy holds (N, S, S, 3) uint8, of which the first `len` rows count.
 
-    `without_face` are the pictures that are left out.
+    `without_face` are the pictures that are left out; `names` are those of the faces.
     """
 
     folder: Path
     identities: tuple[str, ...]
     without_face: tuple[str, ...]
+    names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.identities)
@@ -69,7 +70,7 @@ def read_collection(images: Path, labels: Path | None) -> Labelled:
             f"{labels or images}: no labelled pictures. Give a folder of folders, or a CSV by --labels."
         )
     names, identities = zip(*sorted(rows.items()), strict=True)
-    facts = hashlib.sha256(json.dumps([names, identities, _state(images, names)]).encode()).hexdigest()
+    facts = hashlib.sha256(json.dumps([names, identities, picture_state(images, names)]).encode()).hexdigest()
     return Labelled(images, names, identities, facts)
 
 
@@ -88,7 +89,7 @@ def find_faces(
     """
     if (folder / FACES).exists():
         known = json.loads((folder / FACES).read_text(encoding="utf-8"))
-        return Faces(folder, tuple(known["identities"]), tuple(known["without_face"]))
+        return Faces(folder, *(tuple(known.get(part, ())) for part in ("identities", "without_face", "names")))
     folder.mkdir(parents=True, exist_ok=True)
     identity = dict(zip(labelled.names, labelled.identities, strict=True))
     shape = (len(identity), template.size, template.size, 3)
@@ -107,11 +108,12 @@ def find_faces(
     facts = {
         "identities": [identity[name] for name in found],
         "without_face": [name for name in labelled.names if name not in seen],
+        "names": found,
     }
     partial = folder / f"{FACES}.partial"
     partial.write_text(json.dumps(facts), encoding="utf-8")
     partial.replace(folder / FACES)  # complete from here on
-    return Faces(folder, tuple(facts["identities"]), tuple(facts["without_face"]))
+    return Faces(folder, tuple(facts["identities"]), tuple(facts["without_face"]), tuple(found))
 
 
 def _by_folder(images: Path) -> dict[str, str]:
@@ -146,6 +148,6 @@ def _by_file(labels: Path) -> dict[str, str]:
     return rows
 
 
-def _state(images: Path, names: Sequence[str]) -> list[tuple[int, int]]:
+def picture_state(images: Path, names: Sequence[str]) -> list[tuple[int, int]]:
     paths: Iterable[Path] = (images / name for name in names) if images.is_dir() else [images]
     return [(path.stat().st_size, path.stat().st_mtime_ns) for path in paths if path.exists()]

@@ -1,0 +1,1 @@
+"""Training heads that read an attribute off a frozen recognition model's embeddings."""
