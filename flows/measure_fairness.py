@@ -12,10 +12,12 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from infra.settings import Settings
 from infra.tracking import track
 from models.spec import Role
+from tasks.attribute_evaluation import opinions_on
 from tasks.evaluation import Progress
 from tasks.fairness import FairnessReport
 from tasks.fairness_evaluation import Question, evaluate_fairness
 from tasks.fairness_plot import plot_measure
+from tasks.labels import labelled_attributes
 from tasks.recipe import version_for
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ def measure_fairness(
     embedder = version_for(Role.EMBED, recogniser or settings.embed_model, settings) if question.pairs else None
     names = (describers or list(settings.describe_models)) if question.labels else []
     versions = [version_for(Role.DESCRIBE, name, settings) for name in dict.fromkeys(names)]
+    if question.labels is not None:
+        labelled = labelled_attributes(question.labels)
+        versions = [version for version in versions if opinions_on(version, labelled)]
     question = replace(question, embedder=embedder, describers=versions)
     report = evaluate_fairness(settings, detector, question, on_progress)
     models = ", ".join(version.reference for version in (*([embedder] if embedder else []), *versions))

@@ -21,7 +21,7 @@ from tasks.recipe import MEASURED_VERSION
 from tasks.seen import Seen, look_at
 from tasks.verification import Pairs, pair_similarities
 
-THIRDS = ("lowest third", "middle third", "highest third")
+THIRDS = ("third 1 (lowest)", "third 2", "third 3 (highest)")
 Groups = Mapping[str, Mapping[str, str]]  # by column, the group of each picture by name
 
 
@@ -84,7 +84,9 @@ def evaluate_fairness(
             assert question.labels is not None
             labels = numbers(question.labels, attribute, question.leave_out)
             by_name = dict(zip(question.labels.names, labels, strict=True))
-            measures += _attribute_measures(version, given, by_name, seen, groups, columns)
+            # By its own labels an attribute would be judged class by class, which is no question of groups.
+            others = {**groups, attribute.name: {}} if attribute.name in groups else groups
+            measures += _attribute_measures(version, given, by_name, seen, others, columns)
     return fairness.report(measures, columns, question.minimum, notes)
 
 

@@ -87,7 +87,7 @@ def attributes(
     )
     if difference is not None:
         console.print(
-            f"Better than {against} by {100 * difference.accuracy:+.1f} points of accuracy "
+            f"{model.reference} less {against}: {100 * difference.accuracy:+.1f} points of accuracy "
             f"({100 * difference.accuracy_low:+.1f} to {100 * difference.accuracy_high:+.1f}) and {difference.macro_f1:+.3f} "
             f"of macro-F1 ({difference.macro_f1_low:+.3f} to {difference.macro_f1_high:+.3f}).",
             soft_wrap=True,

@@ -42,7 +42,7 @@ def test_groups_of_photographs_are_judged_and_everything_is_kept(
     }  # fmt: skip
     accuracies = [cell for cell in found["cells"] if cell["measure"].endswith("accuracy")]
     thirds = [cell for cell in accuracies if cell["groups"].keys() == {"brightness"}]
-    assert [cell["groups"]["brightness"] for cell in thirds] == ["highest third", "lowest third", "middle third"]
+    assert [cell["groups"]["brightness"] for cell in thirds] == ["third 1 (lowest)", "third 2", "third 3 (highest)"]
     everybody = next(cell for cell in accuracies if not cell["groups"])
     assert sum(cell["count"] for cell in thirds) == everybody["count"]
     run = connect(machine.mlflow_uri).get_run(found["tracking_run"])

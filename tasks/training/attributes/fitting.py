@@ -15,7 +15,8 @@ from tasks.training.holdout import by_person, in_order_of_chance
 from tasks.training.loop import schedule
 
 CALIBRATION = 0.2  # share of the people that is not trained on, but decides the temperature
-TEMPERATURES = (0.2, 10.0)  # a handful of faces could ask for anything
+TEMPERATURES = (0.2, 10.0)
+PRIOR = 0.5  # deviation of the temperature's logarithm around 0, so that a handful of faces cannot ask for anything
 Ints = NDArray[np.int64]
 
 
@@ -93,5 +94,6 @@ class Fit:
         self.head.requires_grad_(False)
         logits = self.head(vectors)
         steps = torch.from_numpy(np.geomspace(*TEMPERATURES, 200)).float()
-        losses = torch.stack([F.cross_entropy(logits / t, labels) for t in steps])
+        losses = torch.stack([F.cross_entropy(logits / t, labels, reduction="sum") for t in steps])
+        losses += steps.log().square() / (2 * PRIOR**2)
         self.head.temperature.copy_(steps[losses.argmin()])
