@@ -9,7 +9,7 @@ name MODEL-ATTRIBUTE. The weights are those of the backbone, so that a version i
 
 import re
 from collections.abc import Mapping
-from functools import partial
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +62,7 @@ def classes_of(attribute: Attribute) -> tuple[str, ...]:
     return YES_NO if attribute.kind is Kind.PROBABILITY else attribute.classes
 
 
+@cache
 def headed(base: ModelSpec, attribute: Attribute) -> ModelSpec:
     """The entry of the model table for a head on a recognition model; its depth and widths are read from the weights."""
     return ModelSpec(

@@ -84,6 +84,7 @@ def planned_on(settings: Settings, options: AttributeOptions = QUICK) -> Plan:
     return planned
 
 
+@pytest.mark.slow
 def test_a_head_is_trained_by_ray_and_becomes_a_challenger_that_the_describe_stage_runs(settings: Settings) -> None:
     planned = planned_on(settings)
     with tracked(planned) as run:
@@ -136,15 +137,15 @@ def going_on(heads: Heads, stop: int | None = None) -> Heads:
 
 
 def test_a_training_that_was_killed_ends_with_the_very_head(settings: Settings) -> None:
-    planned = planned_on(settings)
+    planned = planned_on(settings, QUICK.model_copy(update={"epochs": 4}))
     with tracked(planned) as run:
         job = prepare(planned, run.run_id)
         in_this_process(job)
         whole = torch.load(job.folder / "state.pt", weights_only=True)
-        in_this_process(job, stop=47)  # in the midst of the third head
+        in_this_process(job, stop=11)  # in the midst of the third head
         again = Heads(job, 0, 1, torch.device("cpu"))
         again.resume(job.folder / "state.pt")
-        assert again.step == 40
+        assert again.step == 8
         again.join()
         going_on(again)
         resumed = torch.load(job.folder / "state.pt", weights_only=True)
@@ -181,7 +182,9 @@ def test_temperature_is_decided_by_people_whom_the_head_is_not_fitted_to() -> No
 def test_an_overconfident_head_is_cooled() -> None:
     torch.manual_seed(0)
     vectors, labels = F.normalize(torch.randn(200, 16)), torch.randint(2, (200,))
-    hot = Fit(QUICK.model_copy(update={"epochs": 150, "weight_decay": 0.0}), vectors, labels, 2, seed=0)
+    hot = Fit(
+        QUICK.model_copy(update={"epochs": 100, "batch_size": 64, "weight_decay": 0.0}), vectors, labels, 2, seed=0
+    )
     while not hot.over:
         hot.take()
     others, truth = F.normalize(torch.randn(200, 16)), torch.randint(2, (200,))

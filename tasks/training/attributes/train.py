@@ -31,7 +31,7 @@ from tasks.training.holdout import TooFewPeople, by_person, in_order_of_chance
 from tasks.training.run import FOLDER, Progress
 
 IDENTITY = "identity"
-MIN_HELD, MIN_TRAINED = 20, 50  # faces
+MIN_HELD, MIN_TRAINED = 20, 40  # faces
 
 
 @dataclass(frozen=True)
