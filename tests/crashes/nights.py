@@ -94,10 +94,10 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
 
-def rounds(place: Place, seed: int, kills: int) -> Report:
-    """Kill `kills` nights over a collection that stays as it is, a few in each fresh home, and compare each home."""
+def rounds(place: Place, seed: int, kills: int, count: int = 20) -> Report:
+    """Kill `kills` nights over `count` photographs that stay, a few in each fresh home, and compare each home."""
     rng, report, number = random.Random(seed), Report(), 0
-    photos = archive(place.folder / "photos")
+    photos = archive(place.folder / f"photos {count}", count)
     expected, peace = place.undisturbed("undisturbed", photos)
     report.wrong += expected.problems
     while len(report.meant) < kills:
