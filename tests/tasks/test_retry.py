@@ -93,7 +93,7 @@ def test_what_a_limit_kept_out_is_taken_up_when_it_is_named(catalog: Catalog) ->
 def test_what_has_not_failed_cannot_be_retried(catalog: Catalog) -> None:
     with pytest.raises(NothingFailed, match=r"no image stands as failed with the key 'good.jpg'; there are: a.jpg"):
         retry(catalog, keys=["good.jpg"])
-    with pytest.raises(NothingFailed, match="reason 'blurred'; there are: out_of_memory, store_unavailable"):
+    with pytest.raises(NothingFailed, match="reason 'blurred'; there are: erased, out_of_memory, store_unavailable"):
         retry(catalog, reasons=["blurred"])
     assert reopened(catalog) == set()
 
