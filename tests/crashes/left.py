@@ -89,7 +89,9 @@ def left(settings: Settings) -> Left:
         names = {face.id: (sha256, face.ordinal) for face, sha256 in faces}
         rows = {face.id: face for face in session.scalars(select(Face).where(Face.id.in_(names)))}
         vectors = session.execute(
-            select(Embedding.face_id, ModelVersion.name, Embedding.vector).join(ModelVersion)
+            select(Embedding.face_id, ModelVersion.name, Embedding.vector).join(
+                ModelVersion, ModelVersion.id == Embedding.model_version_id
+            )
         ).tuples()
         attributes = list(session.scalars(select(Attribute).where(Attribute.face_id.in_(names))))
         restored = list(session.scalars(select(Restoration).where(Restoration.face_id.in_(names))))
