@@ -135,7 +135,6 @@ def test_evaluation_judges_every_restorer_beside_doing_nothing_and_keeps_the_dec
     assert {row.method for row in evaluation.rows} == {"nothing", "bicubic", "restoreformer++-64@1"}
     nothing = [row for row in evaluation.rows if row.method == NOTHING]
     assert all(row.gain == 0 for row in nothing)
-    assert [row.psnr for row in nothing] == sorted(row.psnr for row in nothing) or len(nothing) < 3
     chance = [row for row in evaluation.rows if row.method == "restoreformer++-64@1"]
     assert all(row.psnr < 20 < plain.psnr for row, plain in zip(chance, nothing, strict=True))
     assert all(row.accepted == 0 for row in chance)
