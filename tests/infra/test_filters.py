@@ -47,7 +47,7 @@ def day(face: int) -> str:
         ({"attributes": ["expression=..3"]}, crowd.smiles),
         ({"attributes": ["expression=happiness"], "min_quality": 0.3}, lambda i: crowd.smiles(i) and i >= 300),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else None,
 )
 def test_a_filter_keeps_what_it_says(crowded: Catalog, conditions: dict[str, Any], kept: Callable[[int], bool]) -> None:
     attributes = [AttributeFilter.parse(told) for told in conditions.get("attributes", ())]
