@@ -361,3 +361,27 @@ class StatusOut(Dto):
     at: datetime
     good: bool
     collections: list[CollectionStatusOut]
+
+
+class RolledBackOut(Dto):
+    """Which version was replaced, and which one queries and nights use again."""
+
+    replaced: str
+    serving: str
+
+
+class UpgradeOut(Dto):
+    """An upgrade of the embedding model: the gate's verdict, and how many faces lack the new version."""
+
+    target: str
+    former: str
+    status: str
+    verdict: str
+    reason: str
+    forced: bool
+    faces: int
+    missing: int
+    given_up: int
+    seconds_left: float | None
+    planned_at: datetime
+    switched_at: datetime | None

@@ -87,6 +87,8 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     "CannotErase": (409, "erasure", "This cannot be erased now"),
     "NotInstalled": (503, "model-missing", "A model is not installed"),
     "UnknownModel": (404, "not-found", "There is no such model"),
+    "NoUpgrade": (404, "not-found", "There is no such upgrade"),
+    "RollbackIncomplete": (409, "rollback", "This cannot be rolled back"),
     "PromotionRefused": (409, "promotion-refused", "The gate does not let this version pass"),
     "WrongRole": (422, "wrong-role", "The model does other work"),
 }

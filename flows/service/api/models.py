@@ -5,8 +5,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
+from flows.service import jobs
 from flows.service.access import Admin, Here, Reader
-from flows.service.dto import EvaluationOut, ModelOut, Page, VersionOut
+from flows.service.dto import EvaluationOut, JobOut, ModelOut, Page, RolledBackOut, UpgradeOut, VersionOut
 from flows.service.idempotency import IdempotentRoute
 from flows.service.problems import not_found
 from flows.service.state import Service
@@ -31,12 +32,41 @@ def show_model(service: Here, who: Reader, name: Name) -> ModelOut:
 
 
 @router.post("/models/{name}/versions/{version}/promote", tags=["models"])
-def promote_version(service: Here, who: Admin, name: Name, version: Annotated[int, Path(ge=1, le=2**31)]) -> ModelOut:
+def promote_version(
+    service: Here,
+    who: Admin,
+    name: Name,
+    version: Annotated[int, Path(ge=1, le=2**31)],
+    force: Annotated[bool, Query(description="Also if it was measured worse, or not at all.")] = False,
+) -> ModelOut:
     """Make a version the champion: collections are processed with it from their next run on.
 
-    What makes the catalog's embeddings is replaced by 'visage backfill run', which this plans; it is refused if it is worse.
+    What makes the catalog's embeddings is replaced by a backfill, which this plans; it is refused if it is worse.
     """
-    return promote_to_champion(service, name, version)
+    return promote_to_champion(service, name, version, force)
+
+
+@router.post("/models/{name}/rollback", tags=["models"])
+def rollback_model(service: Here, who: Admin, name: Name) -> RolledBackOut:
+    """Let queries and nights use the version again that was replaced. Nothing is computed."""
+    return roll_back(service, name)
+
+
+@router.get("/upgrade", tags=["models"])
+def show_upgrade(service: Here, who: Reader) -> UpgradeOut:
+    """How far the latest upgrade of the embedding model has got, and the gate's verdict."""
+    found = upgrade_of(service)
+    if found is None:
+        raise not_found("An upgrade")
+    return found
+
+
+@router.post("/upgrade/backfill", status_code=202, tags=["models"])
+def start_backfill(service: Here, who: Admin, response: Response) -> JobOut:
+    """Embed what lacks the new version, beside the nights; then queries switch to it."""
+    job = backfill(service, who.name)
+    response.headers["Location"] = f"/api/v1/jobs/{job.id}"
+    return job
 
 
 @router.get("/evaluations", tags=["evaluations"])
@@ -92,7 +122,7 @@ def model(service: Service, name: str) -> ModelOut:
     return found
 
 
-def promote_to_champion(service: Service, name: str, version: int) -> ModelOut:
+def promote_to_champion(service: Service, name: str, version: int, force: bool = False) -> ModelOut:
     """Promote a version that is on this machine.
 
     Raises PromotionRefused if it would replace one that is at work, and is measured worse, or not at all.
@@ -100,8 +130,41 @@ def promote_to_champion(service: Service, name: str, version: int) -> ModelOut:
     from tasks.upgrade import start  # noqa: PLC0415 - imports torch
 
     model(service, name)
-    start(service.catalog, service.settings, f"{name}@{version}")
+    start(service.catalog, service.settings, f"{name}@{version}", force)
     return model(service, name)
+
+
+def roll_back(service: Service, name: str) -> RolledBackOut:
+    """Go back to the version that was replaced."""
+    from tasks.upgrade import rollback  # noqa: PLC0415 - imports torch
+
+    replaced, serving = rollback(service.catalog, service.settings, name)
+    return RolledBackOut(replaced=replaced, serving=serving)
+
+
+def upgrade_of(service: Service) -> UpgradeOut | None:
+    """The latest upgrade; None if there has been none."""
+    from tasks.upgrade import NoUpgrade, progress  # noqa: PLC0415 - imports torch
+
+    try:
+        with service.catalog.read() as session:
+            return UpgradeOut.model_validate(progress(session))
+    except NoUpgrade:
+        return None
+
+
+def backfill(service: Service, who: str) -> JobOut:
+    """Start the backfill of the upgrade that is under way.
+
+    Raises:
+        NoUpgrade: if none is.
+        JobRunning: if it is at work already.
+    """
+    from tasks.upgrade import under_way  # noqa: PLC0415 - imports torch
+
+    with service.catalog.read() as session:
+        under_way(session)
+    return JobOut.model_validate(jobs.start(service, "backfill", "the catalog", who, ["backfill", "run"]))
 
 
 def evaluation_out(evaluation: Evaluation) -> EvaluationOut:

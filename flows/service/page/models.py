@@ -36,7 +36,14 @@ def every(request: Request, service: Here, who: Visitor) -> Response:
     others = [e for e in evaluations if e.kind != "verification"]
     by_role = {words: [m for m in found if m.role == role] for role, words in ROLES.items()}
     return page(
-        request, who, "models.html", by_role=by_role, verifications=verifications, others=others, measures=MEASURES
+        request,
+        who,
+        "models.html",
+        by_role=by_role,
+        verifications=verifications,
+        others=others,
+        measures=MEASURES,
+        upgrade=api.upgrade_of(service),
     )
 
 
@@ -48,11 +55,26 @@ def one(request: Request, service: Here, who: Visitor, name: Annotated[str, Path
 
 @router.post("/models/promote")
 def promote(service: Here, form: Form) -> Response:
-    """Make a version the champion."""
+    """Make a version the champion; the gate may refuse, unless it is overruled."""
     check_role(form.who, Role.ADMIN)
-    name = form.text("name")
-    api.promote_to_champion(service, name, form.number("version"))
-    return go(f"/models/{name}")
+    api.promote_to_champion(service, form.text("name"), form.number("version"), form.text("force") == "yes")
+    return go("/models")
+
+
+@router.post("/models/rollback")
+def rollback(service: Here, form: Form) -> Response:
+    """Go back to the version that was replaced."""
+    check_role(form.who, Role.ADMIN)
+    api.roll_back(service, form.text("name"))
+    return go("/models")
+
+
+@router.post("/models/backfill")
+def backfill(service: Here, form: Form) -> Response:
+    """Start the backfill."""
+    check_role(form.who, Role.ADMIN)
+    api.backfill(service, form.who.name)
+    return go("/models")
 
 
 @router.get("/evaluations/{run_id}")

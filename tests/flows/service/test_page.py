@@ -335,3 +335,22 @@ def test_the_wall_weighs_little_beside_its_pictures(page: "Page") -> None:
     page.wait_for_load_state("networkidle")
     assert len(weights) >= 3
     assert sum(weights.values()) < 100_000
+
+
+def test_erasing_shows_what_goes_asks_for_the_word_and_gives_a_certificate(page: "Page") -> None:
+    page.goto("/photographs?text=b.jpg")
+    page.locator(".tile > a").first.click()
+    page.get_by_role("link", name="Erase this photograph…").click()
+    page.get_by_role("heading", name="This would go: a photograph").wait_for()
+    assert barriers(page) == []
+    assert page.locator(".faces img").count() == 1
+    page.get_by_label("Reason, which the certificate keeps").fill("asked for by the person shown")
+    page.get_by_label("Type the word erase").fill("no")
+    page.get_by_role("button", name="Erase for good").click()
+    assert "done=" not in page.url  # the browser holds it back
+    page.get_by_label("Type the word erase").fill("erase")
+    page.get_by_role("button", name="Erase for good").click()
+    page.get_by_role("heading", name=re.compile("^Certificate")).wait_for()
+    assert "asked for by the person shown" in page.locator(".certificate").inner_text()
+    page.goto("/photographs?text=b.jpg")
+    assert page.locator(".tile").count() == 0

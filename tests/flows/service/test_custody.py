@@ -1,0 +1,101 @@
+"""What people decide and erase through the service: by whom, once, to the end, and written down."""
+
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from flows.service.client import Client, ServiceProblem
+from flows.service.limits import Rate, Rates
+from flows.service.orders import ErasureIn, ErasureOrder
+from infra.catalog import tokens
+from infra.catalog.database import Catalog
+from infra.catalog.tokens import Role
+from infra.settings import Settings
+from tests.portraits import jpeg, portrait
+from tests.serving import serving
+
+pytestmark = pytest.mark.slow
+GENEROUS = Rates(*[Rate(100_000, 100_000)] * 3)
+
+
+@pytest.fixture(scope="module")
+def clients(own: Settings) -> Iterator[dict[str, Client]]:
+    """A client for each role, under a name of its own."""
+    with Catalog(own.catalog_url).write() as session:
+        made = {role: tokens.create(session, f"the {role.label}", role, timedelta(days=1)) for role in Role}
+    with serving(own, rates=GENEROUS) as url:
+        yield {role.label: Client(url, token) for role, token in made.items()}
+
+
+def test_decisions_carry_the_name_of_whoever_made_them_and_can_be_taken_back(clients: dict[str, Client]) -> None:
+    curator = clients["curate"]
+    person = next(curator.identities())
+    with pytest.raises(ServiceProblem, match="needs the role curate"):
+        clients["read"].name(person.id, "Nobody")
+    named = curator.name(person.id, "Eileen Collins")
+    assert curator.identity(person.id).name == "Eileen Collins"
+    assert [p.id for p in curator.identities(text="collins")] == [person.id]
+    (entry, *_) = clients["admin"].audit("decide")
+    assert (entry.who, entry.action) == ("the curate", "decide.name")
+    assert "Collins" not in str(entry.subject)
+    curator.undo(named.decision_id)
+    assert curator.identity(person.id).name is None
+    with pytest.raises(ServiceProblem, match="undone already") as caught:
+        curator.undo(named.decision_id)
+    assert (caught.value.status, caught.value.kind) == (409, "decision")
+
+
+def test_faces_split_off_stay_apart_until_that_is_undone(clients: dict[str, Client]) -> None:
+    curator = clients["curate"]
+    person = next(curator.identities(min_faces=2))
+    faces = [face.id for face in curator.faces(identity=person.id)]
+    split = curator.split(faces[:1])
+    assert split.identity_id not in (None, person.id)
+    assert curator.face(faces[0]).identity_id == split.identity_id
+    curator.undo(split.decision_id)
+    assert [face.id for face in curator.faces(identity=person.id)] == faces
+
+
+def test_every_search_is_in_the_audit_log_without_the_photograph(clients: dict[str, Client]) -> None:
+    photo = jpeg(portrait(300))
+    clients["read"].search(photo)
+    clients["read"].neighbours(next(clients["read"].faces()).id)
+    with pytest.raises(ServiceProblem, match="needs the role admin"):
+        clients["read"].audit()
+    by_face, by_photo = clients["admin"].audit("search")[:2]
+    assert {by_face.who, by_photo.who} == {"the read"}
+    assert by_face.subject["faces"]
+    assert len(by_photo.subject["photos"]) == 1
+    assert by_photo.subject["found"]
+
+
+def test_an_erased_face_is_gone_from_every_answer_and_certified(clients: dict[str, Client], own: Settings) -> None:
+    admin = clients["admin"]
+    image = next(image for image in admin.images(text="pair"))
+    face, other = image.faces
+    admin.picture(image.id, 640)
+    admin.crop(face.face_id)
+    asked = ErasureIn(faces=[face.face_id])
+    plan = admin.plan_erasure(asked)
+    assert plan.faces == [face.face_id]
+    assert plan.keys == ["archive/c/pair.jpg"]
+
+    def order(word: str = "erase", digest: str = plan.digest) -> ErasureOrder:
+        return ErasureOrder(faces=[face.face_id], word=word, digest=digest, reason="asked for")
+
+    with pytest.raises(ServiceProblem, match="needs the role admin"):
+        clients["curate"].erase(order())
+    with pytest.raises(ServiceProblem, match="Type the word"):
+        admin.erase(order(word="yes"))
+    with pytest.raises(ServiceProblem, match="something else would go"):
+        admin.erase(order(digest="0" * 64))
+    certificate = admin.erase(order(), "once")
+    assert admin.erase(order(), "once") == certificate
+    assert certificate.completed_at is not None
+    assert (certificate.who, certificate.reason) == ("the admin", "asked for")
+    for path in ("", "/crop", "/neighbours"):
+        assert admin.http.get(f"/faces/{face.face_id}{path}").status_code == 404
+    assert [f.face_id for f in admin.image(image.id).faces] == [other.face_id]
+    assert not list((own.home_folder / "thumbnails").rglob("*.jpg"))
+    assert admin.audit("erase")[0].who == "the admin"
