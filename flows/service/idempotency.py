@@ -47,7 +47,7 @@ class IdempotentRoute(APIRoute):
             except BaseException:
                 await run_in_threadpool(_abandon, service, who, key)
                 raise
-            await run_in_threadpool(_end, service, who, key, response)
+            await run_in_threadpool(_end, service, who, key, asked, response)
             return response
 
         return once
@@ -82,7 +82,7 @@ def _abandon(service: Service, who: str, key: str) -> None:
         idempotency.abandon(session, who, key)
 
 
-def _end(service: Service, who: str, key: str, response: Response) -> None:
+def _end(service: Service, who: str, key: str, asked: str, response: Response) -> None:
     with service.catalog.write() as session:
         body = bytes(response.body).decode()
-        idempotency.end(session, who, key, response.status_code, body, response.headers.get("location"))
+        idempotency.end(session, who, key, asked, response.status_code, body, response.headers.get("location"))

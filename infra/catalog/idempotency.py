@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from datetime import timedelta
 
-from sqlalchemy import delete, update
+from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
+from infra.catalog.database import upsert
 from infra.catalog.schema import now
 from infra.catalog.service_tables import IdempotencyKey
 
@@ -34,13 +35,20 @@ def begin(session: Session, who: str, key: str, request_digest: str) -> Known | 
     return None
 
 
-def end(session: Session, who: str, key: str, status: int, body: str, location: str | None) -> None:
-    """Remember the answer."""
-    session.execute(
-        update(IdempotencyKey)
-        .where(IdempotencyKey.who == who, IdempotencyKey.key == key)
-        .values(status=status, body=body, location=location)
-    )
+def end(
+    session: Session, who: str, key: str, request_digest: str, status: int, body: str, location: str | None
+) -> None:
+    """Remember the answer, also if an erasure has meanwhile forgotten the question."""
+    row = {
+        "who": who,
+        "key": key,
+        "request_digest": request_digest,
+        "status": status,
+        "body": body,
+        "location": location,
+        "created_at": now(),
+    }
+    upsert(session, IdempotencyKey, [row], ["who", "key"], ["status", "body", "location"])
 
 
 def abandon(session: Session, who: str, key: str) -> None:
