@@ -148,7 +148,7 @@ def test_prefects_own_worker_runs_the_deployments_of_the_work_pool(machine: Sett
     root = Path(__file__).parents[2]
     url = prefect_server.begin(machine.home_folder).url()
     environment = os.environ | prefect_server.environment(url, machine.home_folder)
-    environment |= {"VISAGE_CHECKOUT": str(root), "PYTHONPATH": str(root)}
+    environment |= {"CHECKOUT": str(root), "PYTHONPATH": str(root)}
     environment["PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL"] = "INFO"
 
     def prefect(*arguments: str) -> str:

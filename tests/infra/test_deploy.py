@@ -16,7 +16,6 @@ from infra.settings import PREFIX, Settings
 
 FOLDER = Path(__file__).parents[2] / "infra" / "deploy"
 KNOWN = {PREFIX + name.upper() for name in Settings.model_fields}
-OTHERS = {"VISAGE_CHECKOUT"}  # prefect.yaml's own: where the code lies
 
 
 def commands() -> Iterator[tuple[str, list[str]]]:
@@ -34,7 +33,7 @@ def commands() -> Iterator[tuple[str, list[str]]]:
 
 def test_every_setting_that_a_file_names_is_one_of_ours() -> None:
     for path in FOLDER.iterdir():
-        assert set(re.findall(r"\bVISAGE_[A-Z0-9_]+\b", path.read_text())) <= KNOWN | OTHERS, path.name
+        assert set(re.findall(r"\bVISAGE_[A-Z0-9_]+\b", path.read_text())) <= KNOWN, path.name
 
 
 @pytest.mark.parametrize(("file", "command"), [(f, c) for f, c in commands() if c[:1] == ["visage"]])
