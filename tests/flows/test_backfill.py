@@ -17,7 +17,16 @@ from flows.backfill import run_backfill
 from flows.night import Night, night
 from infra.catalog import collections, upgrades
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Collection, Embedding, EmbeddingChange, Face, Image, ModelVersion
+from infra.catalog.schema import (
+    Collection,
+    Embedding,
+    EmbeddingChange,
+    Face,
+    FaceIdentity,
+    Identity,
+    Image,
+    ModelVersion,
+)
 from infra.catalog.upgrade_tables import Upgrade
 from infra.catalog.vectors import journal_position, vectors_of
 from infra.catalog.versions import serving
@@ -25,7 +34,7 @@ from infra.registry import CHAMPION, Registry
 from infra.settings import PREFIX, Settings, load_settings
 from infra.storage.base import LITTER
 from infra.tracking import track
-from tasks import upgrade
+from tasks import decisions, upgrade
 from tasks.backfill import Embedder, rest_seconds
 from tasks.install import ModelVersion as Version
 from tasks.install import find_version
@@ -284,6 +293,32 @@ def test_a_face_of_which_nothing_is_left_does_not_hold_up_the_others(settings: S
     assert (done.status, done.given_up) == ("switched", 1)
     assert run(settings).tally.images == 1
     assert counts(settings)["lightcnn-9"] == 4
+
+
+@pytest.mark.slow
+def test_what_people_decided_before_and_during_a_backfill_holds_after_it(settings: Settings) -> None:
+    evaluated(settings, NEW, errors=2)  # calibrated, so that people are grouped by it
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        person = session.scalars(select(Identity.id)).first()
+        assert person is not None
+        decisions.name(session, "ada", person, "Eileen Collins")
+    promoted(settings)
+    with catalog.write() as session:
+        members = list(session.scalars(select(FaceIdentity.face_id).where(FaceIdentity.identity_id == person)))
+        decisions.confirm(session, "ada", members[:1], person)
+    run_backfill(settings)
+    with catalog.read() as session:
+        served = serving(session)
+        assert served is not None
+        assert f"{served.name}@{served.version}" == NEW
+        theirs = (
+            select(FaceIdentity.face_id)
+            .join(Identity, Identity.id == FaceIdentity.identity_id)
+            .where(Identity.name == "Eileen Collins", Identity.model_version_id == served.id)
+        )
+        assert set(session.scalars(theirs)) >= set(members[:1])
+    catalog.close()
 
 
 @pytest.mark.slow
