@@ -82,7 +82,9 @@ def record_made_up(state: Night, page: tuple[int, int]) -> None:
         digests = [(item.image_id, hashlib.sha256(item.key.encode()).hexdigest()) for item in work]
         claims = claim(session, job.collection_id, job.run_id, job.recipe.digest, digests)
         photos = [
-            PhotoRecord(image_id, claims[image_id][0], "jpeg", 640, 480, None, [], (_face(state, image_id, sha256),))
+            PhotoRecord(
+                image_id, claims[image_id][0], "jpeg", 640, 480, None, None, [], (_face(state, image_id, sha256),)
+            )
             for image_id, sha256 in digests
         ]
         record_photos(session, job.run_id, job.contract, photos)

@@ -81,7 +81,7 @@ def a_photo(image_id: int, content_id: int, contract: Contract, faces: int) -> P
         embedding=np.array([1, 0, 0, 0], np.float32),
         attributes=(AttributeRecord(contract.describer_ids[0], "expression", 3.0, "happiness", 0.9, None),),
     )
-    return PhotoRecord(image_id, content_id, "JPEG", 100, 80, None, [], tuple([face] * faces))
+    return PhotoRecord(image_id, content_id, "JPEG", 100, 80, None, None, [], tuple([face] * faces))
 
 
 def count(catalog: Catalog, entity: type[Base]) -> int:

@@ -57,7 +57,7 @@ def found_anew(crowd: Crowd, face: int, boxes: list[tuple[float, float, float, f
             )
             for box, person in zip(boxes, seen, strict=True)
         )
-        photo = PhotoRecord(image, content, "JPEG", 300, 200, None, [], faces)
+        photo = PhotoRecord(image, content, "JPEG", 300, 200, None, None, [], faces)
         record_photos(session, 1, Contract("r2", detector, crowd.versions[VERSIONS[0]], (), None), [photo])
         return list(session.scalars(select(Face.id).where(Face.content_id == content).order_by(Face.ordinal)))
 

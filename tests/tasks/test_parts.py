@@ -123,7 +123,7 @@ def test_the_same_photo_in_two_parts_is_processed_by_one_run_and_closed_by_eithe
     def finish_left() -> None:
         with catalog.write() as session:
             if fate == "done":
-                record_photos(session, left, contract, [PhotoRecord(a, content, "JPEG", 9, 9, None, [])])
+                record_photos(session, left, contract, [PhotoRecord(a, content, "JPEG", 9, 9, None, None, [])])
             else:
                 broken = FailureRecord("a.jpg", "decode", "truncated", "cut off", retryable=False, image_id=a)
                 runs.record_failures(session, left, 1, [broken])
