@@ -139,7 +139,8 @@ def night(
     try:
         with catalog.read() as session:
             collection = collections.by_name(session, collection_name)
-        finish(catalog, settings)  # what an erasure has left to do when its process died
+        for problem in finish(catalog, settings).left:  # of erasures whose process died, or which could not do it then
+            log.warning("erasure not finished", problem=problem)
         job, earlier = open_job(settings, catalog, collection, keys, slot)
         state = Night(settings, catalog, collection, job, observer or Silent(), earlier)
         with bound_contextvars(run=job.run_id, collection=collection.name):

@@ -4,6 +4,7 @@ from infra.catalog import audit, encryption, erasing
 from infra.catalog.custody_tables import Errand
 from infra.catalog.database import Catalog
 from infra.catalog.encryption import EmbeddingsLocked
+from infra.catalog.runs import close_dead_runs
 from infra.catalog.schema import Erasure
 from infra.settings import Settings
 from tasks import erase
@@ -15,7 +16,7 @@ def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]
     Search indexes on disk go: where embeddings are encrypted, indexes live in memory only.
 
     Raises:
-        EmbeddingsLocked: without a key, with another one, or if there is nothing to switch.
+        EmbeddingsLocked: without a key, with another one, while a run is at work, or if there is nothing to switch.
     """
     key = encryption.read_key()
     if key is None:
@@ -25,6 +26,10 @@ def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]
     catalog = Catalog(settings.catalog_url, unlock=False)
     try:
         with catalog.write() as session:
+            if alive := close_dead_runs(session):
+                raise EmbeddingsLocked(
+                    f"run {alive[0].id} is at work and writes embeddings; wait for it, or stop it first"
+                )
             count = (encryption.encrypt if on else encryption.decrypt)(session, key)
             kind = "encryption" if on else "decryption"
             erasure = Erasure(kind=kind, reason="embeddings are stored anew", who=who, counts={"embedding": count})

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sqlalchemy import ColumnElement, Engine, delete, exists, func, not_, or_, select, text, update
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
 from infra.catalog import keyed
@@ -41,6 +42,7 @@ PERSONAL = (
 )  # fmt: skip
 
 
+LOCK_SECONDS = 60  # how long rewriting a table waits for those who use it
 SAME_FACE = 0.3  # intersection over union from which a face that another detector finds is the erased one
 
 
@@ -326,9 +328,14 @@ def scrub(engine: Engine) -> None:
     """
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            for entity in PERSONAL:
-                connection.execute(text(f"VACUUM (FULL) {entity.__tablename__}"))
-            connection.execute(text("CHECKPOINT"))
+            try:
+                connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
+                for entity in PERSONAL:
+                    connection.execute(text(f"VACUUM (FULL) {entity.__tablename__}"))
+            except OperationalError as error:
+                raise NotScrubbed(f"another connection is using a table: {error.orig}") from error
+            finally:
+                connection.execute(text("RESET lock_timeout"))
         return
     raw = engine.raw_connection()  # outside of any transaction
     try:

@@ -75,3 +75,35 @@ def test_mistakes_are_explained(crowd: Crowd, arguments: tuple[object, ...], cod
     assert ended.code == code
     assert message in ended.err.replace("\n", " ").replace("│", "").replace("  ", " ")
     assert crowd.places()[1] == 1
+
+
+def test_faces_are_erased_after_a_preview_and_certified(crowd: Crowd, tmp_path: Path) -> None:
+    visage("people", "name", 1, "Ada")
+    preview = visage("erase", "--identity", 1, "--json")
+    assert preview.json["faces"] == [1, 2, 3]
+    assert preview.json["keys"] == ["crowd/1.jpg", "crowd/2.jpg", "crowd/3.jpg"]
+    assert any("never deletes them" in note for note in preview.json["notes"])
+    assert "nothing was erased" in preview.err
+    assert len(crowd.places()) == 6
+    erased = visage("erase", "--identity", 1, "--reason", "asked for", "--yes", "--json")
+    assert erased.json["certificate"]["completed_at"] is not None
+    assert set(crowd.places()) == {4, 5, 6}
+    assert visage("erase", "--image", "4.jpg", "--yes").code == 0
+    assert set(crowd.places()) == {5, 6}
+    assert [c["kind"] for c in visage("erasures", "--json").json] == ["image", "identity"]
+    assert "asked for" in visage("erasures").out
+    assert visage("erase", "--face", 5, "--face", 99).code == 1
+    assert "exactly one of" in visage("erase").err.replace("\n", " ")
+
+
+def test_a_collection_says_on_what_grounds_and_for_how_long_it_is_kept(crowd: Crowd) -> None:
+    assert visage("collections", "set", "crowd", "--retention-days", 30, "--legal-basis", "contract", "--json").json == {
+        "name": "crowd", "retention_days": 30, "legal_basis": "contract", "consent_note": None,
+    }  # fmt: skip
+    assert visage("collections", "set", "crowd", "--consent-note", "in the archive").code == 0
+    (row,) = visage("collections", "list", "--json").json
+    assert (row["kept"], row["legal_basis"], row["consent_note"]) == ("30 days", "contract", "in the archive")
+    assert "No embedding" in visage("retention").out
+    assert visage("retention", "--collection", "nothing").code == 1
+    visage("collections", "set", "crowd", "--retention-days", 0)
+    assert visage("collections", "list", "--json").json[0]["kept"] == "for ever"
