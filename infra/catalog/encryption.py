@@ -105,7 +105,7 @@ def unlock(engine: Engine) -> None:
     Raises:
         EmbeddingsLocked: if the key is not the catalog's, or one is given for a catalog that is not encrypted.
     """
-    with engine.connect() as connection:
+    with engine.connect().execution_options(read_only=True) as connection:  # no writer has to be waited for
         check = connection.scalar(select(Secret.value).where(Secret.name == CHECK))
         connection.rollback()
     key = read_key()
