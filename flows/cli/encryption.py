@@ -13,9 +13,13 @@ app = typer.Typer(name="encryption", help="Encrypt embeddings at rest.", no_args
 
 
 @app.command("new-key")
-def new_key() -> None:
+def new_key(as_json: Json = False) -> None:
     """Print a random key. Keep it well, apart from the catalog: without it no embedding can be read again."""
-    print(encryption.new_key())
+    key = encryption.new_key()
+    if as_json:
+        print_json({"key": key})
+    else:
+        print(key)
 
 
 @app.command()

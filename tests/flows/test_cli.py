@@ -144,6 +144,7 @@ def test_a_collection_is_added_by_its_absolute_path(empty: Path, monkeypatch: py
     (listed,) = visage("collections", "list", "--json").json
     assert listed == {
         "name": "archive", "uri": str(empty / "photos"), "sensitive": "age",
+        "kept": "for ever", "legal_basis": None, "consent_note": None,
         "pending": 0, "done": 0, "failed": 0, "missing": 0,
     }  # fmt: skip
 
