@@ -49,7 +49,11 @@ def measure(faces: int = 100_000, requests: int = 200, clients: int = 4) -> dict
         settings = make_home(folder, "home", folder / "photographs")
         fill(settings, faces, write_photographs(folder / "photographs"))
         say(f"{faces:,} faces are in the catalog")
-        with serving(settings, rates=NO_LIMIT) as url, httpx.Client(base_url=url, timeout=120) as client:
+        with (
+            serving(settings, rates=NO_LIMIT) as url,
+            httpx.Client(base_url=url, timeout=120) as client,
+            httpx.Client(base_url=f"{url}/api/v1", timeout=120) as api,
+        ):
             random = np.random.default_rng(0)
             probe = jpeg(portrait(512))
 
@@ -61,8 +65,8 @@ def measure(faces: int = 100_000, requests: int = 200, clients: int = 4) -> dict
                 "wall_deep": lambda: client.get("/photographs", params={"after": paging.cursor([face()])}),
                 "face": lambda: client.get(f"/faces/{face()}"),
                 "people": lambda: client.get("/people"),
-                "search_id": lambda: client.get(f"/api/v1/faces/{face()}/neighbours"),
-                "search_photo": lambda: client.post("/api/v1/search", files={"photo": ("a.jpg", probe)}),
+                "search_id": lambda: api.get(f"/faces/{face()}/neighbours"),
+                "search_photo": lambda: api.post("/search", files={"photo": ("a.jpg", probe)}),
             }
             found: dict[str, Any] = {"faces": faces, "requests": requests, "clients": clients}
             for name, ask in asked.items():

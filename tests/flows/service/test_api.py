@@ -1,7 +1,10 @@
 """The API over a catalog that the real pipeline made: what goes in comes out, in pages, pictures and problems."""
 
 import io
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
 
 import httpx
 import numpy as np
@@ -212,3 +215,23 @@ def test_crops_are_what_the_pipeline_cut(client: Client) -> None:
     with Image.open(io.BytesIO(client.crop(face.id))) as picture:
         assert picture.width == picture.height
         assert np.asarray(picture).std() > 20
+
+
+def test_a_locked_catalog_is_read_on_and_said_to_be_locked(client: Client, own: Settings) -> None:
+    new = CollectionIn(name="while locked", uri=str(own.home_folder))
+    with closing(sqlite3.connect(own.catalog_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        assert client.collections()
+        answer = client.http.post("/collections", json=new.model_dump())
+        other.execute("ROLLBACK")
+    assert (answer.status_code, answer.json()["type"]) == (503, "urn:visage:problem:catalog-locked")
+    assert answer.headers["retry-after"] == "5"
+    assert client.add_collection(new).name == "while locked"
+
+
+def test_missing_models_say_how_to_get_them(own: Settings, tmp_path: Path) -> None:
+    with serving(own.model_copy(update={"weights": tmp_path})) as url, Client(url) as client:
+        with pytest.raises(ServiceProblem, match="visage models install") as caught:
+            client.search(jpeg(mirrored()))
+        assert (caught.value.status, caught.value.kind) == (503, "model-missing")
+        assert client.faces()  # all else goes on
