@@ -19,6 +19,7 @@ from infra.catalog import audit, collections, erasing
 from infra.catalog.custody_tables import Errand, Outbox, Suppression
 from infra.catalog.database import Catalog
 from infra.catalog.people_tables import Decision, Person
+from infra.catalog.runs import open_run
 from infra.catalog.schema import Attribute, Embedding, Face, Identity, Image, ModelVersion, Run, now
 from infra.catalog.service_tables import IdempotencyKey
 from infra.catalog.vectors import put_embeddings
@@ -230,7 +231,7 @@ def test_what_cannot_be_erased_is_refused(place: Place) -> None:
         with pytest.raises(UnknownSubject, match="no identity 99"):
             erase.plan_identity(session, 99)
         plan = erase.plan_faces(session, place.ada)
-        run = steps.open_run(session, place.crowd.collection_id, "recipe").id
+        run = open_run(session, place.crowd.collection_id, "recipe").id
     with pytest.raises(CannotErase, match=f"run {run} is at work"):
         erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
     assert len(place.crowd.places()) == 8
