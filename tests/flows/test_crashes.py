@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import inspect, text
+from sqlalchemy import text
 
 from infra.catalog.database import MIGRATIONS, Catalog, create_catalog_engine
 from infra.settings import Settings
@@ -128,16 +128,14 @@ def first_schema(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def schema(path: Path) -> set[str]:
+    """What a catalog consists of, once it is open and up to date."""
     catalog = Catalog(f"sqlite:///{path}")
     with catalog.read() as session:
         assert session.scalar(text("SELECT name FROM collection")) == "archive"
-        connection = session.connection()
-        tables = inspect(connection)
-        found = {
-            f"{table} {what}"
-            for table in tables.get_table_names()
-            for what in [*tables.get_columns(table), *tables.get_indexes(table), *tables.get_foreign_keys(table)]
-        }
+        found = {" ".join(row) for row in session.execute(text("SELECT type, name, tbl_name FROM sqlite_master"))}
+        for table in [name.split()[1] for name in found if name.startswith("table ")]:
+            columns = session.execute(text(f"PRAGMA table_info({table})")).tuples()
+            found |= {f"{table}.{name} {kind} {required} {key}" for _, name, kind, required, _, key in columns}
     catalog.close()
     return found
 
