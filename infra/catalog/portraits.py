@@ -49,22 +49,26 @@ def person(session: Session, identity_id: int) -> PersonView | None:
     return views[0] if views else PersonView(identity_id, identity.name, 0, 0, None)
 
 
-def _counted(version_id: int) -> Select[tuple[int, str | None, int, int]]:
+def _counted(version_id: int) -> Select[tuple[int, str | None, int]]:
+    """Identities with the number of their faces: from the memberships alone, which an index holds in order."""
     return (
-        select(
-            Identity.id,
-            Identity.name,
-            func.count(FaceIdentity.face_id),
-            func.count(func.distinct(Face.content_id)),
-        )
+        select(Identity.id, Identity.name, func.count(FaceIdentity.face_id))
         .join(FaceIdentity, FaceIdentity.identity_id == Identity.id)
-        .join(Face, Face.id == FaceIdentity.face_id)
         .where(FaceIdentity.model_version_id == version_id)
         .group_by(Identity.id, Identity.name)
     )
 
 
-def _views(session: Session, rows: list[tuple[int, str | None, int, int]]) -> list[PersonView]:
+def _views(session: Session, rows: list[tuple[int, str | None, int]]) -> list[PersonView]:
+    """With the number of their photographs and the best face, which only those shown are asked for."""
+    ids = [row[0] for row in rows]
+    in_photos = (
+        select(FaceIdentity.identity_id, func.count(func.distinct(Face.content_id)))
+        .join(Face, Face.id == FaceIdentity.face_id)
+        .where(FaceIdentity.identity_id.in_(ids))
+        .group_by(FaceIdentity.identity_id)
+    )
+    photos = dict(session.execute(in_photos).tuples().all())
     best = (
         select(
             FaceIdentity.identity_id,
@@ -74,9 +78,9 @@ def _views(session: Session, rows: list[tuple[int, str | None, int, int]]) -> li
             .label("rank"),
         )
         .join(Face, Face.id == FaceIdentity.face_id)
-        .where(FaceIdentity.identity_id.in_([row[0] for row in rows]))
+        .where(FaceIdentity.identity_id.in_(ids))
         .subquery()
     )
     statement = select(best.c.identity_id, best.c.face_id).where(best.c.rank == 1)
     covers = dict(session.execute(statement).tuples().all())
-    return [PersonView(i, name, faces, photos, covers.get(i)) for i, name, faces, photos in rows]
+    return [PersonView(i, name, faces, photos.get(i, 0), covers.get(i)) for i, name, faces in rows]
