@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from infra.catalog.people_tables import Person
 from infra.catalog.schema import Face, FaceIdentity, Identity
 from infra.catalog.versions import serving
 
@@ -23,12 +24,14 @@ class PersonView:
 def people(
     session: Session, min_faces: int, named: bool | None, text: str | None, after: tuple[int, ...] | None, limit: int
 ) -> list[PersonView]:
-    """People by the number of their faces, most first, behind the place (faces, identity id)."""
+    """People by the number of their faces, most first, behind the place (faces, identity id); none who is to be ignored."""
     version = serving(session)
     if version is None:
         return []
     faces = func.count(FaceIdentity.face_id)
     statement = _counted(version.id).having(faces >= min_faces)
+    ignored = select(Person.id).where(Person.ignored)
+    statement = statement.where(or_(Identity.person_id.is_(None), Identity.person_id.not_in(ignored)))
     if named is not None:
         statement = statement.where(Identity.name.is_not(None) if named else Identity.name.is_(None))
     if text is not None:

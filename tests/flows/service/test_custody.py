@@ -57,6 +57,15 @@ def test_faces_split_off_stay_apart_until_that_is_undone(clients: dict[str, Clie
     assert [face.id for face in curator.faces(identity=person.id)] == faces
 
 
+def test_a_person_left_out_is_in_no_list_until_that_is_undone(clients: dict[str, Client]) -> None:
+    curator = clients["curate"]
+    person = next(curator.identities()).id
+    answer = curator.http.post(f"/identities/{person}/ignore").json()
+    assert person not in [p.id for p in curator.identities()]
+    curator.undo(answer["decision_id"])
+    assert person in [p.id for p in curator.identities()]
+
+
 def test_every_search_is_in_the_audit_log_without_the_photograph(clients: dict[str, Client]) -> None:
     photo = jpeg(portrait(300))
     clients["read"].search(photo)
