@@ -30,6 +30,7 @@ from infra.catalog.runs import hold, record_failures
 from infra.patience import patient
 from infra.storage import Store
 from models.spec import Attribute, Kind
+from tasks.assess import EYE_DISTANCE
 from tasks.install import ModelVersion
 from tasks.job import Job
 from tasks.mark import marked_png
@@ -211,7 +212,7 @@ def _embedding(
     decision, row = job.recipe.decision, _restored_row(photo, face)
     if decision is None or row is None or restoration is None or not restoration.accepted:
         return photo.arrays[EMBEDDING][face], None
-    if not decision.embeds(float(photo.arrays[quality_part("inter_eye_distance")][face])):
+    if not decision.embeds(float(photo.arrays[EYE_DISTANCE][face])):
         return photo.arrays[EMBEDDING][face], None
     return photo.arrays[RESTORED_EMBEDDING][row], restoration.model_version_id
 

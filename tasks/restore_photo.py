@@ -21,7 +21,7 @@ from infra.storage.base import Filter
 from models import paste
 from models.spec import Role
 from tasks.align import align_faces
-from tasks.assess import MAX_RESTORED_EYE_DISTANCE, MAX_RESTORED_SHARPNESS, MIN_RESTORED_QUALITY, assess
+from tasks.assess import EYE_DISTANCE, MAX_RESTORED_EYE_DISTANCE, MAX_RESTORED_SHARPNESS, MIN_RESTORED_QUALITY, assess
 from tasks.calibration import Calibration, shipped_calibration
 from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
@@ -146,7 +146,7 @@ class PhotoRestorer:
     def _report(self, photo: PhotoFaces, face: int) -> FaceReport:
         arrays = photo.arrays
         quality = float(arrays[QUALITY][face])
-        eyes, sharp = (float(arrays[quality_part(name)][face]) for name in ("inter_eye_distance", "sharpness"))
+        eyes, sharp = float(arrays[EYE_DISTANCE][face]), float(arrays[quality_part("sharpness")][face])
         report = FaceReport(tuple(arrays[BOXES][face].tolist()), "left", "", quality, eyes, sharp)
         rows = np.flatnonzero(arrays.get(RESTORED_FACES, np.zeros(0, np.int64)) == face)
         if not len(rows):

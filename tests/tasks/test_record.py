@@ -16,6 +16,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.schema import Attribute, Base, Content, Embedding, Face, Failure, Image, Restoration
 from infra.settings import Settings
 from infra.storage import Folder
+from tasks.assess import EYE_DISTANCE
 from tasks.embedding_decision import TAG, Decision, SizeDecision
 from tasks.job import Job
 from tasks.photo_faces import (
@@ -122,12 +123,12 @@ def found(key: str, faces: int, restored: tuple[int, ...] = (), fidelity: float 
         SCORES: some * 0.99,
         QUALITY: some * 0.7,
         quality_part("sharpness"): some * 0.123456,
-        quality_part("inter_eye_distance"): some * 20,
         PORTRAIT: crops,
         EMBEDDING: np.eye(128, dtype=np.float32)[:faces],
         **{
             estimate(MEASURED_VERSION.contract, a.name, w): some for a in MEASURED_VERSION.spec.attributes for w in SAID
         },
+        EYE_DISTANCE: some * 20,
         estimate(DESCRIBER, "expression", "value"): some * 3,
         estimate(DESCRIBER, "expression", "confidence"): some * 0.8,
         estimate(DESCRIBER, "expression", "probabilities"): np.full((faces, 7), 1 / 7, np.float32),
@@ -158,7 +159,7 @@ def test_a_photo_lands_with_its_faces_vectors_estimates_and_crops(place: Place) 
     assert (first.keys, first.box, first.quality_parts) == (
         ("a.jpg",),
         (1, 2, 30, 40),
-        {"sharpness": 0.1235, "inter_eye_distance": 20},
+        {"sharpness": 0.1235},
     )
     np.testing.assert_array_equal(vectors, np.eye(128, dtype=np.float32)[:2])
     (expression,) = [attribute for attribute in first.attributes if attribute.model == "mini-xception@1"]
