@@ -13,6 +13,7 @@ from contextlib import suppress
 from typing import Any, Generic, TypeVar
 
 Result = TypeVar("Result")
+GRACE = 20.0  # s, for calls that are in hand when the process is to end
 
 
 class TimedOut(Exception):
@@ -63,21 +64,36 @@ class Workers:
         Raises:
             TimedOut: if it takes longer than it may.
         """
+        try:
+            self._wait(call)
+        except BaseException:  # an interrupt: the process is about to end
+            self._let_finish()
+            raise
+        return call.result.result()
+
+    def _wait(self, call: Call[Any]) -> None:
         while not call.result.done():
             started = [other.started for other in self._running.copy().values() if other.started is not None]
             left = min(started, default=time.monotonic()) + self.seconds - time.monotonic()
             with suppress(TimeoutError):
                 call.result.exception(max(left, 0.0))
             self._give_up_the_late()
-        return call.result.result()
 
     def __call__(self, work: Callable[..., Result], *arguments: Any) -> Result:
         """Make one call and wait for it."""
         return self.wait(self.submit(work, *arguments))
 
     def close(self) -> None:
-        """Let the threads end once they have nothing left to do."""
+        """Let the threads end once they have nothing left to do; what is in hand is waited for, but not for long."""
         self._waiting.put(None)
+        self._let_finish()
+
+    def _let_finish(self) -> None:
+        """Wait for what is in hand: a thread that comes out of native code after Python has gone aborts the process."""
+        end = time.monotonic() + GRACE
+        for call in self._running.copy().values():
+            with suppress(BaseException):
+                call.result.exception(max(end - time.monotonic(), 0.0))
 
     def _hire(self) -> None:
         threading.Thread(target=self._serve, name=self.name, daemon=True).start()
