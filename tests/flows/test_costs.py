@@ -29,9 +29,9 @@ PER_PHOTOGRAPH = {
     "decodes": 1,
     "objects written": 1,
     "model loads": 0,
-    "SQL statements": 1.5,
-    "calls of Python functions": 1700,
-    "calls of native functions": 1700,
+    "SQL statements": 1.75,
+    "calls of Python functions": 2050,
+    "calls of native functions": 1950,
 }
 
 
