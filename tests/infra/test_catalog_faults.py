@@ -33,9 +33,8 @@ def catalog(tmp_path: Path) -> Iterator[Catalog]:
     opened.close()
 
 
-def test_a_catalog_that_stays_locked_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.catalog.database.BUSY_SECONDS", 0.1)
-    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+def test_a_catalog_that_stays_locked_is_told_as_such(tmp_path: Path) -> None:
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}", busy_seconds=0.1)
     other = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     with pytest.raises(CatalogUnavailable, match=r"catalog\.db: another process has kept the catalog locked"):
