@@ -54,7 +54,7 @@ TITLES = {
 SLOW = {"cnn": 6}  # at most so many photographs of a set: seconds each
 
 
-def measure(crops: int = 400, photographs: int = 42, large: int = 6) -> dict[str, Any]:
+def measure(crops: int = 300, photographs: int = 42, large: int = 4) -> dict[str, Any]:
     """Go through each set with everybody, then judge accuracy on LFW's pairs where they are."""
     with workplace() as folder:
         sets = {
@@ -79,7 +79,8 @@ def compare(folder: Path, home: str, photos: Path) -> dict[str, dict[str, float]
         "models": {"seconds": limit, "photos": count},
         "decoding": {"seconds": decoding_seconds(files, job.settings.detect_long_side), "photos": count},
     }
-    for tool in ("hog", "cnn", "mtcnn") if os.environ.get(VARIABLE) else ():
+    tools = ("hog", "mtcnn") if photos.name == "composites" else ("hog", "cnn", "mtcnn")  # CNN: minutes and 10 GB each
+    for tool in tools if os.environ.get(VARIABLE) else ():
         with some(photos, SLOW.get(tool, count)) as chosen:
             parts = list(peer(tool, chosen))
             found[tool] = {
