@@ -82,7 +82,7 @@ def duplicates(
     print_table(
         f"Photos of {collection} that are there more than once",
         ["photos", "bits apart", "same bytes"],
-        [["\n".join(copies.keys), copies.distance, copies.same_bytes] for copies in found],
+        [[", ".join(copies.keys), copies.distance, copies.same_bytes] for copies in found],
     )
 
 
