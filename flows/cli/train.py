@@ -26,15 +26,17 @@ def _frame() -> None:
     """Train models on labelled pictures."""
 
 
+Pictures = Annotated[Path, typer.Argument(exists=True, help="Folder with a folder for each person; else see --labels.")]
+Identities = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, help="CSV with image,identity for a folder or tar file of pictures."),
+]
+
+
 @app.command()
 def recognition(
-    images: Annotated[
-        Path, typer.Argument(exists=True, help="Folder with a folder for each person; else see --labels.")
-    ],
-    labels: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="CSV with image,identity for a folder or tar file of pictures."),
-    ] = None,
+    images: Pictures,
+    labels: Identities = None,
     backbone: Annotated[
         str, typer.Option(help="Start from: NAME (its champion), NAME@VERSION or NAME@ALIAS.")
     ] = "dlib-resnet",
@@ -82,13 +84,8 @@ def recognition(
 
 @app.command()
 def restoration(
-    images: Annotated[
-        Path, typer.Argument(exists=True, help="Folder with a folder for each person; else see --labels.")
-    ],
-    labels: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, help="CSV with image,identity for a folder or tar file of pictures."),
-    ] = None,
+    images: Pictures,
+    labels: Identities = None,
     variant: Annotated[str, typer.Option(help="restoreformer or restoreformer++.")] = "restoreformer++",
     size: Annotated[int, typer.Option(help="Side of the crops in px: 64, 128, 256 or 512.")] = 512,
     width: Annotated[int, typer.Option(help="Channels of the highest resolution, a multiple of 32.")] = 64,

@@ -119,7 +119,6 @@ def publish(planned: Plan, state_file: Path, tracking_run: str) -> Trained:
     state = torch.load(state_file, map_location="cpu", weights_only=True)
     prefix = "network."
     network = {key.removeprefix(prefix): value for key, value in state["objective"].items() if key.startswith(prefix)}
-    spec.build(network)
     origin = {planned.backbone.reference: planned.backbone.digest, "labelled pictures": planned.labelled.digest}
     installed = run.enter(settings, spec, network, origin, tracking_run)
     shutil.rmtree(planned.folder)
