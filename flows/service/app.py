@@ -13,6 +13,7 @@ from flows.service import problems
 from flows.service.api import (
     collections,
     erasure,
+    evaluations,
     faces,
     health,
     identities,
@@ -26,7 +27,7 @@ from flows.service.api import (
 from flows.service.dto import ProblemOut
 from flows.service.gate import Gate
 from flows.service.limits import Rates
-from flows.service.page import door, erase, people, render, wall
+from flows.service.page import door, erase, fairness, people, render, wall
 from flows.service.page import faces as page_faces
 from flows.service.page import models as page_models
 from flows.service.page import nights as page_nights
@@ -36,8 +37,21 @@ from flows.service.state import Service
 from infra.catalog import jobs
 from infra.settings import Settings
 
-ROUTERS = (collections, images, faces, search, identities, runs, schedules, models, erasure, metrics, health)
-PAGES = (door, wall, page_faces, people, page_search, page_nights, page_models, erase)
+ROUTERS = (
+    collections,
+    images,
+    faces,
+    search,
+    identities,
+    runs,
+    schedules,
+    models,
+    evaluations,
+    erasure,
+    metrics,
+    health,
+)
+PAGES = (door, wall, page_faces, people, page_search, page_nights, page_models, fairness, erase)
 DESCRIPTION = (
     "Collections of face photographs: what is in them, who looks alike, and what people decided about it. Attributes, people "
     "and probabilities are estimates by models. Restored pictures hold detail that was invented. Errors are problem details "

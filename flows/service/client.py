@@ -30,6 +30,7 @@ from flows.service.dto import (
     RunOut,
 )
 from flows.service.orders import CollectionIn, ErasureIn, ErasureOrder, FacesIn, OtherIn, RetryIn
+from tasks.fairness import FairnessReport
 
 Answer = TypeVar("Answer")
 Listed = TypeVar("Listed", bound=BaseModel)
@@ -174,6 +175,10 @@ class Client:
 
     def evaluations(self) -> list[EvaluationOut]:
         return self._get("/evaluations", Page[EvaluationOut]).items
+
+    def fairness(self, evaluation: str) -> FairnessReport:
+        """The report that an evaluation of fairness has stored."""
+        return self._get(f"/evaluations/{evaluation}/fairness", FairnessReport)
 
     def _get(self, path: str, kind: type[Answer], params: Query | None = None) -> Answer:
         return TypeAdapter(kind).validate_json(self._request("GET", path, params=params).content)

@@ -1,22 +1,18 @@
-"""Models and how good they were measured to be."""
+"""Models: versions, promotion through the gate, and the upgrade of the catalog's embeddings."""
 
-import math
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 
 from flows.service import jobs
 from flows.service.access import Admin, Here, Reader
-from flows.service.dto import EvaluationOut, JobOut, ModelOut, Page, RolledBackOut, UpgradeOut, VersionOut
+from flows.service.dto import JobOut, ModelOut, Page, RolledBackOut, UpgradeOut, VersionOut
 from flows.service.idempotency import IdempotentRoute
 from flows.service.problems import not_found
 from flows.service.state import Service
-from infra.evaluations import Evaluation
 
 router = APIRouter(route_class=IdempotentRoute)
 Name = Annotated[str, Path(max_length=100)]
-RunId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]
-KINDS = {".png": "image/png", ".svg": "image/svg+xml", ".json": "application/json", ".csv": "text/csv"}
 
 
 @router.get("/models", tags=["models"])
@@ -67,29 +63,6 @@ def start_backfill(service: Here, who: Admin, response: Response) -> JobOut:
     job = backfill(service, who.name)
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"
     return job
-
-
-@router.get("/evaluations", tags=["evaluations"])
-def list_evaluations(
-    service: Here, who: Reader, limit: Annotated[int, Query(ge=1, le=200)] = 50
-) -> Page[EvaluationOut]:
-    """What was measured of models, the latest first."""
-    return Page(items=[evaluation_out(e) for e in service.evaluations.latest(limit)])
-
-
-@router.get("/evaluations/{run_id}", tags=["evaluations"])
-def show_evaluation(service: Here, who: Reader, run_id: RunId) -> EvaluationOut:
-    """One evaluation, with the names of its files."""
-    return evaluation_out(service.evaluations.show(run_id))
-
-
-@router.get("/evaluations/{run_id}/files/{name}", tags=["evaluations"], response_class=Response)
-def evaluation_file(service: Here, who: Reader, run_id: RunId, name: Annotated[str, Path(max_length=200)]) -> Response:
-    """A plot or table that an evaluation keeps."""
-    data = service.evaluations.read(run_id, name)
-    kind = next((kind for ending, kind in KINDS.items() if name.endswith(ending)), "application/octet-stream")
-    disposition = "inline" if kind == "image/png" else "attachment"
-    return Response(data, media_type=kind, headers={"Content-Disposition": disposition})
 
 
 def models(service: Service) -> list[ModelOut]:
@@ -165,18 +138,3 @@ def backfill(service: Service, who: str) -> JobOut:
     with service.catalog.read() as session:
         under_way(session)
     return JobOut.model_validate(jobs.start(service, "backfill", "the catalog", who, ["backfill", "run"]))
-
-
-def evaluation_out(evaluation: Evaluation) -> EvaluationOut:
-    """An evaluation as the API gives it; JSON has no word for numbers that are not finite."""
-    metrics = {name: value for name, value in evaluation.metrics.items() if math.isfinite(value)}
-    return EvaluationOut(
-        id=evaluation.run_id,
-        kind=evaluation.kind,
-        name=evaluation.name,
-        when=evaluation.when,
-        metrics=metrics,
-        params=dict(evaluation.params),
-        tags=dict(evaluation.tags),
-        files=list(evaluation.files),
-    )

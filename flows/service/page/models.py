@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from flows.service.access import Here, check_role
 from flows.service.api import models as api
-from flows.service.api.models import RunId
+from flows.service.api.evaluations import RunId
 from flows.service.page.render import Form, Visitor, go, page
 from infra.catalog.tokens import Role
 
@@ -33,7 +33,8 @@ def every(request: Request, service: Here, who: Visitor) -> Response:
     found = api.models(service)
     evaluations = service.evaluations.latest(EVALUATIONS)
     verifications = [e for e in evaluations if e.kind == "verification"]
-    others = [e for e in evaluations if e.kind != "verification"]
+    fairness = [e for e in evaluations if e.kind == "fairness"]
+    others = [e for e in evaluations if e.kind not in ("verification", "fairness")]
     by_role = {words: [m for m in found if m.role == role] for role, words in ROLES.items()}
     return page(
         request,
@@ -41,6 +42,7 @@ def every(request: Request, service: Here, who: Visitor) -> Response:
         "models.html",
         by_role=by_role,
         verifications=verifications,
+        fairness=fairness,
         others=others,
         measures=MEASURES,
         upgrade=api.upgrade_of(service),
