@@ -70,7 +70,7 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
                 policy,
                 next_identity=obedience.next_identity_id(session),
                 seen_together=partial(_apart, session),
-                settled=np.array(people.settled_identities(session, version_id), np.int64),
+                settled=np.array(people.settled_identities(session, np.unique(known.identities).tolist()), np.int64),
                 cannot_link=_barred(session, version_id, new, known),
             )
             _write(session, version_id, run_id, new, known, result)

@@ -17,11 +17,11 @@ from sqlalchemy import Connection, Engine, Table, bindparam, func, insert, inspe
 
 from infra.catalog import encryption
 from infra.catalog.database import COPYING, Catalog, create_catalog_engine, head, location_of, revision, upgrade
-from infra.catalog.schema import Base, EmbeddingChange
+from infra.catalog.schema import Base, EmbeddingChange, UngroupedFace
 from infra.catalog.vectors import index_all
 
 PAGE = 2000
-LOCAL = {EmbeddingChange.__tablename__}  # SQLite's own bookkeeping
+LOCAL = {EmbeddingChange.__tablename__, UngroupedFace.__tablename__}  # what a database keeps by itself
 
 Progress = Callable[[str, int], None]
 

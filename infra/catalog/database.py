@@ -106,7 +106,7 @@ def upgrade(engine: Engine) -> None:
     """
     from alembic import command  # noqa: PLC0415 - slow to import, needed once
 
-    from infra.catalog import vectors  # noqa: PLC0415 - it builds on this module
+    from infra.catalog import vectors, waiting  # noqa: PLC0415 - the first builds on this module
 
     config, script = _migrations()
     known = {revision.revision for revision in script.walk_revisions()}
@@ -128,6 +128,7 @@ def upgrade(engine: Engine) -> None:
             command.upgrade(config, "head")
             if connection.dialect.name == "sqlite":
                 vectors.keep_journal(connection)
+            waiting.keep(connection)
 
 
 def _migrations() -> tuple["Config", "ScriptDirectory"]:

@@ -5,12 +5,20 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from sqlalchemy import ScalarSelect, delete, exists, func, not_, or_, select, update
+from sqlalchemy import ScalarSelect, delete, exists, func, not_, null, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.database import upsert
 from infra.catalog.people_tables import Person
-from infra.catalog.schema import Embedding, Face, FaceIdentity, Identity, MergeProposal
+from infra.catalog.schema import (
+    Embedding,
+    Face,
+    FaceIdentity,
+    Identity,
+    MergeProposal,
+    ShrunkIdentity,
+    UngroupedFace,
+)
 
 CHUNK = 10_000
 
@@ -42,33 +50,34 @@ def _vectors(rows: Sequence[tuple[int, np.ndarray, float, int, int | None]], dim
 _COLUMNS = (Face.id, Embedding.vector, Face.quality, Face.content_id, FaceIdentity.identity_id)
 
 
-def _joined(model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own type is longer than the function
-    return (
-        select(*_COLUMNS)
-        .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == model_version_id))
-        .outerjoin(
-            FaceIdentity,
-            (FaceIdentity.face_id == Face.id) & (FaceIdentity.model_version_id == model_version_id),
-        )
-        .order_by(Face.id)
-    )
-
-
 def ungrouped(session: Session, model_version_id: int, dimension: int, limit: int) -> FaceVectors:
     """The first faces that no run has grouped yet: about `limit` of them, always whole photos."""
-    statement = _joined(model_version_id).where(FaceIdentity.face_id.is_(None)).order_by(None)
-    first = session.scalars(
-        statement.with_only_columns(Face.content_id).order_by(Face.content_id).offset(limit).limit(1)
-    ).first()
-    if first is not None:
-        statement = statement.where(Face.content_id <= first)
-    return _vectors(session.execute(statement.order_by(Face.id)).tuples().all(), dimension)
+    waiting = UngroupedFace.model_version_id == model_version_id
+    first = select(UngroupedFace.face_id).where(waiting).order_by(UngroupedFace.face_id).limit(limit).subquery()
+    photos = set(session.scalars(select(Face.content_id).join(first, first.c.face_id == Face.id)))
+    rows = session.execute(
+        select(Face.id, Embedding.vector, Face.quality, Face.content_id, null())
+        .join(UngroupedFace, (UngroupedFace.face_id == Face.id) & waiting)
+        .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == model_version_id))
+        .where(Face.content_id.in_(photos))
+        .order_by(Face.id)
+    )
+    return _vectors(rows.tuples().all(), dimension)
 
 
 def exemplars(session: Session, model_version_id: int, dimension: int) -> FaceVectors:
     """The faces that stand for the identities known so far."""
-    rows = session.execute(_joined(model_version_id).where(FaceIdentity.exemplar)).tuples().all()
-    return _vectors(rows, dimension)
+    return _vectors(session.execute(_exemplars(model_version_id).order_by(Face.id)).tuples().all(), dimension)
+
+
+def _exemplars(model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own type is longer than the function
+    return (
+        select(*_COLUMNS)
+        .select_from(FaceIdentity)
+        .join(Face, Face.id == FaceIdentity.face_id)
+        .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == model_version_id))
+        .where(FaceIdentity.model_version_id == model_version_id, FaceIdentity.exemplar)
+    )
 
 
 def exemplars_of(session: Session, model_version_id: int, dimension: int, identities: Collection[int]) -> FaceVectors:
@@ -77,11 +86,7 @@ def exemplars_of(session: Session, model_version_id: int, dimension: int, identi
     wanted = sorted(identities)
     for start in range(0, len(wanted), CHUNK):
         rows += session.execute(
-            select(*_COLUMNS)
-            .select_from(FaceIdentity)
-            .join(Face, Face.id == FaceIdentity.face_id)
-            .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == model_version_id))
-            .where(FaceIdentity.identity_id.in_(wanted[start : start + CHUNK]), FaceIdentity.exemplar)
+            _exemplars(model_version_id).where(FaceIdentity.identity_id.in_(wanted[start : start + CHUNK]))
         ).tuples()
     return _vectors(sorted(rows, key=lambda row: row[0]), dimension)
 
@@ -89,7 +94,7 @@ def exemplars_of(session: Session, model_version_id: int, dimension: int, identi
 def count_exemplars(session: Session, model_version_id: int, at_most: int) -> int:
     """How many faces stand for identities; counting stops at `at_most`."""
     some = (
-        select(FaceIdentity.face_id)
+        select(FaceIdentity.identity_id)
         .where(FaceIdentity.model_version_id == model_version_id, FaceIdentity.exemplar)
         .limit(at_most)
         .subquery()
@@ -131,10 +136,17 @@ def seen_together(session: Session, identities: Sequence[int]) -> np.ndarray:
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
 
-def settled_identities(session: Session, model_version_id: int) -> list[int]:
-    """Identities about which somebody decided something: no run merges two of them."""
-    decided = Identity.model_version_id == model_version_id, Identity.person_id.is_not(None)
-    return list(session.scalars(select(Identity.id).where(*decided)))
+def settled_identities(session: Session, identities: Sequence[int]) -> list[int]:
+    """Those of these identities about which somebody decided something: no run merges two of them."""
+    return [
+        settled
+        for start in range(0, len(identities), CHUNK)
+        for settled in session.scalars(
+            select(Identity.id).where(
+                Identity.id.in_(identities[start : start + CHUNK]), Identity.person_id.is_not(None)
+            )
+        )
+    ]
 
 
 def write_grouping(
@@ -232,6 +244,12 @@ def open_proposals(session: Session, model_version_id: int, limit: int) -> list[
 
 
 def remove_empty_identities(session: Session) -> None:
-    """Remove identities without a face, but those about which somebody decided something."""
+    """Remove identities that have lost their last face, but those about which somebody decided something."""
     empty = not_(exists().where(FaceIdentity.identity_id == Identity.id))
-    session.execute(delete(Identity).where(empty, Identity.person_id.is_(None)))
+    shrunk = Identity.id.in_(select(ShrunkIdentity.identity_id))
+    unsettled = Identity.person_id.is_(None)
+    session.execute(delete(Identity).where(shrunk, empty, unsettled))
+    kept = exists().where(
+        Identity.id == ShrunkIdentity.identity_id, empty
+    )  # until nothing is decided about them any more
+    session.execute(delete(ShrunkIdentity).where(not_(kept)).execution_options(synchronize_session=False))

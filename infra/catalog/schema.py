@@ -16,6 +16,7 @@ from sqlalchemy import (
     DateTime,
     Dialect,
     ForeignKey,
+    ForeignKeyConstraint,
     Index,
     Integer,
     LargeBinary,
@@ -389,6 +390,15 @@ class FaceIdentity(Base):
     """A face's membership in an identity. Exemplars are the faces that later ones are compared with."""
 
     __tablename__ = "face_identity"
+    __table_args__ = (
+        Index(
+            "ix_face_identity_exemplar",
+            "model_version_id",
+            "identity_id",
+            sqlite_where=text("exemplar = 1"),
+            postgresql_where=text("exemplar"),
+        ),
+    )
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
     model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
     identity_id: Mapped[int | None] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"), index=True)
@@ -396,14 +406,36 @@ class FaceIdentity(Base):
     run_id: Mapped[int] = mapped_column(Id)
 
 
+class UngroupedFace(Base):
+    """A face with an embedding that no run has given a place yet. Triggers write it (`infra.catalog.waiting`)."""
+
+    __tablename__ = "ungrouped_face"
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["face_id", "model_version_id"], ["embedding.face_id", "embedding.model_version_id"], ondelete="CASCADE"
+        ),
+    )
+    model_version_id: Mapped[int] = mapped_column(Id, primary_key=True)
+    face_id: Mapped[int] = mapped_column(Id, primary_key=True)
+
+
+class ShrunkIdentity(Base):
+    """An identity that a face has left since grouping last looked: it may be empty. Triggers write it."""
+
+    __tablename__ = "shrunk_identity"
+    identity_id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
+
+
 class MergeProposal(Base):
     """Two identities that may be one person, with the pair of faces that speaks for it; a person decides."""
 
     __tablename__ = "merge_proposal"
     identity_a_id: Mapped[int] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"), primary_key=True)
-    identity_b_id: Mapped[int] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"), primary_key=True)
-    face_a_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"))
-    face_b_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"))
+    identity_b_id: Mapped[int] = mapped_column(
+        ForeignKey("identity.id", ondelete="CASCADE"), primary_key=True, index=True
+    )
+    face_a_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), index=True)
+    face_b_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), index=True)
     similarity: Mapped[float]
     run_id: Mapped[int] = mapped_column(Id)
 

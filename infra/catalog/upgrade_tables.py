@@ -56,3 +56,13 @@ class BackfillFailure(Base):
     upgrade_id: Mapped[int] = mapped_column(ForeignKey("upgrade.id", ondelete="CASCADE"), primary_key=True)
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True, index=True)
     reason: Mapped[str]
+
+
+class BackfillClaim(Base):
+    """A photo that one process of a shared backfill has in hand; `claimed_at` is by the database's clock."""
+
+    __tablename__ = "backfill_claim"
+    upgrade_id: Mapped[int] = mapped_column(ForeignKey("upgrade.id", ondelete="CASCADE"), primary_key=True)
+    content_id: Mapped[int] = mapped_column(ForeignKey("content.id", ondelete="CASCADE"), primary_key=True, index=True)
+    worker: Mapped[str]
+    claimed_at: Mapped[datetime]

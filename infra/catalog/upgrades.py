@@ -23,6 +23,7 @@ from infra.catalog.schema import (
     ImageStatus,
     MergeProposal,
     ModelVersion,
+    UngroupedFace,
     now,
 )
 from infra.catalog.upgrade_tables import BackfillFailure, Upgrade, UpgradeStatus
@@ -227,11 +228,7 @@ def relabel(session: Session, collection_id: int, former: str, recipe: str, mode
 
 def count_ungrouped(session: Session, model_version_id: int) -> int:
     """How many embeddings of a version have not been grouped."""
-    placed = exists().where(
-        FaceIdentity.face_id == Embedding.face_id, FaceIdentity.model_version_id == model_version_id
-    )
-    statement = select(func.count()).where(Embedding.model_version_id == model_version_id, not_(placed))
-    return session.scalar(statement) or 0
+    return session.scalar(select(func.count()).where(UngroupedFace.model_version_id == model_version_id)) or 0
 
 
 def faces_with_both(session: Session, upgrade: Upgrade, at_most: int) -> np.ndarray:
