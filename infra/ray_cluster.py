@@ -63,11 +63,25 @@ def nodes() -> int:
     return sum(bool(node["Alive"] and node["Resources"].get("CPU")) for node in ray.nodes())
 
 
+def processors() -> int:
+    """Count the processors of the cluster. To be asked while connected."""
+    import ray  # noqa: PLC0415
+
+    return round(ray.cluster_resources().get("CPU", 0))
+
+
 def set_threads(count: int) -> None:
     """Let torch compute with `count` threads in this process: Ray gives an actor only one (OMP_NUM_THREADS=1)."""
     import torch  # noqa: PLC0415
 
     torch.set_num_threads(count)
+
+
+def device() -> str:
+    """Where this process computes: on a GPU if it has one, which an actor has if it has reserved some of it."""
+    import torch  # noqa: PLC0415
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
 
@@ -23,7 +23,8 @@ from infra.allocator import keep_freed_memory
 from infra.catalog.database import Catalog
 from infra.catalog.images import Work, claimed_by, count_pending, pending, pending_pages
 from infra.patience import patient
-from infra.ray_cluster import connected, gpus, nodes, set_threads
+from infra.ray_cluster import connected, device, gpus, nodes, processors, set_threads
+from infra.ray_room import RoomLost, await_room, check_room, watched
 from infra.settings import Settings
 from tasks.describe import Describe
 from tasks.embed import Embed, EmbedBeside
@@ -33,6 +34,8 @@ from tasks.photo_faces import PhotoFaces, pack, unpack
 from tasks.prepare import GROUP, Prepare
 from tasks.record import record
 from tasks.restore import Restore
+
+log = logs.logger()
 
 PAGE = 64  # images that one call of the fused actor works through, at most
 Stage = Callable[[Sequence[PhotoFaces]], list[PhotoFaces]]
@@ -78,13 +81,23 @@ def process(
     """
     if engine == "none":
         return
-    settings = job.settings
     keep = partial(_record_all, catalog, job, on_photos)
     gc.collect()
     gc.freeze()  # half a million objects of imported modules, which the collector would walk through again and again
     if engine == "inline":
         keep(_in_process(catalog, job))
         return
+    while True:
+        try:
+            _on_ray(catalog, job, keep)
+            break
+        except RoomLost as lost:  # its connection took all that it had there with it
+            log.warning("begun anew on the nodes that are left", reason=str(lost))
+    keep(_lost(catalog, job))
+
+
+def _on_ray(catalog: Catalog, job: Job, keep: Callable[[Generator[list[PhotoFaces]]], None]) -> None:
+    settings = job.settings
     with catalog.read() as session:
         count = count_pending(session, job.collection_id, job.keys)
     with connected(settings.ray_address or None, settings.cpu_count):
@@ -93,7 +106,6 @@ def process(
         # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image,
         # so that only the one that kills its worker is lost.
         keep(_execute(job, _pages(catalog, job, 1), alone=True))
-    keep(_lost(catalog, job))
 
 
 def _record_all(
@@ -154,10 +166,9 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool = False) -> Generator[
         return
     import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
 
-    stages = face_stages(job)
-    share = _Shares.of(
-        round(ray.cluster_resources()["CPU"]), gpus(), [name for name, _ in stages], most=len(pages), nodes=nodes()
-    )
+    stages = [name for name, _ in face_stages(job)]
+    share = _Shares.of(processors(), gpus(), stages, most=len(pages), nodes=nodes())
+    await_room(share.wanted)
     # A page that kills its worker must not be retried for ever, and Ray has no newer name for saying so yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     # A block, which is what is repeated when a worker dies, is one page.
@@ -166,14 +177,15 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool = False) -> Generator[
     dataset = dataset.map_batches(
         _PrepareActor, fn_constructor_args=(job,), batch_size=1, **share.options("prepare", alone)
     )
-    for name, build in stages:
+    for name in stages:
         dataset = dataset.map_batches(
             _StageActor,
-            fn_constructor_args=(build, job),
+            fn_constructor_args=(name, job),
             batch_size=1 if alone else GROUP,
             **share.options(name, alone),
         )
-    for batch in dataset.iter_batches(batch_size=GROUP, batch_format="numpy", prefetch_batches=1):
+    batches = iter(dataset.iter_batches(batch_size=GROUP, batch_format="numpy", prefetch_batches=1))
+    for batch in watched(batches, partial(check_room, share.wanted)):
         for error in filter(None, batch["error"]):
             raise pickle.loads(error)
         yield [unpack(data) for data in batch["photo"]]
@@ -201,6 +213,12 @@ class _Shares:
         reserved = 0.9 * cpus / (2 if nodes > 1 else 1)
         return cls(actors, reserved / sum(actors.values()), 1 / len(actors) if gpus else 0)
 
+    @property
+    def wanted(self) -> dict[str, float]:
+        """What all actors together reserve, by Ray's names."""
+        count = sum(self.actors.values())
+        return {"CPU": self.cpus * count, "GPU": self.gpus * count}
+
     def options(self, stage: str, alone: bool) -> dict[str, Any]:
         from ray.data import ActorPoolStrategy  # noqa: PLC0415
 
@@ -213,20 +231,21 @@ class _Shares:
         }
 
 
-def _log_here(job: Job) -> None:
-    """Let this process, on whatever machine, log to the home folder there."""
+def _here(job: Job) -> Job:
+    """Prepare this process, on whatever machine, for a stage; returns the job as it is to be done here."""
+    set_threads(1)
+    keep_freed_memory()
+    set_time_limit(job.settings.item_seconds)
     logs.configure(job.settings)
     bind_contextvars(run=job.run_id)
+    return replace(job, device=device())
 
 
 class _PrepareActor:
     """The fused front of the pipeline as Ray Data runs it: pages in, packed photos out."""
 
     def __init__(self, job: Job) -> None:
-        set_threads(1)
-        keep_freed_memory()
-        set_time_limit(job.settings.item_seconds)
-        self.prepare = Prepare(job)
+        self.prepare = Prepare(_here(job))
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         try:
@@ -240,12 +259,8 @@ class _PrepareActor:
 class _StageActor:
     """A stage as Ray Data runs it: packed photos in and out."""
 
-    def __init__(self, build: Callable[[], Stage], job: Job) -> None:
-        set_threads(1)
-        keep_freed_memory()
-        _log_here(job)
-        set_time_limit(job.settings.item_seconds)
-        self.stage = build()
+    def __init__(self, name: str, job: Job) -> None:
+        self.stage = dict(face_stages(_here(job)))[name]()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for error in filter(None, batch["error"]):

@@ -12,6 +12,7 @@ import torch
 
 from infra import ray_cluster
 from infra.ray_cluster import connected, gpus, set_threads
+from infra.ray_room import NoRoom, RoomLost, await_room, check_room
 
 MEMORY = 100 * 2**20
 
@@ -103,6 +104,15 @@ def test_actors_compute_with_the_threads_they_are_given(cluster: str) -> None:
 
 def test_it_counts_the_gpus(cluster: str) -> None:
     assert gpus() == torch.cuda.device_count()
+
+
+def test_a_job_for_which_there_is_no_room_says_what_is_missing(cluster: str) -> None:
+    await_room({"CPU": 2, "GPU": 0})
+    with pytest.raises(NoRoom, match=r"no room for 0 s: 3 CPU needed, 2 there, \d GPU needed, \d there\. End other"):
+        await_room({"CPU": 3, "GPU": 1 + gpus()}, patience=0.1)
+    check_room({"CPU": 2})
+    with pytest.raises(RoomLost, match="a node has left"):
+        check_room({"CPU": 3})
 
 
 def test_a_cluster_is_joined_by_its_address_and_outlives_the_guest(cluster: str, tmp_path: Path) -> None:
