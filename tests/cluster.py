@@ -1,4 +1,7 @@
-"""A Ray cluster of several nodes for tests: real `ray start`, each node with processes of its own, as if on its own machine."""
+"""A Ray cluster of several nodes for tests: real `ray start`, each node with processes of its own, as if on its own machine.
+
+With `tests.namespaces.machines` each has a network of its own as well.
+"""
 
 import os
 import secrets
@@ -8,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,29 +19,49 @@ from pathlib import Path
 import psutil
 
 from infra.telemetry import SILENCE
+from tests.namespaces import Machine
 
 RAY = Path(sys.executable).parent / "ray"
 STORE_BYTES = 150 * 2**20
+LOOPBACK = "127.0.0.1"
 
 
 @dataclass
 class Cluster:
-    """A head without a processor for work, and nodes that do it."""
+    """A head without a processor for work, and nodes that do it, each on the next of `machines` if there are any."""
 
     folder: Path
     port: int
     environment: dict[str, str]
+    machines: list[Machine] = field(default_factory=list)
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
     def address(self) -> str:
-        return f"127.0.0.1:{self.port}"
+        return f"{self.machines[0].address if self.machines else LOOPBACK}:{self.port}"
+
+    @property
+    def on_head(self) -> list[str]:
+        """What a command line begins with that is to run on the head's machine, as a driver must."""
+        return self.machines[0].command if self.machines else []
 
     def add_node(self, *options: str) -> "subprocess.Popen[bytes]":
         """Start a node; its processes are one group, so that they can be killed as a machine dies."""
         log = (self.folder / f"node-{len(self.nodes)}.log").open("wb")
+        place: list[str] = []
+        if self.machines:
+            machine = self.machines[len(self.nodes)]
+            place, options = machine.command, (*options, f"--node-ip-address={machine.address}")
         node = subprocess.Popen(
-            [RAY, "start", "--block", "--disable-usage-stats", f"--object-store-memory={STORE_BYTES}", *options],
+            [
+                *place,
+                RAY,
+                "start",
+                "--block",
+                "--disable-usage-stats",
+                f"--object-store-memory={STORE_BYTES}",
+                *options,
+            ],
             env=self.environment,
             cwd=Path(__file__).parents[1],  # workers import our code from here, as from an image
             stdout=log,
@@ -48,8 +71,8 @@ class Cluster:
         self.nodes.append(node)
         return node
 
-    def add_worker(self, cpus: int = 1) -> "subprocess.Popen[bytes]":
-        return self.add_node(f"--address={self.address}", f"--num-cpus={cpus}")
+    def add_worker(self, cpus: int = 1, gpus: int = 0) -> "subprocess.Popen[bytes]":
+        return self.add_node(f"--address={self.address}", f"--num-cpus={cpus}", f"--num-gpus={gpus}")
 
     def wait_for(self, nodes: int, patience: float = 120) -> None:
         """Wait until so many nodes are there."""
@@ -59,7 +82,7 @@ class Cluster:
         deadline = time.monotonic() + patience
         while True:
             asked = subprocess.run(
-                [sys.executable, "-c", code, self.address],
+                [*self.on_head, sys.executable, "-c", code, self.address],
                 env=self.environment,
                 capture_output=True,
                 text=True,
@@ -82,22 +105,23 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(workers: int, cpus: int = 1) -> Iterator[Cluster]:
-    """Run a head and `workers` nodes of `cpus` processors each."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
+def ray_cluster(workers: int, cpus: int = 1, gpus: int = 0, machines: Sequence[Machine] = ()) -> Iterator[Cluster]:
+    """Run a head and `workers` nodes of `cpus` processors, and as many GPUs as they shall say that they have, each."""
+    with socket.create_server((LOOPBACK, 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="visage-nodes-", ignore_cleanup_errors=True) as name:
         environment = os.environ | SILENCE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-        cluster = Cluster(Path(name), port, environment)
+        cluster = Cluster(Path(name), port, environment, list(machines))
+        place = [] if machines else [f"--node-ip-address={LOOPBACK}"]
         try:
             cluster.add_node(
-                "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=0", "--include-dashboard=false",
+                "--head", f"--port={port}", *place, "--num-cpus=0", "--num-gpus=0", "--include-dashboard=false",
                 f"--temp-dir={name}/ray",
             )  # fmt: skip
             cluster.wait_for(1)
             for _ in range(workers):
-                cluster.add_worker(cpus)
+                cluster.add_worker(cpus, gpus)
             cluster.wait_for(1 + workers)
             yield cluster
         finally:

@@ -15,7 +15,7 @@ from infra.storage import S3, S3Options
 PROGRAM = """
 import sys
 from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server = ThreadedMotoServer(sys.argv[1], port=0, verbose=False)
 server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
@@ -23,10 +23,10 @@ sys.stdin.read()
 
 
 @contextmanager
-def moto_server() -> Iterator[S3Options]:
-    """Run an empty S3 server; give the options that reach it."""
+def moto_server(address: str = "127.0.0.1") -> Iterator[S3Options]:
+    """Run an empty S3 server on an address of this machine; give the options that reach it."""
     with subprocess.Popen(
-        [sys.executable, "-c", PROGRAM],
+        [sys.executable, "-c", PROGRAM, address],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -36,7 +36,7 @@ def moto_server() -> Iterator[S3Options]:
         assert process.stdout is not None
         try:
             port = int(process.stdout.readline())
-            yield S3Options(f"http://127.0.0.1:{port}", "us-east-1", "testing", "testing")
+            yield S3Options(f"http://{address}:{port}", "us-east-1", "testing", "testing")
         finally:
             process.stdin.close()
 

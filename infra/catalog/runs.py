@@ -85,9 +85,14 @@ def alive(session: Session, run: Run) -> bool:
         clock = session.scalar(select(func.now(type_=UtcDateTime())))
         assert clock is not None
         return clock - (run.heartbeat_at or run.started_at) < LEASE
+    return process_exists(run.process_id, run.process_started)
+
+
+def process_exists(number: int, started: float) -> bool:
+    """Whether the process of this machine that had a number and began then is still there."""
     try:
-        process = psutil.Process(run.process_id)
-        return abs(process.create_time() - run.process_started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        process = psutil.Process(number)
+        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

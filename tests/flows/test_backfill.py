@@ -395,6 +395,24 @@ def test_killed_backfill_resumes_without_duplicates(settings: Settings) -> None:
 
 
 @pytest.mark.slow
+def test_several_processes_share_a_backfill_and_make_each_vector_once(settings: Settings) -> None:
+    promoted(settings)
+    slowly = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", SLOWLY.replace("0.05", "0.25")], env=slowly) as other:
+        while counts(settings).get("lightcnn-9", 0) == 0:
+            assert other.poll() is None
+            time.sleep(0.1)
+        assert run_backfill(settings).status == "switched"
+        assert counts(settings)["lightcnn-9"] == 4
+        assert other.wait(timeout=60) == 0  # it finds all done
+    with Catalog(settings.catalog_url).read() as session:
+        served = serving(session)
+        assert served is not None
+        written = select(EmbeddingChange.face_id).where(EmbeddingChange.model_version_id == served.id)
+        assert sorted(session.scalars(written)) == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
 def test_real_pairs_given_with_the_promotion_decide_it(settings: Settings, tmp_path: Path) -> None:
     """LightCNN-9 with weights of chance recognises nobody, and is found out."""
     options = ("--images", pictures(), "--pairs", few_pairs(tmp_path, count=3))

@@ -4,7 +4,9 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,22 +19,48 @@ from infra.settings import PREFIX
 from infra.storage import S3, S3Options
 from infra.storage.base import LITTER
 from tests.cluster import Cluster, ray_cluster
+from tests.namespaces import machines, why_not
 from tests.portraits import jpeg, mirrored, portrait
+from tests.s3 import client, moto_server
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1200)]
 RUN = [sys.executable, "-c", "from flows.cli import main; main()", "run", "archive"]
 PHOTOS = 96
+PROCESSES, NETWORKS, GPUS = "processes", "networks", "gpus"
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[Cluster]:
-    with ray_cluster(workers=2) as running:
-        yield running
+@dataclass(frozen=True)
+class Site:
+    """A cluster, and how its machines reach the photographs."""
+
+    cluster: Cluster
+    s3: S3Options
+
+
+@pytest.fixture
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+    """Give two nodes for work: processes side by side, each in a network of its own, or with a GPU each (so they say)."""
+    kind = getattr(request, "param", PROCESSES)
+    if kind != NETWORKS:
+        with ray_cluster(workers=2, gpus=kind == GPUS) as cluster:
+            yield Site(cluster, request.getfixturevalue("s3_options"))
+        return
+    if reason := why_not():
+        pytest.skip(reason)
+    with machines(3) as (here, others), moto_server(here) as s3, ray_cluster(workers=2, machines=others) as cluster:
+        yield Site(cluster, s3)
+
+
+@pytest.fixture
+def bucket(site: Site) -> S3:
+    store = S3(f"test-{uuid.uuid4().hex}", options=site.s3)
+    client(site.s3).create_bucket(Bucket=store.bucket)
+    return store
 
 
 @pytest.fixture
 def environment(
-    fresh_catalog_url: "object", bucket: S3, s3_options: S3Options, tmp_path: Path, weights_dir: Path, tracking_uri: str
+    fresh_catalog_url: "object", bucket: S3, site: Site, tmp_path: Path, weights_dir: Path, tracking_uri: str
 ) -> dict[str, str]:
     """A collection of photographs in S3 with its catalog in PostgreSQL; crops go to S3 as well."""
     catalog_url = fresh_catalog_url("postgresql")  # type: ignore[operator]
@@ -49,10 +77,10 @@ def environment(
         "TRACKING_URI": tracking_uri,
         "DATABASE_URL": catalog_url,
         "OBJECTS_URI": f"s3://{bucket.bucket}/crops",
-        "S3_ENDPOINT_URL": s3_options.endpoint,
-        "S3_REGION": s3_options.region,
-        "S3_ACCESS_KEY": s3_options.access_key,
-        "S3_SECRET_KEY": s3_options.secret_key,
+        "S3_ENDPOINT_URL": site.s3.endpoint,
+        "S3_REGION": site.s3.region,
+        "S3_ACCESS_KEY": site.s3.access_key,
+        "S3_SECRET_KEY": site.s3.secret_key,
         "RESTORE_MODEL": "",
     }
     outside = {name: value for name, value in os.environ.items() if not name.startswith((PREFIX, "PREFECT_"))}
@@ -79,11 +107,13 @@ def check_all_is_there(catalog: Catalog, bucket: S3) -> None:
     assert stored == crops
 
 
-def test_a_node_that_dies_in_the_middle_costs_no_result(
-    cluster: Cluster, environment: dict[str, str], bucket: S3
-) -> None:
-    catalog = Catalog(environment[f"{PREFIX}DATABASE_URL"])
-    with subprocess.Popen(RUN, env=on(cluster, environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as run:
+@pytest.mark.parametrize("site", [PROCESSES, NETWORKS, GPUS], indirect=True)
+def test_a_node_that_dies_in_the_middle_costs_no_result(site: Site, environment: dict[str, str], bucket: S3) -> None:
+    catalog, cluster = Catalog(environment[f"{PREFIX}DATABASE_URL"]), site.cluster
+    command = [*cluster.on_head, *RUN]
+    with subprocess.Popen(
+        command, env=on(cluster, environment), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    ) as run:
         while not done(catalog) and run.poll() is None:
             time.sleep(0.1)
         died_at = done(catalog)
@@ -95,13 +125,10 @@ def test_a_node_that_dies_in_the_middle_costs_no_result(
     with catalog.read() as session:
         [only] = session.scalars(select(Run))
     assert (only.status, only.counts["engine"], only.counts["failed"]) == (RunStatus.DONE, "ray", {})
-    cluster.add_worker()
     catalog.close()
 
 
-def test_two_flow_runs_share_a_collection_and_do_every_photo_once(
-    cluster: Cluster, environment: dict[str, str], bucket: S3
-) -> None:
+def test_two_flow_runs_share_a_collection_and_do_every_photo_once(environment: dict[str, str], bucket: S3) -> None:
     catalog = Catalog(environment[f"{PREFIX}DATABASE_URL"])
     runs = [
         subprocess.Popen(
