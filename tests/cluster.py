@@ -34,6 +34,7 @@ class Cluster:
     port: int
     environment: dict[str, str]
     machines: list[Machine] = field(default_factory=list)
+    pinned: bool = False
     nodes: list["subprocess.Popen[bytes]"] = field(default_factory=list)
 
     @property
@@ -52,6 +53,8 @@ class Cluster:
         if self.machines:
             machine = self.machines[len(self.nodes)]
             place, options = machine.command, (*options, f"--node-ip-address={machine.address}")
+        if self.pinned and self.nodes:  # not the head, which does no work
+            place = [*place, "taskset", "--cpu-list", str(len(self.nodes) - 1)]
         node = subprocess.Popen(
             [
                 *place,
@@ -105,14 +108,19 @@ class Cluster:
 
 
 @contextmanager
-def ray_cluster(workers: int, cpus: int = 1, gpus: int = 0, machines: Sequence[Machine] = ()) -> Iterator[Cluster]:
-    """Run a head and `workers` nodes of `cpus` processors, and as many GPUs as they shall say that they have, each."""
+def ray_cluster(
+    workers: int, cpus: int = 1, gpus: int = 0, machines: Sequence[Machine] = (), pinned: bool = False
+) -> Iterator[Cluster]:
+    """Run a head and `workers` nodes of `cpus` processors, and as many GPUs as they shall say that they have, each.
+
+    `pinned`: each to one core of this machine.
+    """
     with socket.create_server((LOOPBACK, 0)) as free:
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="visage-nodes-", ignore_cleanup_errors=True) as name:
         environment = os.environ | SILENCE | {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         environment["PYTHONPATH"] = str(Path(__file__).parents[1])
-        cluster = Cluster(Path(name), port, environment, list(machines))
+        cluster = Cluster(Path(name), port, environment, list(machines), pinned)
         place = [] if machines else [f"--node-ip-address={LOOPBACK}"]
         try:
             cluster.add_node(

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+import psycopg
 import pytest
 from sqlalchemy import select, update
 
@@ -24,6 +26,7 @@ from infra.settings import PREFIX, Settings, load_settings
 from infra.storage.base import LITTER
 from tasks.schedules import add_schedule, due, pause_schedule
 from tests.command import visage
+from tests.full_postgresql import full_postgresql
 from tests.portraits import jpeg, portrait
 
 SERVE = [sys.executable, "-c", "from flows.cli import main; main()", "serve-schedules"]
@@ -141,6 +144,51 @@ def test_a_night_that_a_restart_ended_goes_on_when_the_machine_is_back(machine: 
         wait(machine, lambda: runs(machine)[-1].status == RunStatus.DONE, patience=240)
     assert [run.status for run in runs(machine)] == [RunStatus.CRASHED, RunStatus.DONE]
     assert len({run.slot for run in runs(machine)}) == 1
+
+
+@contextmanager
+def own_prefect_server(database: str, log: Path) -> Iterator[str]:
+    """Run a Prefect server as an operator would; gives the URL of its API."""
+    with socket.create_server((prefect_server.HOST, 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", prefect_server.HOST, "--port", str(port)]
+    settings = {
+        "PREFECT_API_DATABASE_CONNECTION_URL": database,
+        "PREFECT_HOME": str(log.parent / "prefect home"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    }
+    with (
+        log.open("ab") as file,
+        subprocess.Popen(command, env=os.environ | settings, stdout=file, stderr=file) as process,
+    ):
+        try:
+            deadline = time.monotonic() + 180
+            while not prefect_server.Server(process.pid, port, "").healthy(timeout=1):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < deadline, log.read_text()
+                time.sleep(0.5)
+            yield f"http://{prefect_server.HOST}:{port}/api"
+        finally:
+            process.terminate()
+
+
+@pytest.mark.long
+def test_nights_fire_from_an_own_prefect_server_on_postgresql(
+    machine: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with full_postgresql("prefect") as folder:
+        database = f"postgresql+asyncpg://prefect@/prefect?host={folder}"
+        with own_prefect_server(database, tmp_path / "prefect.log") as url:
+            monkeypatch.setenv("PREFECT_API_URL", url)
+            nightly(machine, "* * * * *", timedelta(0), catch_up=False)
+            with serving(machine) as process:
+                wait(machine, lambda: len([r for r in runs(machine) if r.status == RunStatus.DONE]) >= 2)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(timeout=90) == 0
+            assert prefect_server.status(machine.home_folder) is None  # none of our own beside it
+        with psycopg.connect(f"host={folder} user=prefect dbname=prefect") as connection:
+            rung = connection.execute("SELECT count(*) FROM flow_run WHERE state_type = 'COMPLETED' AND auto_scheduled")
+            assert rung.fetchone()[0] >= 2  # type: ignore[index]  # by Prefect, not by serve-schedules itself
 
 
 @pytest.mark.long
