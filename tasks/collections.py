@@ -39,8 +39,7 @@ def check(
         InvalidCollection: saying what does not fit.
         StoreError: if the place cannot be listed.
     """
-    if not name.strip() or not name.isprintable() or "/" in name:
-        raise InvalidCollection(f"{name!r} is no name: it needs visible characters, and no slash")
+    check_name(name)
     known = {a.name for spec in MODELS.values() for a in spec.attributes if a.sensitive}
     unknown = sorted(set(sensitive_attributes) - known)
     if unknown:
@@ -53,3 +52,9 @@ def check(
         raise InvalidCollection(str(error)) from error
     first = next(iter(store.list()), [])
     return Checked(name, store.uri, list(include), excluded, list(sensitive_attributes), not first)
+
+
+def check_name(name: str) -> None:
+    """Raises InvalidCollection: if no collection can be called so."""
+    if not name.strip() or not name.isprintable() or "/" in name:
+        raise InvalidCollection(f"{name!r} is no name: it needs visible characters, and no slash")

@@ -7,6 +7,7 @@ what it may hold removes it.
 import json
 import re
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
@@ -23,8 +24,9 @@ from infra.catalog import audit
 from infra.catalog.custody_tables import Errand
 from infra.catalog.database import Catalog
 from infra.catalog.erasing import note_exhibit
+from infra.catalog.people_tables import Person
 from infra.catalog.questions import ask
-from infra.catalog.schema import Content, Embedding, Face, Image, ImageStatus, ModelVersion
+from infra.catalog.schema import Content, Embedding, Face, Identity, Image, ImageStatus, ModelVersion
 from infra.catalog.views import FaceView
 from infra.settings import Settings
 from infra.storage import open_store
@@ -82,18 +84,24 @@ def export(
     format: Format,
     who: str,
     embeddings: bool = False,
+    min_pictures: int = 1,
 ) -> Exported:
     """Write the faces that a question means into a new folder. `embeddings`: their vectors too (Parquet only).
 
+    `min_pictures`: of a person, under which they are left out (folder only).
+
     parquet, csv: faces and attributes as tables. jsonl: a face a line. coco: photos with boxes and five landmarks each.
-    folder: the crops of known people, a folder for each, as `visage train recognition` reads them.
+    folder: the crops of known people, a folder for each, as `visage train recognition` reads them; nobody is among them whom
+    people decided to ignore.
 
     Raises:
-        CannotExport: if the folder is there already, or the format has no place for vectors.
+        CannotExport: if the folder is there already, or the format has no place for vectors or for people.
         InvalidQuestion: if the question cannot be read.
     """
     if embeddings and format is not Format.PARQUET:
         raise CannotExport(f"vectors are exported as parquet, not as {format.value}")
+    if min_pictures > 1 and format is not Format.FOLDER:
+        raise CannotExport(f"pictures are counted by person in the format folder, not in {format.value}")
     with catalog.read() as session:
         ask(session, question, 1)  # whatever is wrong with the question is said before anything is written
     try:
@@ -105,7 +113,7 @@ def export(
         audit.append(session, who, "export", {"format": format.value, "embeddings": embeddings})
     try:
         with catalog.read() as session:
-            count = _WRITERS[format](_Source(session, settings, question, embeddings), folder)
+            count = _WRITERS[format](_Source(session, settings, question, embeddings, min_pictures), folder)
     except BaseException:
         shutil.rmtree(folder)
         raise
@@ -119,6 +127,7 @@ class _Source:
     settings: Settings
     question: str
     embeddings: bool
+    min_pictures: int
 
     def pages(self) -> Iterator[list[FaceView]]:
         """The faces, in pages; what is recorded meanwhile is not among them."""
@@ -231,9 +240,15 @@ def _placed(session: Session, page: Sequence[FaceView]) -> Iterator[tuple[dict[s
 
 def _folder(source: _Source, folder: Path) -> int:
     crops, count = open_store(source.settings.crops_uri, source.settings.storage_options), 0
+    pictures: Counter[int] = Counter()
+    for page in source.pages():
+        pictures.update(face.identity_id for face in page if face.identity_id is not None)
+    ignored = select(Identity.id).join(Person, Person.id == Identity.person_id).where(Person.ignored)
+    wanted = {person for person, found in pictures.items() if found >= source.min_pictures}
+    wanted -= set(source.session.scalars(ignored))
     for page in source.pages():
         for face in page:
-            if face.identity_id is None:
+            if face.identity_id not in wanted:
                 continue
             person = folder / _person(face)
             person.mkdir(exist_ok=True)

@@ -60,6 +60,26 @@ def thumbnail(settings: Settings, collection_uri: str, key: str, etag: str, sha2
     return jpeg
 
 
+def made_thumbnails(settings: Settings, sha256: str) -> list[Path]:
+    """The files of a photograph that were made so far, by the SHA-256 of its bytes."""
+    return [path for size in KEPT if (path := _folder(settings, sha256) / f"{size.value}.jpg").is_file()]
+
+
+def take_thumbnail(settings: Settings, sha256: str, name: str, jpeg: bytes) -> bool:
+    """Keep a thumbnail that another Visage has made, unless there is one already; says whether it was kept.
+
+    Raises:
+        ValueError: if no thumbnail is called so.
+    """
+    if name not in {f"{size.value}.jpg" for size in KEPT}:
+        raise ValueError(f"{name!r} is no thumbnail")
+    path = _folder(settings, sha256) / name
+    if not path.exists():
+        _write(path, jpeg)
+        return True
+    return False
+
+
 def forget(settings: Settings, contents_sha256: Iterable[str]) -> int:
     """Remove every thumbnail of photographs, by the SHA-256 of their bytes; returns how many files went."""
     removed = 0

@@ -13,6 +13,7 @@ from types import FrameType
 import typer
 
 from flows.cli import (
+    archive,
     attributes,
     audit,
     backfill,
@@ -82,6 +83,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
     query.query,
     query.duplicates,
     query.export,
+    archive.archive,
     bench.bench,
     erasure.erase,
     erasure.erasures,
@@ -91,6 +93,7 @@ COMMANDS: tuple[Callable[..., None], ...] = (
 )
 for command in COMMANDS:
     app.command()(command)
+app.command("import")(archive.import_)
 
 
 def main() -> None:

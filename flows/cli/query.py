@@ -93,6 +93,9 @@ def export(
         Shape, typer.Option("--format", help="folder: crops of known people, as 'visage train recognition' reads them.")
     ] = Shape.PARQUET,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="The vectors too; they are biometric data.")] = False,
+    min_pictures: Annotated[
+        int, typer.Option(min=1, help="folder: leave people out of whom there are fewer pictures.")
+    ] = 1,
     as_json: Json = False,
 ) -> None:
     """Write faces and what is known of them into files. An erasure removes the folder if the person may be in it."""
@@ -101,7 +104,9 @@ def export(
 
     settings = load_settings()
     catalog = Catalog(settings.catalog_url)
-    exported = write(catalog, settings, question, folder, Format(shape.value), settings.acting, embeddings)
+    exported = write(
+        catalog, settings, question, folder, Format(shape.value), settings.acting, embeddings, min_pictures
+    )
     if as_json:
         print_json(exported)
         return

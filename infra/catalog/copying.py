@@ -13,7 +13,20 @@ from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Connection, Engine, Table, bindparam, func, insert, inspect, select, text, tuple_, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Table,
+    bindparam,
+    func,
+    insert,
+    inspect,
+    select,
+    text,
+    tuple_,
+    update,
+)
 
 from infra.catalog import encryption
 from infra.catalog.database import COPYING, Catalog, create_catalog_engine, head, location_of, revision, upgrade
@@ -112,14 +125,14 @@ def _copy(reading: Connection, engine: Engine, table: Table, on_progress: Progre
         arrived = connection.scalar(select(func.count()).select_from(table)) or 0
     # A row may refer to a later one of its own table, which is not there yet: such references come at the end.
     later = [c for c in table.columns if any(k.column.table is table for k in c.foreign_keys)]
-    for rows in _pages(reading, table, last):
+    for rows in pages(reading, table, last):
         with engine.begin() as connection:
             connection.execute(insert(table), [row | {c.name: None for c in later} for row in rows])
         arrived += len(rows)
         on_progress(table.name, arrived)
     if later:
         linking = update(table).where(*(c == bindparam(f"key_{c.name}") for c in key))
-        for rows in _pages(reading, table, None):
+        for rows in pages(reading, table, None):
             linked = [row for row in rows if any(row[c.name] is not None for c in later)]
             values = [
                 {c.name: row[c.name] for c in later} | {f"key_{c.name}": row[c.name] for c in key} for row in linked
@@ -129,11 +142,15 @@ def _copy(reading: Connection, engine: Engine, table: Table, on_progress: Progre
                     connection.execute(linking.values({c.name: bindparam(c.name) for c in later}), values)
 
 
-def _pages(connection: Connection, table: Table, after: Any) -> Iterator[list[dict[str, Any]]]:
-    """Walk a table in the order of its key, beginning after the one given."""
+def pages(
+    connection: Connection, table: Table, after: Any, where: ColumnElement[bool] | None = None
+) -> Iterator[list[dict[str, Any]]]:
+    """Walk a table, or those of its rows that are meant, in the order of its key, beginning after the one given."""
     key = list(table.primary_key)
     while True:
         statement = select(table).order_by(*key).limit(PAGE)
+        if where is not None:
+            statement = statement.where(where)
         if after is not None:
             statement = statement.where(tuple_(*key) > tuple_(*after))
         rows = [dict(row) for row in connection.execute(statement).mappings()]
@@ -159,7 +176,7 @@ def _verified(reading: Connection, engine: Engine, table: Table) -> CopiedTable:
 def table_digest(connection: Connection, table: Table) -> tuple[int, str]:
     """Count and SHA-256 of a table's rows in the order of its key, the same whatever the database."""
     digest, count = hashlib.sha256(), 0
-    for rows in _pages(connection, table, None):
+    for rows in pages(connection, table, None):
         for row in rows:
             for name, value in row.items():
                 digest.update(name.encode() + b"\0" + _bytes(value) + b"\0")

@@ -145,6 +145,11 @@ def head() -> str:
     return str(_migrations()[1].get_current_head())
 
 
+def knows(found: str) -> bool:
+    """Whether a revision is this version's, or one before it."""
+    return any(revision.revision == found for revision in _migrations()[1].walk_revisions())
+
+
 def revision(connection: Connection) -> str | None:
     """The revision that a database is at; None if it is no catalog yet."""
     from alembic.runtime.migration import MigrationContext  # noqa: PLC0415

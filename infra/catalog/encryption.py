@@ -147,6 +147,17 @@ def is_encrypted(session: Session) -> bool:
     return session.get(Secret, CHECK) is not None
 
 
+def check_open(session: Session) -> None:
+    """Make sure that embeddings can be read and written here.
+
+    Raises:
+        EmbeddingsLocked: if they are encrypted, and there is no key.
+    """
+    sealing: Sealing = getattr(session.get_bind().dialect, "visage_sealing", None)
+    if isinstance(sealing, Locked):
+        sealing.seal(b"")
+
+
 def encrypt(session: Session, key: bytes) -> int:
     """Seal all embeddings in this transaction; returns how many. The files still hold the open ones until scrubbed.
 

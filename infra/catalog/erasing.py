@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from infra.catalog import keyed
 from infra.catalog.boxes import overlaps
-from infra.catalog.custody_tables import Errand, Exhibit, Outbox, Suppression
+from infra.catalog.custody_tables import Errand, Exhibit, Outbox, Secret, Suppression
 from infra.catalog.decisions import chunks, family
 from infra.catalog.obedience import drop_stale_proposals, refresh_exemplars
 from infra.catalog.people import remove_empty_identities
@@ -224,16 +224,53 @@ def suppress_content(
     )
 
 
+def suppressions(session: Session, collection_id: int) -> list[tuple[str, list[float] | None]]:
+    """Everything of a collection that must not return: keyed hash, and the box if only a face is meant."""
+    rows = select(Suppression.digest, Suppression.box).where(Suppression.collection_id == collection_id)
+    return list(session.execute(rows.order_by(Suppression.id)).tuples())
+
+
+def inherit(
+    session: Session,
+    erasure_id: int,
+    collection_id: int,
+    keys: Sequence[tuple[bytes, int]],
+    found: Iterable[tuple[str, list[float] | None]],
+) -> int:
+    """Do not take in what was erased where a collection comes from; returns how many hashes that are.
+
+    They were made there: `keys` are the secrets of those catalogs, each with the number that the collection had.
+    """
+    rows = [
+        Suppression(collection_id=collection_id, digest=digest, box=box, erasure_id=erasure_id) for digest, box in found
+    ]
+    session.add_all(rows)
+    for number, (key, of) in enumerate(keys) if rows else ():
+        session.add(Secret(name=f"{_inherited(collection_id)}{number}", value=key + str(of).encode()))
+    session.flush()
+    return len(rows)
+
+
+def _inherited(collection_id: int) -> str:
+    return f"{SECRET} of {collection_id} from "
+
+
 class Erased:
-    """What was erased from a collection, asked while its objects are listed and read; costs nothing where nothing was."""
+    """What was erased from a collection, asked while its objects are listed and read; costs nothing where nothing was.
+
+    `keys`: what the hashes were made with, each with the number of the collection then: this catalog's secret, and those of
+    catalogs that the collection was taken over from.
+    """
 
     def __init__(self, session: Session, collection_id: int) -> None:
-        self.collection_id = collection_id
-        self.key = keyed.known_secret(session, SECRET)
-        rows = select(Suppression.digest, Suppression.box).where(Suppression.collection_id == collection_id)
+        own = keyed.known_secret(session, SECRET)
+        self.keys = [] if own is None else [(own, collection_id)]
+        inherited = select(Secret.value).where(Secret.name.startswith(_inherited(collection_id), autoescape=True))
+        for value in session.scalars(inherited.order_by(Secret.name)):
+            self.keys.append((value[: keyed.LENGTH], int(value[keyed.LENGTH :])))
         self.whole: set[str] = set()
         self.boxes: dict[str, list[list[float]]] = {}
-        for digest, box in session.execute(rows).tuples():
+        for digest, box in suppressions(session, collection_id):
             if box is None:
                 self.whole.add(digest)
             else:
@@ -241,24 +278,23 @@ class Erased:
 
     def object(self, entry: Entry) -> bool:
         """Whether an object was erased as it is listed."""
-        if self.key is None or not self.whole:
-            return False
-        return keyed.digest(self.key, "object", self.collection_id, entry.key, entry.etag, entry.size) in self.whole
+        return bool(self.whole) and any(
+            keyed.digest(key, "object", of, entry.key, entry.etag, entry.size) in self.whole for key, of in self.keys
+        )
 
     def content(self, sha256: str) -> bool:
         """Whether these bytes were erased."""
-        return bool(self.key and self.whole) and self._of(sha256) in self.whole
+        return bool(self.whole) and any(digest in self.whole for digest in self._of(sha256))
 
     def faces(self, sha256: str, boxes: np.ndarray) -> np.ndarray:
         """Which faces (N,) bool of a photo were erased from it, by their boxes (N, 4)."""
-        erased = self.boxes.get(self._of(sha256), []) if self.boxes else []
+        erased = [box for digest in self._of(sha256) for box in self.boxes.get(digest, [])] if self.boxes else []
         if not erased:
             return np.zeros(len(boxes), bool)
         return np.any(overlaps(boxes, np.array(erased)) >= SAME_FACE, axis=1)
 
-    def _of(self, sha256: str) -> str:
-        assert self.key is not None
-        return keyed.digest(self.key, "content", self.collection_id, sha256)
+    def _of(self, sha256: str) -> list[str]:
+        return [keyed.digest(key, "content", of, sha256) for key, of in self.keys]
 
 
 def drop_returned(session: Session, collection_id: int) -> int:

@@ -8,12 +8,14 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.custody_tables import Secret
 
+LENGTH = 32  # bytes of a secret
+
 
 def secret(session: Session, name: str) -> bytes:
     """The catalog's secret of a name, 32 random bytes; made at the first call, which needs a writing transaction."""
     found = session.get(Secret, name)
     if found is None:
-        found = Secret(name=name, value=secrets.token_bytes(32))
+        found = Secret(name=name, value=secrets.token_bytes(LENGTH))
         session.add(found)
         session.flush()
     return found.value

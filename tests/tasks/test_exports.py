@@ -1,6 +1,8 @@
 """Exports hold what the catalog holds, in formats that other programs read, and go when a person is erased."""
 
 import json
+import shutil
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,11 @@ from infra.catalog.database import Catalog
 from infra.catalog.questions import ask
 from infra.catalog.views import FaceView
 from infra.settings import Settings
+from tasks.decisions import ignore_identity
 from tasks.exports import CannotExport, Format, export
+from tasks.training.collection import find_faces
+from tasks.training.options import TrainingOptions
+from tasks.training.train import plan
 from tests.command import visage
 
 
@@ -81,6 +87,43 @@ def test_folder_holds_crops_by_person(archive: Settings, faces: list[FaceView], 
     found = {int(path.stem): path.parent.name for path in folder.rglob("*.jpg")}
     assert found == {face.face_id: str(face.identity_id) for face in faces if face.identity_id is not None}
     assert found
+
+
+def test_training_reads_the_folder_and_finds_every_face_in_it(
+    archive: Settings, faces: list[FaceView], tmp_path: Path
+) -> None:
+    folder = made(archive, tmp_path / "out", Format.FOLDER, "quality > 0.2")
+    planned = plan(archive, folder, None, TrainingOptions())
+    known = {face.face_id: str(face.identity_id) for face in faces if face.identity_id and face.quality > 0.2}
+    labels = dict(zip(planned.labelled.names, planned.labelled.identities, strict=True))
+    assert labels == {f"{person}/{face}.jpg": person for face, person in known.items()}
+    assert planned.spec.preprocess is not None
+    found = find_faces(
+        archive, planned.detector, planned.spec.preprocess.template, planned.labelled, tmp_path / "faces"
+    )
+    assert (sorted(found.names), found.without_face) == (sorted(labels), ())
+
+
+def test_people_with_few_pictures_and_ignored_ones_are_left_out(
+    archive: Settings, faces: list[FaceView], tmp_path: Path
+) -> None:
+    counts = Counter(face.identity_id for face in faces if face.identity_id is not None)
+    most = max(counts.values())
+
+    def people(name: str, min_pictures: int, settings: Settings = archive) -> set[str]:
+        catalog = Catalog(settings.catalog_url)
+        export(catalog, settings, "", tmp_path / name, Format.FOLDER, "tests", min_pictures=min_pictures)
+        return {path.name for path in (tmp_path / name).iterdir()}
+
+    assert people("all", 1) == {str(person) for person in counts}
+    assert people("some", most) == {str(person) for person, count in counts.items() if count == most}
+    assert people("none", most + 1) == set()
+    own = archive.model_copy(update={"home": shutil.copytree(archive.home_folder, tmp_path / "home")})
+    with Catalog(own.catalog_url).write() as session:
+        ignore_identity(session, "tests", min(counts))
+    assert people("without", 1, own) == {str(person) for person in counts if person != min(counts)}
+    with pytest.raises(CannotExport, match="pictures are counted by person in the format folder, not in csv"):
+        export(Catalog(own.catalog_url), own, "", tmp_path / "x", Format.CSV, "tests", min_pictures=2)
 
 
 def test_what_is_there_is_not_written_over(archive: Settings, tmp_path: Path) -> None:
