@@ -19,6 +19,16 @@ router = APIRouter(include_in_schema=False)
 Chosen = Annotated[int | None, Query(ge=1, le=LARGEST_ID)]
 CERTIFICATES, SHOWN = 50, 24
 KINDS = ("face", "identity", "image", "photo")
+CALLED = {
+    "images": "photographs",
+    "embedding": "vectors",
+    "attribute": "estimates",
+    "face_identity": "places among people",
+    "restoration": "restored pictures",
+    "statement": "decisions",
+    "objects": "stored crops",
+    "exhibits": "pages and exports",
+}
 MOST_FACES = 10_000  # of an order
 MOST_CHARACTERS = 20 * MOST_FACES  # of their ids
 MOST_CHOICES = 500  # faces to look at one by one; a form takes no more than 1,000 fields
@@ -96,6 +106,7 @@ def _page(
         certificates=certificates,
         done=next((c for c in certificates if c.erasure_id == done), None),
         shown=SHOWN,
+        called=CALLED,
         most=MOST_CHOICES,
         megabytes=service.settings.upload_bytes // 2**20,
         **shown,
