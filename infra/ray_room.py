@@ -7,13 +7,8 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
-from infra import logs
-
-log = logs.logger()
-
 T = TypeVar("T")
-ROOM_SECONDS = 3600.0  # how long other work may keep the cluster busy before a job gives up
-SAID_AFTER = 10.0
+ROOM_SECONDS = 300.0  # how long other work may keep the cluster busy before a job gives up
 SILENCE_SECONDS = 60.0  # without a result, after which the cluster is asked whether all processes still fit
 
 
@@ -26,7 +21,7 @@ class RoomLost(NoRoom):
 
 
 def await_room(wanted: Mapping[str, float], patience: float | None = None) -> None:
-    """Wait until the cluster has free what is `wanted`, by Ray's names of resources: {"CPU": 3.6, "GPU": 2}; the log says so.
+    """Wait until the cluster has free what is `wanted`, by Ray's names of resources: {"CPU": 3.6, "GPU": 2}.
 
     Raises:
         NoRoom: after `patience` seconds (ROOM_SECONDS), naming what is missing.
@@ -34,13 +29,9 @@ def await_room(wanted: Mapping[str, float], patience: float | None = None) -> No
     import ray  # noqa: PLC0415
 
     patience = ROOM_SECONDS if patience is None else patience
-    start, said = time.monotonic(), False
+    deadline = time.monotonic() + patience
     while lacking := _lacking(wanted, ray.available_resources()):
-        waited = time.monotonic() - start
-        if waited > SAID_AFTER and not said:
-            said = True
-            log.warning("waiting for room in the Ray cluster", lacking=lacking)
-        if waited > patience:
+        if time.monotonic() > deadline:
             raise NoRoom(
                 f"the Ray cluster has had no room for {patience:.0f} s: {lacking}. End other work on it or add nodes; "
                 "'visage run' goes on where this run ended"

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Callable
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -26,10 +26,8 @@ EVENTS = {
 }
 
 
-def stream(
-    service: Service, request: Request, look: Callable[[], BaseModel], over: Collection[str] = OVER
-) -> StreamingResponse:
-    """Send `look()` whenever it changes, until its `status` is among those that say that it is over.
+def stream(service: Service, request: Request, look: Callable[[], BaseModel]) -> StreamingResponse:
+    """Send `look()` whenever it changes, until its `status` says that it is over.
 
     Raises:
         Problem: 503 if too many are watching.
@@ -47,7 +45,7 @@ def stream(
                 if content != seen:
                     yield _event("progress", content)
                     seen = content
-                if content["status"] in over:
+                if content["status"] in OVER:
                     yield _event("end", content)
                     return
                 await asyncio.sleep(SECONDS)

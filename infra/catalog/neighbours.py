@@ -19,7 +19,8 @@ from infra.catalog.vectors import CHUNK
 
 HALF_ERROR = 1e-3  # what rounding both vectors to 11 bits can change of a product of unit vectors: 2 * 2**-11
 SPARE = 64  # candidates beyond those wanted: for what half precision put in a wrong place, and for photos that are gone
-MORE = 4  # times as many candidates, when they were too few
+MORE = 4  # times as many candidates at least, when they were too few
+AMPLE = 2.0  # times as many as should be enough, by the share that a filter kept so far
 MOST = 20_000  # candidates after which comparing all faces that a filter keeps is cheaper
 
 
@@ -77,7 +78,7 @@ def nearest_faces(
     scan = index.scan
     count = 2 * (seen + wanted) + SPARE
     while True:
-        if count > MOST and not exact:
+        if count > MOST:
             exact = True
 
             def scan(session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -95,7 +96,8 @@ def nearest_faces(
             enough = similarities[wanted - 1] > roughly[-1] + HALF_ERROR
         if enough:
             break
-        count *= MORE
+        kept = (len(ids) + 1) / (len(proposed) + 1)
+        count = max(MORE * count, int(AMPLE * wanted / kept))
     return Neighbours(ids[:wanted], similarities[:wanted], EXACT if exact else index.method)
 
 

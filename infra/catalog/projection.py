@@ -1,9 +1,13 @@
 """Nearest faces outside of the database: a faiss index that follows SQLite's rows, and can be thrown away at any time.
 
 It holds half-precision vectors: all compared up to about 100 thousand (flat), above that those of the nearest cells (IVF). How
-many cells is measured when it is built, on faces of its own. The journal of changed embeddings tells which rows it has yet to
-follow; that costs one look-up per search when nothing changed. On disk it is a file per model version, with a note beside it
-that says which state of which rows it is; what does not fit the rows is made anew.
+many cells is measured when it is built, on faces of its own that its cells were not made from. On disk it is a file per model
+version, with a note beside it that says which state of which rows it is; what does not fit the rows is made anew. The file is
+mapped, not read: it opens at once, only the cells that a search probes come from the disk, and processes share the memory.
+
+What is indexed is never changed in place, so any number of threads search it. The journal of changed embeddings tells which
+faces it shows no longer as they are: those are hidden, and their new vectors compared beside it. That costs one look-up per
+search when nothing changed. When they are many they are merged into a new file; at once, if a face was erased.
 """
 
 import json
@@ -23,7 +27,7 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.neighbours import EXACT
 from infra.catalog.schema import Embedding, EmbeddingChange, Face, ModelVersion
-from infra.catalog.vectors import changed_faces, count_vectors, journal_position, stored_vectors, vectors_of
+from infra.catalog.vectors import CHUNK, changed_faces, count_vectors, journal_position, stored_vectors, vectors_of
 
 FLAT_UP_TO = 100_000
 KEPT_FROM = 10_000  # vectors from which reading a file is worth it; fewer are read from the rows at once
@@ -33,9 +37,8 @@ GROWN = 2.0  # times as many as its cells were made for: they have become too la
 CELLS = 4.0  # times the square root of the number of vectors (faiss's guidelines)
 TRAINED_ON = 40  # vectors per cell
 ITERATIONS = 8
-RECALL = 0.997  # of the 10 nearest, that probing must reach on faces of the index itself
+RECALL = 0.995  # of the 10 nearest others that probing must reach on faces of the index itself: 0.99, and what chance may take
 PROBED_WITH = 256
-PROBES = (4, 8, 16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072)
 NEAR = 84  # candidates that so many probes are meant for (10 wanted); more candidates lie in more cells
 KEPT_OPEN = 4
 SPOT_CHECKS = 16
@@ -44,9 +47,10 @@ SAME = 64  # faces that may be as near to a face as it is to itself: copies in s
 
 @dataclass(frozen=True)
 class Note:
-    """What a file on disk is. `position`: the journal's when it was written; `probes` 0: flat."""
+    """What a file of so many bytes on disk is. `position`: the journal's when it was written; `probes` 0: flat."""
 
     file: str
+    size: int
     contract: str
     dimension: int
     position: int
@@ -56,14 +60,60 @@ class Note:
     recall: float
 
 
-class Projection:
-    """An index over one version's vectors that follows the rows. One thread at a time searches it."""
+class View:
+    """What is searched at one moment: `base`, without the faces `hidden` (H,) int64, and `recent`, what came instead."""
 
-    def __init__(self, version: ModelVersion, index: Any, note: Note) -> None:
-        self.version_id, self.index, self.note = version.id, index, note
-        self.position = note.position
-        self.unwritten, self.erased = 0, False  # changes that the file on disk lacks, and whether it holds what is gone
-        self.lock = threading.Lock()
+    def __init__(self, base: Any, hidden: np.ndarray, recent: Any) -> None:
+        self.base, self.hidden, self.recent = base, hidden, recent
+        self.count = int(base.ntotal) - len(hidden) + int(recent.ntotal)
+        self.changes = max(len(hidden), int(recent.ntotal))  # that the base lacks
+        self._shown = faiss.IDSelectorNot(_only(hidden)) if len(hidden) else None
+
+    def search(
+        self, query: np.ndarray, count: int, kept: np.ndarray | None, probes: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """About the `count` most similar, of the faces `kept` (K,) if given, in so many cells; 0: there are none."""
+        kinds = cast(Any, faiss)  # which takes keywords that its stubs do not know
+        shown = self._shown if kept is None else _only(np.setdiff1d(kept, self.hidden))
+        flat = kinds.SearchParameters(sel=None if kept is None else _only(kept))
+        cells = kinds.SearchParametersIVF(sel=shown, nprobe=min(probes, self.base.nlist)) if probes else None
+        asked = query[None].astype(np.float32)
+        parts = []
+        for index, parameters in ((self.base, cells or kinds.SearchParameters(sel=shown)), (self.recent, flat)):
+            if index.ntotal:
+                similarities, ids = index.search(asked, min(count, int(index.ntotal)), params=parameters)
+                parts.append((ids[0][ids[0] >= 0], similarities[0][ids[0] >= 0]))
+        if not parts:
+            return np.zeros(0, np.int64), np.zeros(0)
+        found, near = (np.concatenate(column) for column in zip(*parts, strict=True))
+        order = np.argsort(-near, kind="stable")[:count]
+        return found[order], near[order].astype(np.float64)
+
+    def after(self, changed: np.ndarray, ids: np.ndarray, vectors: np.ndarray) -> "View":
+        """Show (N, D) vectors of `ids` instead of the faces `changed` (C,), of which some may be gone."""
+        held = _ids(self.base)
+        recent: Any = faiss.clone_index(self.recent)
+        recent.remove_ids(changed)
+        recent.add_with_ids(vectors, ids)
+        return View(self.base, np.union1d(self.hidden, held[np.isin(held, changed)]), recent)
+
+    def merged(self, base: Any) -> "View":
+        """Show the same by one index, made of a copy of the base that may change."""
+        base.remove_ids(self.hidden)
+        ids = _ids(self.recent)
+        for start in range(0, len(ids), CHUNK):
+            part = ids[start : start + CHUNK]
+            base.add_with_ids(self.recent.index.reconstruct_n(start, len(part)), part)
+        return View(base, ids[:0], _flat(base.d))
+
+
+class Projection:
+    """An index over one version's vectors that follows the rows."""
+
+    def __init__(self, version: ModelVersion, base: Any, note: Note) -> None:
+        self.version_id, self.note, self.position = version.id, note, note.position
+        self.view = View(base, np.zeros(0, np.int64), _flat(note.dimension))
+        self.erased = False  # whether the base holds what is gone
 
     @property
     def exact(self) -> bool:
@@ -75,89 +125,99 @@ class Projection:
 
     @property
     def outgrown(self) -> bool:
-        limit = FLAT_UP_TO if self.exact else GROWN * self.note.trained_for
-        return bool(self.index.ntotal > limit)
+        return self.view.count > (FLAT_UP_TO if self.exact else GROWN * self.note.trained_for)
+
+    @property
+    def stale(self) -> bool:
+        """Whether it is time to merge what changed."""
+        return self.erased or self.view.changes > WRITE_AFTER * self.view.count
 
     def scan(self, session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        probes = min(self.note.probes * max(1, count // NEAR), self.index.nlist) if not self.exact else 0
-        return self._search(query, count, None, probes)
+        return self.view.search(query, count, None, self.note.probes * max(1, count // NEAR))
 
     def within(
         self, session: Session, query: np.ndarray, count: int, clauses: Sequence[ColumnElement[bool]]
     ) -> tuple[np.ndarray, np.ndarray]:
         kept = np.array(list(session.scalars(select(Face.id).where(*clauses))), np.int64)
-        return self._search(query, count, faiss.IDSelectorBatch(kept), 0 if self.exact else self.index.nlist)
-
-    def _search(
-        self, query: np.ndarray, count: int, kept: faiss.IDSelector | None, probes: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        kinds = cast(Any, faiss)  # which takes keywords that its stubs do not know
-        parameters = kinds.SearchParametersIVF(sel=kept, nprobe=probes) if probes else kinds.SearchParameters(sel=kept)
-        with self.lock:
-            count = min(count, self.index.ntotal)
-            if not count:
-                return np.zeros(0, np.int64), np.zeros(0)
-            similarities, ids = self.index.search(query[None].astype(np.float32), count, params=parameters)
-        found = ids[0] >= 0
-        return ids[0][found], similarities[0][found].astype(np.float64)
+        view = self.view
+        return view.search(query, count, kept, 0 if self.exact else view.base.nlist)
 
     def follow(self, session: Session) -> bool:
-        """Take over what changed in the rows; False if building anew is cheaper."""
+        """Take over what changed in the rows; False if building anew is cheaper. One thread at a time."""
         position = journal_position(session)
         if position <= self.position:
             return True
-        with self.lock:
-            limit = int(REBUILD_AFTER * self.index.ntotal) + 100
-            changed = changed_faces(session, self.version_id, self.position, limit)
-            if changed is None:
-                return False
-            if len(changed):
-                ids, vectors = vectors_of(session, self.version_id, self.note.dimension, changed)
-                self.index.remove_ids(changed)
-                self.index.add_with_ids(vectors, ids)
-                self.unwritten += len(changed)
-                self.erased = self.erased or len(ids) < len(changed)
-            self.position = position
+        limit = int(REBUILD_AFTER * self.view.count) + 100
+        changed = changed_faces(session, self.version_id, self.position, limit)
+        if changed is None:
+            return False
+        if len(changed):
+            ids, vectors = vectors_of(session, self.version_id, self.note.dimension, changed)
+            self.view = self.view.after(changed, ids, vectors)
+            self.erased = self.erased or len(ids) < len(changed)
+        self.position = position
         return not self.outgrown
+
+
+def _flat(dimension: int) -> Any:
+    half = faiss.ScalarQuantizer.QT_fp16
+    return faiss.IndexIDMap(faiss.IndexScalarQuantizer(dimension, half, faiss.METRIC_INNER_PRODUCT))
+
+
+def _only(faces: np.ndarray) -> Any:
+    """Select faces (N,) int64: one bit for each number up to the largest."""
+    chosen = np.zeros(int(faces.max(initial=0)) + 1, bool)
+    chosen[faces] = True
+    return cast(Any, faiss).IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+
+
+def _ids(index: Any) -> np.ndarray:
+    """The faces (N,) int64 that an index holds; of a flat one in its order."""
+    if isinstance(index, faiss.IndexIDMap):
+        return faiss.vector_to_array(index.id_map)
+    lists = index.invlists
+    sizes = [(cell, lists.list_size(cell)) for cell in range(index.nlist)]
+    parts = [faiss.rev_swig_ptr(lists.get_ids(cell), size).copy() for cell, size in sizes if size]
+    return np.concatenate([np.zeros(0, np.int64), *parts])
 
 
 def build(session: Session, version: ModelVersion) -> Projection:
     """Index all vectors of a version from its rows, holding a chunk of them beside the index."""
     dimension, position = version.dimension or 0, journal_position(session)
     count = count_vectors(session, version.id)
-    half = faiss.ScalarQuantizer.QT_fp16
     index: Any  # faiss's Python signatures take arrays, its stubs those of C++
     if count <= FLAT_UP_TO:
-        index = faiss.IndexIDMap(faiss.IndexScalarQuantizer(dimension, half, faiss.METRIC_INNER_PRODUCT))
+        index = _flat(dimension)
     else:
         cells = int(CELLS * count**0.5)
+        half = faiss.ScalarQuantizer.QT_fp16
         index = faiss.IndexIVFScalarQuantizer(
             faiss.IndexFlatIP(dimension), dimension, cells, half, faiss.METRIC_INNER_PRODUCT, False
         )
         index.cp.spherical, index.cp.niter, index.cp.min_points_per_centroid = True, ITERATIONS, 1
         every = max(1, count // (TRAINED_ON * cells))
         sample = np.concatenate([v for _, v in stored_vectors(session, version.id, dimension, every)])
-        index.train(sample)
+        sample = np.random.default_rng(0).permutation(sample)
+        asked, known = np.split(sample, [min(PROBED_WITH, len(sample) // 4)])
+        index.train(known)
     for ids, vectors in stored_vectors(session, version.id, dimension):
         index.add_with_ids(vectors, ids)
-    probes, recall = (0, 1.0) if count <= FLAT_UP_TO else _probes(index, sample)
-    note = Note("", version.contract, dimension, position, int(index.ntotal), count, probes, recall)
+    probes, recall = (0, 1.0) if count <= FLAT_UP_TO else _probes(index, asked)
+    note = Note("", 0, version.contract, dimension, position, int(index.ntotal), count, probes, recall)
     return Projection(version, index, note)
 
 
-def _probes(index: Any, sample: np.ndarray) -> tuple[int, float]:
-    """The fewest cells to probe that find enough of what a search of all cells finds, and how much that is."""
-    queries = sample[:: max(1, len(sample) // PROBED_WITH)][:PROBED_WITH]
-    index.nprobe = index.nlist
-    truth = index.search(queries, 10)[1]
-    recall, probes = 0.0, 0
-    for probes in (*(p for p in PROBES if p < index.nlist), index.nlist):
-        index.nprobe = probes
-        found = index.search(queries, 10)[1]
-        recall = float(np.mean([len(np.intersect1d(f, t)) / len(t) for f, t in zip(found, truth, strict=True)]))
-        if recall >= RECALL:
-            break
-    return probes, recall
+def _probes(index: Any, faces: np.ndarray) -> tuple[int, float]:
+    """The fewest cells to probe that find enough of the 10 nearest others of faces (N, D), and how much that is."""
+    every = cast(Any, faiss).SearchParametersIVF(nprobe=index.nlist)
+    nearest = index.search_and_reconstruct(faces, 11, params=every)[2][:, 1:]  # the first is the face itself
+    cells = index.quantizer.search(nearest.reshape(-1, index.d), 1)[1].reshape(len(faces), -1)
+    order = index.quantizer.search(faces, index.nlist)[1]
+    probed = np.empty_like(order)  # after how many probes each cell is
+    np.put_along_axis(probed, order, np.arange(1, index.nlist + 1)[None], axis=1)
+    needed = np.take_along_axis(probed, cells, axis=1)
+    probes = int(np.quantile(needed, RECALL, method="higher"))
+    return probes, float((needed <= probes).mean())
 
 
 # --- on disk
@@ -178,8 +238,9 @@ def load(session: Session, version: ModelVersion, folder: Path) -> Projection | 
         note = Note(**json.loads(_note_path(folder, version.contract).read_text(encoding="utf-8")))
         if (note.contract, note.dimension) != (version.contract, version.dimension):
             return None
-        index = faiss.read_index(str(folder / note.file))
-        found = Projection(version, index, note)
+        if (folder / note.file).stat().st_size != note.size:
+            return None
+        found = Projection(version, _mapped(folder / note.file), note)
     except (
         OSError,
         ValueError,
@@ -187,9 +248,13 @@ def load(session: Session, version: ModelVersion, folder: Path) -> Projection | 
         RuntimeError,
     ):  # none, damaged, or written by another version: it is disposable
         return None
-    if index.ntotal != note.count or not _fits(session, found) or not found.follow(session):
+    if found.view.count != note.count or not _fits(session, found) or not found.follow(session):
         return None
-    return found if index.ntotal == count_vectors(session, version.id) else None
+    return found if found.view.count == count_vectors(session, version.id) else None
+
+
+def _mapped(file: Path) -> Any:
+    return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
 
 
 def _fits(session: Session, found: Projection) -> bool:
@@ -211,16 +276,23 @@ def _fits(session: Session, found: Projection) -> bool:
 
 
 def save(found: Projection, folder: Path) -> None:
-    """Write an index to disk: the file first, then the note that makes it count, then what it replaces goes."""
+    """Write an index to disk: the file first, then the note that makes it count, then what it replaces goes.
+
+    Raises:
+        RuntimeError: if its own file is no longer there, since another process replaced it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = _note_path(folder, found.note.contract)
-    with FileLock(folder / ".lock"), found.lock:
-        file = f"{path.stem}-{found.position}-{found.index.ntotal}.faiss"
-        note = Note(
-            **{**asdict(found.note), "file": file, "position": found.position, "count": int(found.index.ntotal)}
+    with FileLock(folder / ".lock"):
+        base = (
+            faiss.read_index(str(folder / found.note.file)) if found.note.file else faiss.clone_index(found.view.base)
         )
+        view = found.view.merged(base)
+        file = f"{path.stem}-{found.position}-{view.count}.faiss"
         partial = folder / f"{file}.part"
-        faiss.write_index(found.index, str(partial))
+        faiss.write_index(view.base, str(partial))
+        now = {"file": file, "size": partial.stat().st_size, "position": found.position, "count": view.count}
+        note = Note(**{**asdict(found.note), **now})
         partial.replace(folder / file)
         partial = path.with_suffix(".part")
         partial.write_text(json.dumps(asdict(note)), encoding="utf-8")
@@ -228,7 +300,8 @@ def save(found: Projection, folder: Path) -> None:
         for other in folder.glob(f"{path.stem}-*"):
             if other.name != file:
                 other.unlink()
-        found.note, found.unwritten, found.erased = note, 0, False
+        found.note, found.erased = note, False
+        found.view = View(_mapped(folder / file), view.hidden, view.recent)
 
 
 # --- open ones
@@ -248,25 +321,31 @@ def open_projection(session: Session, version: ModelVersion, folder: Path | None
     with _opening:
         found = _open.get(key)
         if found is None or found.note.contract != version.contract or not found.follow(session):
-            found = (load(session, version, folder) if folder is not None else None) or build(session, version)
+            found = _load_or_build(session, version, folder)
+        kept = folder is not None and (found.note.file or found.view.count >= KEPT_FROM)
+        if kept and folder is not None and (found.stale or not found.note.file):
+            try:
+                save(found, folder)
+            except RuntimeError:  # another process wrote a file in place of ours, which holds as much
+                found = _load_or_build(session, version, folder)
+                save(found, folder)
+        elif found.stale:
+            found.view, found.erased = found.view.merged(faiss.clone_index(found.view.base)), False
         _open[key] = found
         _open.move_to_end(key)
         while len(_open) > KEPT_OPEN:
             _open.popitem(last=False)
-        stale = found.erased or found.unwritten > WRITE_AFTER * found.index.ntotal
-        if (
-            folder is not None
-            and (found.note.file or found.index.ntotal >= KEPT_FROM)
-            and (not found.note.file or stale)
-        ):
-            save(found, folder)
         return found
+
+
+def _load_or_build(session: Session, version: ModelVersion, folder: Path | None) -> Projection:
+    return (load(session, version, folder) if folder is not None else None) or build(session, version)
 
 
 def forget(session: Session, folder: Path) -> None:
     """Bring the files on disk up to the rows now: what was erased leaves them. Doing it twice changes nothing.
 
-    Indexes in the memory of other processes follow at their next search, before they answer.
+    Other processes let go of the old file at their next search, before they answer.
     """
     if not folder.exists():
         return
@@ -281,7 +360,7 @@ def forget(session: Session, folder: Path) -> None:
         if found is None:
             note.unlink()  # of no use any more; the next search builds another
             continue
-        if found.unwritten:
+        if found.view.changes:
             save(found, folder)
         named.add(found.note.file)
     with FileLock(

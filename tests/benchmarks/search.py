@@ -1,9 +1,10 @@
 """How fast and how completely faces are found, by the size of the catalog, on both engines.
 
     python -m tests.benchmarks.search                                    10 and 100 thousand faces, 128-D (minutes)
-    python -m tests.benchmarks.search --faces 1000000 --dimension 512    what you like; a million takes long to enter
+    python -m tests.benchmarks.search --faces 1000000 --dimension 512 --folder DIR --fill    a million takes long to enter:
+    python -m tests.benchmarks.search --faces 1000000 --dimension 512 --folder DIR --engines sqlite    measure it afterwards
 
-The crowd is synthetic (tests.crowd): people with 10 faces each, scattered around a direction of their own. It tells how well an
+The crowd is synthetic (tests.crowd), people with 10 faces each, lying as real ones do. It tells how well an
 index finds, not how well a model recognises. Measured is the whole question, as a service asks it: `search_faces` by a face of
 the catalog, from the filter to the rows of the answer; and beside it the index alone. The limit is faiss's HNSW in memory, with
 nothing around it. Recall is against comparing all vectors in full precision. One thread. CPU time, without the server's, says
@@ -21,11 +22,12 @@ from typing import Any
 import faiss
 import numpy as np
 import psutil
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from infra.catalog import projection
 from infra.catalog.database import Catalog
 from infra.catalog.filters import FaceFilter
+from infra.catalog.schema import Embedding
 from infra.catalog.vectors import create_index, index_name
 from infra.settings import Settings
 from tasks.search import Query, open_index, search_faces, serving_version
@@ -49,26 +51,32 @@ def main() -> None:
     parser.add_argument("--dimension", type=int, default=128)
     parser.add_argument("--engines", nargs="*", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
     parser.add_argument("--no-limit", action="store_true", help="leave faiss's HNSW out")
+    parser.add_argument("--folder", type=Path, help="keep SQLite's catalogs here, and use those that are here")
+    parser.add_argument("--fill", action="store_true", help="only enter the faces into SQLite's catalogs in --folder")
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
+    if options.fill:
+        for count in options.faces:
+            with _catalog("sqlite", _kept(options.folder, count, options.dimension)) as (catalog, _):
+                _entered(catalog, crowd.vectors(count, options.dimension))
+        return
     print(machine.sentence(machine.describe()), flush=True)
     for count in options.faces:
-        rows = list(measure(count, options.dimension, options.engines, not options.no_limit))
+        folder = None if options.folder is None else _kept(options.folder, count, options.dimension)
+        rows = list(measure(count, options.dimension, options.engines, not options.no_limit, folder))
         print(f"\n{count:,} faces, {options.dimension}-D\n\n{markdown(rows)}", flush=True)
 
 
-def measure(count: int, dimension: int, engines: list[str], with_limit: bool) -> Iterator[Row]:
-    """Measure every engine on one crowd."""
+def measure(count: int, dimension: int, engines: list[str], with_limit: bool, folder: Path | None) -> Iterator[Row]:
+    """Measure every engine on one crowd; SQLite's catalog is kept in `folder`."""
     faces = crowd.vectors(count, dimension)
     asked = np.random.default_rng(1).choice(count, QUERIES, replace=False) + 1
     truth, truth_small = _truth(faces, asked)
     if with_limit:
         yield from _limit(faces, asked, truth)
     for engine in engines:
-        with _catalog(engine) as (catalog, settings):
-            start = perf_counter()
-            crowd.enter(catalog, faces, indexed=False)
-            say(f"{engine}: {count:,} faces entered in {perf_counter() - start:.0f} s")
+        with _catalog(engine, folder) as (catalog, settings):
+            _entered(catalog, faces)
             build, size = (_built_by_faiss if engine == "sqlite" else _built_by_postgresql)(catalog, settings)
             yield from _asked(
                 engine, catalog, settings, faces, asked, truth, truth_small, f"built in {seconds(build)}, {size}"
@@ -195,14 +203,34 @@ def _built_by_postgresql(catalog: Catalog, settings: Settings) -> tuple[float, s
     return took, f"{megabytes(size or 0)} of index"
 
 
+def _kept(folder: Path, count: int, dimension: int) -> Path:
+    return folder / f"{count}-{dimension}"
+
+
+def _entered(catalog: Catalog, faces: np.ndarray) -> None:
+    with catalog.read() as session:
+        there = session.scalar(select(func.max(Embedding.face_id))) or 0
+    if there == len(faces):
+        return
+    if there:
+        raise SystemExit(f"{catalog.url}: {there:,} of {len(faces):,} faces were entered; remove it and begin anew")
+    start = perf_counter()
+    crowd.enter(catalog, faces, indexed=False)
+    say(f"{catalog.engine.dialect.name}: {len(faces):,} faces entered in {perf_counter() - start:.0f} s")
+
+
 @contextmanager
-def _catalog(engine: str) -> Iterator[tuple[Catalog, Settings]]:
-    with tempfile.TemporaryDirectory() as folder:
+def _catalog(engine: str, kept: Path | None) -> Iterator[tuple[Catalog, Settings]]:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         server = PostgreSQL() if engine == "postgresql" else None
+        if server is None and kept is not None:
+            folder = kept
+            folder.mkdir(parents=True, exist_ok=True)
         url = server.create() if server is not None else f"sqlite:///{folder}/catalog.db"
         catalog = Catalog(url)
         try:
-            yield catalog, Settings(home=Path(folder), database_url=url)
+            yield catalog, Settings(home=folder, database_url=url)
         finally:
             catalog.close()
             if server is not None:

@@ -267,6 +267,50 @@ def test_an_index_is_read_back_by_the_next_process_and_not_built_again(
     assert on_disk.files() == [file]
 
 
+@pytest.mark.parametrize("kind", ["exact", "ivf"])
+def test_a_file_is_mapped_and_left_as_it_is_until_enough_has_changed(
+    on_disk: Place, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    if kind == "exact":
+        monkeypatch.setattr(projection, "FLAT_UP_TO", 2_000)
+    answer = on_disk.ask(Query(faces=(5,)))
+    assert answer.method == kind
+    nearest = ids(answer)[0]
+    another_process()
+    monkeypatch.setattr(projection, "build", None)
+    with on_disk.catalog.write() as session:
+        put_embeddings(session, crowd.EMBEDDER, {77: FACES[4]})
+    assert on_disk.ids(Query(faces=(5,)))[0] == 77
+    [file] = on_disk.files()
+    assert str(file) in Path("/proc/self/maps").read_text()
+    for changed in range(100, 140):  # 3% of the faces
+        with on_disk.catalog.write() as session:
+            put_embeddings(session, crowd.EMBEDDER, {changed: FACES[changed + 1_000]})
+        assert on_disk.ids(Query(faces=(5,)))[:2] == [77, nearest]
+    [merged] = on_disk.files()
+    assert merged != file
+    assert str(merged) in Path("/proc/self/maps").read_text()
+    assert str(file) not in Path("/proc/self/maps").read_text()
+    assert len(on_disk.ids(Query(faces=(5,), limit=1_000))) == 1_000
+
+
+def test_two_processes_take_turns_at_merging(on_disk: Place) -> None:
+    on_disk.ask(Query(faces=(5,)))
+    ours = dict(projection._open)
+    for first in (300, 400):
+        with on_disk.catalog.write() as session:
+            session.execute(delete(Face).where(Face.id == first))
+        another_process()
+        on_disk.ask(Query(faces=(5,)))  # the other process writes a file and removes ours
+    projection._open.update(ours)
+    with on_disk.catalog.write() as session:
+        session.execute(delete(Face).where(Face.id == 500))
+    found = on_disk.ids(Query(faces=(5,), limit=1_000))
+    assert not {300, 400, 500} & set(found)
+    erased = FACES[499].astype(np.float16).tobytes()
+    assert not any(erased in file.read_bytes() for file in on_disk.files())
+
+
 @pytest.mark.parametrize("damage", ["cut", "noise", "gone", "note", "contract", "older rows"])
 def test_an_index_that_does_not_fit_the_rows_is_made_anew(on_disk: Place, damage: str) -> None:
     first = on_disk.ask(Query(faces=(5,)))
