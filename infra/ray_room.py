@@ -7,8 +7,13 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from typing import TypeVar
 
+from infra import logs
+
+log = logs.logger()
+
 T = TypeVar("T")
-ROOM_SECONDS = 300.0  # how long other work may keep the cluster busy before a job gives up
+ROOM_SECONDS = 3600.0  # how long other work may keep the cluster busy before a job gives up
+SAID_AFTER = 10.0
 SILENCE_SECONDS = 60.0  # without a result, after which the cluster is asked whether all processes still fit
 
 
@@ -21,7 +26,7 @@ class RoomLost(NoRoom):
 
 
 def await_room(wanted: Mapping[str, float], patience: float | None = None) -> None:
-    """Wait until the cluster has free what is `wanted`, by Ray's names of resources: {"CPU": 3.6, "GPU": 2}.
+    """Wait until the cluster has free what is `wanted`, by Ray's names of resources: {"CPU": 3.6, "GPU": 2}; the log says so.
 
     Raises:
         NoRoom: after `patience` seconds (ROOM_SECONDS), naming what is missing.
@@ -29,9 +34,13 @@ def await_room(wanted: Mapping[str, float], patience: float | None = None) -> No
     import ray  # noqa: PLC0415
 
     patience = ROOM_SECONDS if patience is None else patience
-    deadline = time.monotonic() + patience
+    start, said = time.monotonic(), False
     while lacking := _lacking(wanted, ray.available_resources()):
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - start
+        if waited > SAID_AFTER and not said:
+            said = True
+            log.warning("waiting for room in the Ray cluster", lacking=lacking)
+        if waited > patience:
             raise NoRoom(
                 f"the Ray cluster has had no room for {patience:.0f} s: {lacking}. End other work on it or add nodes; "
                 "'visage run' goes on where this run ended"

@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -24,7 +25,7 @@ from infra.catalog.decisions import UnknownSubject
 from infra.catalog.people_tables import Person
 from infra.catalog.runs import close_dead_runs
 from infra.catalog.schema import Collection as CollectionRow
-from infra.catalog.schema import Erasure, Identity, Image
+from infra.catalog.schema import Erasure, Identity, Image, ModelVersion
 from infra.catalog.vectors import stored_vectors
 from infra.catalog.versions import serving
 from infra.settings import Settings
@@ -164,6 +165,22 @@ def plan_photo(session: Session, settings: Settings, photo: Path, least: float |
     """
     from tasks.probe import Prober  # noqa: PLC0415 - imports torch
 
+    version, least = meant_from(session, least)
+    probed = Prober(settings)(photo.read_bytes(), version)
+    if len(probed.vectors) != 1:
+        raise CannotErase(f"{photo}: {len(probed.vectors)} faces are in this photo; cut out the one that is meant")
+    [plan] = plan_alike(session, version, probed.vectors, least)
+    if plan is None:
+        raise CannotErase(f"{photo}: no face of the catalog is similar to {least:.3f} or more; nothing was erased")
+    return plan
+
+
+def meant_from(session: Session, least: float | None = None) -> tuple[ModelVersion, float]:
+    """The version to compare by, and from which similarity on a face is meant: `least`, else by the calibration.
+
+    Raises:
+        CannotErase: if the catalog holds no embeddings, or there is no threshold.
+    """
     version = serving(session)
     if version is None or version.dimension is None:
         raise CannotErase("the catalog holds no embeddings; there is nothing to find a person by")
@@ -171,21 +188,23 @@ def plan_photo(session: Session, settings: Settings, photo: Path, least: float |
         if version.calibration is None:
             raise CannotErase("this model version is not calibrated; say from which similarity on a face is meant")
         least = Calibration.model_validate(version.calibration).thresholds.far_1e_3
-    probed = Prober(settings)(photo.read_bytes(), version)
-    if len(probed.vectors) != 1:
-        raise CannotErase(f"{photo}: {len(probed.vectors)} faces are in this photo; cut out the one that is meant")
-    similarities: dict[int, float] = {}
-    for ids, vectors in stored_vectors(session, version.id, version.dimension):
-        products = vectors @ probed.vectors[0]
-        near = products >= least
-        similarities.update(zip(ids[near].tolist(), products[near].tolist(), strict=True))
-    if not similarities:
-        raise CannotErase(f"{photo}: no face of the catalog is similar to {least:.3f} or more; nothing was erased")
-    alike = (
-        f"Faces at a similarity of {least:.3f} or more are meant: look-alikes among them would go too. Look at them."
-    )
-    planned = plan_faces(session, similarities, "photo")
-    return replace(planned, notes=(alike, *planned.notes), similarities=similarities)
+    return version, least
+
+
+def plan_alike(session: Session, version: ModelVersion, vectors: np.ndarray, least: float) -> list[Plan | None]:
+    """For each of some faces' vectors (N, D), what erasing all that look so like it would take; None if nothing does."""
+    alike: list[dict[int, float]] = [{} for _ in vectors]
+    for ids, stored_ones in stored_vectors(session, version.id, version.dimension or 0):
+        for found, products in zip(alike, (stored_ones @ vectors.T).T, strict=True):
+            near = products >= least
+            found.update(zip(ids[near].tolist(), products[near].tolist(), strict=True))
+    note = f"Faces at a similarity of {least:.3f} or more are meant: look-alikes among them would go too. Look at them."
+    plans: list[Plan | None] = []
+    for similarities in alike:
+        planned = plan_faces(session, similarities, "photo") if similarities else None
+        notes = () if planned is None else (note, *planned.notes)
+        plans.append(planned and replace(planned, notes=notes, similarities=similarities))
+    return plans
 
 
 def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: str) -> tuple[Certificate, Finished]:

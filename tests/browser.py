@@ -1,6 +1,7 @@
 """Debian's Chromium, driven by Playwright, and what is asked of every page in it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,17 @@ def browser() -> "Iterator[Browser]":
         chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
         yield chromium
         chromium.close()
+
+
+@contextmanager
+def chromium() -> "Iterator[Page]":
+    """Open a new browser with one empty page."""
+    from playwright.sync_api import sync_playwright  # noqa: PLC0415 - only these need it
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
+        yield browser.new_page(viewport={"width": 1280, "height": 800})
+        browser.close()
 
 
 def complaints(page: "Page") -> list[str]:

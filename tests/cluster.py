@@ -93,8 +93,12 @@ class Cluster:
             )
             if asked.stdout.strip().endswith(str(nodes)):
                 return
-            assert time.monotonic() < deadline, asked.stdout + asked.stderr[-2000:]
+            assert time.monotonic() < deadline, asked.stdout + asked.stderr[-2000:] + self.said()
             time.sleep(1)
+
+    def said(self) -> str:
+        """The end of what each node has said."""
+        return "\n".join(f"{log}:\n{log.read_text()[-2000:]}" for log in sorted(self.folder.glob("node-*.log")))
 
     def kill(self, node: "subprocess.Popen[bytes]") -> None:
         """Let a node die with everything on it, at once."""
@@ -128,8 +132,10 @@ def ray_cluster(
                 f"--temp-dir={name}/ray",
             )  # fmt: skip
             cluster.wait_for(1)
-            for _ in range(workers):
+            for number in range(workers):
                 cluster.add_worker(cpus, gpus)
+                if machines:  # which do not see that two choose names in one folder at once
+                    cluster.wait_for(2 + number)
             cluster.wait_for(1 + workers)
             yield cluster
         finally:

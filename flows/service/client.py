@@ -4,19 +4,23 @@ import json
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
+from urllib.parse import quote
 
 import httpx
 from pydantic import BaseModel, TypeAdapter
 
 from flows.service.dto import (
+    AlikeOut,
     AnswerOut,
     AuditOut,
     CertificateOut,
     CollectionOut,
     DecidedOut,
+    DecisionOut,
     EvaluationOut,
     FaceOut,
     FailureOut,
+    HealthOut,
     IdentityOut,
     ImageOut,
     JobOut,
@@ -26,10 +30,15 @@ from flows.service.dto import (
     PlanOut,
     ProgressOut,
     ProposalOut,
+    ReadyOut,
     RetriedOut,
+    RolledBackOut,
     RunOut,
+    ScheduleOut,
+    StatusOut,
+    UpgradeOut,
 )
-from flows.service.orders import CollectionIn, ErasureIn, ErasureOrder, FacesIn, OtherIn, RetryIn
+from flows.service.orders import CollectionIn, ErasureIn, ErasureOrder, FacesIn, OtherIn, PairIn, RetryIn, ScheduleIn
 from tasks.fairness import FairnessReport
 
 Answer = TypeVar("Answer")
@@ -66,14 +75,32 @@ class Client:
     def me(self) -> Me:
         return self._get("/me", Me)
 
+    def health(self) -> HealthOut:
+        return self._get("/health", HealthOut)
+
+    def ready(self) -> ReadyOut:
+        """Whether the service can do its work; unlike other answers, one that says no is not raised."""
+        return ReadyOut.model_validate_json(self.http.get("/ready").content)
+
+    def status(self) -> StatusOut:
+        """Whether the last night of every collection was good."""
+        return self._get("/status", StatusOut)
+
+    def metrics(self) -> str:
+        """What Prometheus reads."""
+        return self._request("GET", "/metrics").text
+
     def collections(self) -> list[CollectionOut]:
         return self._get("/collections", Page[CollectionOut]).items
+
+    def collection(self, name: str) -> CollectionOut:
+        return self._get(f"/collections/{_part(name)}", CollectionOut)
 
     def add_collection(self, new: CollectionIn, idempotency_key: str | None = None) -> CollectionOut:
         return self._post("/collections", CollectionOut, new, idempotency_key)
 
     def start_run(self, collection: str, idempotency_key: str | None = None) -> JobOut:
-        return self._post(f"/collections/{collection}/runs", JobOut, None, idempotency_key)
+        return self._post(f"/collections/{_part(collection)}/runs", JobOut, None, idempotency_key)
 
     def images(self, **wanted: Any) -> Iterator[ImageOut]:
         """All images that fit, page by page as they are looked at."""
@@ -148,14 +175,58 @@ class Client:
     def proposals(self) -> list[ProposalOut]:
         return self._get("/proposals", Page[ProposalOut]).items
 
+    def answer(self, a: int, b: int, same: bool) -> DecidedOut:
+        """Say of two identities of a proposal that they are one person, or two."""
+        path = "/proposals/accept" if same else "/proposals/decline"
+        return self._post(path, DecidedOut, PairIn(identity_a=a, identity_b=b))
+
+    def ignore(self, identity_id: int) -> DecidedOut:
+        """Leave a person out of lists and proposals."""
+        return self._post(f"/identities/{identity_id}/ignore", DecidedOut)
+
+    def ignore_faces(self, faces: list[int]) -> DecidedOut:
+        return self._post("/faces/ignore", DecidedOut, FacesIn(faces=faces))
+
+    def decisions(self, identity: int | None = None, limit: int = 50) -> list[DecisionOut]:
+        """What people decided, the latest first."""
+        about = {} if identity is None else {"identity": identity}
+        return self._get("/decisions", Page[DecisionOut], {"limit": limit, **about}).items
+
+    def schedules(self) -> list[ScheduleOut]:
+        return self._get("/schedules", Page[ScheduleOut]).items
+
+    def add_schedule(self, new: ScheduleIn, idempotency_key: str | None = None) -> ScheduleOut:
+        return self._post("/schedules", ScheduleOut, new, idempotency_key)
+
+    def pause_schedule(self, name: str) -> ScheduleOut:
+        return self._post(f"/schedules/{_part(name)}/pause", ScheduleOut)
+
+    def resume_schedule(self, name: str) -> ScheduleOut:
+        return self._post(f"/schedules/{_part(name)}/resume", ScheduleOut)
+
+    def remove_schedule(self, name: str) -> None:
+        self._request("DELETE", f"/schedules/{_part(name)}")
+
     def plan_erasure(self, asked: ErasureIn) -> PlanOut:
         return self._post("/erasures/plan", PlanOut, asked)
+
+    def plan_erasure_by_photo(self, photo: bytes, least: float | None = None) -> list[AlikeOut]:
+        """What would go of each person in a photograph; it is not kept. Erase with `faces` and `by="photo"`."""
+        params = {} if least is None else {"least": least}
+        answer = self._request("POST", "/erasures/plan/photo", params=params, files={"photo": ("photo", photo)})
+        return TypeAdapter(list[AlikeOut]).validate_json(answer.content)
 
     def erase(self, order: ErasureOrder, idempotency_key: str | None = None) -> CertificateOut:
         return self._post("/erasures", CertificateOut, order, idempotency_key)
 
+    def erasures(self, limit: int = 50) -> list[CertificateOut]:
+        return self._get("/erasures", Page[CertificateOut], {"limit": limit}).items
+
     def audit(self, action: str | None = None) -> list[AuditOut]:
         return self._get("/audit", Page[AuditOut], {} if action is None else {"action": action}).items
+
+    def jobs(self, **wanted: Any) -> Iterator[JobOut]:
+        return self._all("/jobs", JobOut, wanted)
 
     def job(self, job_id: int) -> JobOut:
         return self._get(f"/jobs/{job_id}", JobOut)
@@ -170,11 +241,37 @@ class Client:
     def models(self) -> list[ModelOut]:
         return self._get("/models", Page[ModelOut]).items
 
-    def promote(self, name: str, version: int) -> ModelOut:
-        return self._post(f"/models/{name}/versions/{version}/promote", ModelOut)
+    def model(self, name: str) -> ModelOut:
+        return self._get(f"/models/{_part(name)}", ModelOut)
+
+    def promote(self, name: str, version: int, force: bool = False) -> ModelOut:
+        """Make a version champion; what makes the catalog's embeddings is only planned to be, and needs a backfill."""
+        path = f"/models/{_part(name)}/versions/{version}/promote"
+        return self._post(path, ModelOut, params={"force": force})
+
+    def rollback(self, name: str) -> RolledBackOut:
+        """Let queries and nights use the version again that was replaced."""
+        return self._post(f"/models/{_part(name)}/rollback", RolledBackOut)
+
+    def upgrade(self) -> UpgradeOut:
+        return self._get("/upgrade", UpgradeOut)
+
+    def start_backfill(self, idempotency_key: str | None = None) -> JobOut:
+        return self._post("/upgrade/backfill", JobOut, None, idempotency_key)
+
+    def watch_upgrade(self) -> Iterator[UpgradeOut]:
+        """The upgrade each time that it gets on, until it is over."""
+        return self._watch("/upgrade/events", UpgradeOut)
 
     def evaluations(self) -> list[EvaluationOut]:
         return self._get("/evaluations", Page[EvaluationOut]).items
+
+    def evaluation(self, evaluation: str) -> EvaluationOut:
+        """One with the names of its files."""
+        return self._get(f"/evaluations/{evaluation}", EvaluationOut)
+
+    def evaluation_file(self, evaluation: str, name: str) -> bytes:
+        return self._request("GET", f"/evaluations/{evaluation}/files/{_part(name)}").content
 
     def fairness(self, evaluation: str) -> FairnessReport:
         """The report that an evaluation of fairness has stored."""
@@ -184,11 +281,17 @@ class Client:
         return TypeAdapter(kind).validate_json(self._request("GET", path, params=params).content)
 
     def _post(
-        self, path: str, kind: type[Answer], body: BaseModel | None = None, idempotency_key: str | None = None
+        self,
+        path: str,
+        kind: type[Answer],
+        body: BaseModel | None = None,
+        idempotency_key: str | None = None,
+        params: Query | None = None,
     ) -> Answer:
         headers = {} if idempotency_key is None else {"Idempotency-Key": idempotency_key}
         content = None if body is None else body.model_dump(mode="json")
-        return TypeAdapter(kind).validate_json(self._request("POST", path, json=content, headers=headers).content)
+        answer = self._request("POST", path, json=content, headers=headers, params=params)
+        return TypeAdapter(kind).validate_json(answer.content)
 
     def _all(self, path: str, kind: type[Listed], wanted: Query) -> Iterator[Listed]:
         after: str | None = None
@@ -216,6 +319,11 @@ class Client:
         if response.is_error:
             raise _problem(response)
         return response
+
+
+def _part(name: str) -> str:
+    """A name as one part of a path, whatever is in it."""
+    return quote(name, safe="")
 
 
 def _problem(response: httpx.Response) -> ServiceProblem:

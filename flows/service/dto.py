@@ -172,7 +172,7 @@ class FailureOut(Dto):
 
 
 class JobOut(Dto):
-    """Long work that the service has started."""
+    """Long work that the service has started. `run_id`: the run that does it, once it has begun."""
 
     id: int
     kind: str
@@ -183,6 +183,7 @@ class JobOut(Dto):
     finished_at: datetime | None
     result: dict[str, Any] | None
     error: str | None
+    run_id: int | None = None
 
 
 class VersionOut(Dto):
@@ -316,6 +317,16 @@ class PlanOut(Dto):
     digest: str
 
 
+class AlikeOut(Dto):
+    """A face of a photograph that was sent, the faces alike from `least` on, and what erasing them would take, if any are."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    least: float
+    similarities: dict[int, float]
+    plan: PlanOut | None
+
+
 class CertificateOut(Dto):
     """Proof that something was erased, without biometric content. `completed_at` is None while files are left to remove."""
 
@@ -382,6 +393,8 @@ class UpgradeOut(Dto):
     faces: int
     missing: int
     given_up: int
+    faces_per_second: float | None
     seconds_left: float | None
     planned_at: datetime
+    worked_at: datetime | None
     switched_at: datetime | None

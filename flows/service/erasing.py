@@ -2,14 +2,18 @@
 
 import hashlib
 import json
+from dataclasses import dataclass
 
+import numpy as np
 from sqlalchemy.orm import Session
 
-from flows.service.dto import CertificateOut, PlanOut
+from flows.service.access import Principal
+from flows.service.dto import AlikeOut, CertificateOut, PlanOut
 from flows.service.orders import ErasureIn, ErasureOrder
 from flows.service.problems import Problem, not_found
+from flows.service.searching import probe
 from flows.service.state import Service
-from infra.catalog import photographs
+from infra.catalog import audit, photographs
 from tasks import erase
 from tasks.erase import Plan
 
@@ -20,6 +24,45 @@ def plan(service: Service, asked: ErasureIn) -> PlanOut:
     """What would go."""
     with service.catalog.read() as session:
         return _out(_plan(session, asked))
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What a photograph's faces have in the catalog, with its size and, for showing, its pixels as the detector saw them."""
+
+    faces: list[AlikeOut]
+    width: int
+    height: int
+    pixels: np.ndarray
+
+
+def plan_by_photo(service: Service, who: Principal, data: bytes, least: float | None) -> Alike:
+    """What erasing each of the people in a photograph would take. It is looked at in memory and not kept.
+
+    Raises:
+        Problem: 422 for no bytes; 429 after too many.
+        CannotErase: if there is no similarity from which on a face is meant.
+        UnreadablePhoto, NothingToSearch, NotInstalled: as searching does.
+    """
+    with service.catalog.read() as session:
+        version, least = erase.meant_from(session, least)
+    probed = probe(service, who, data, version)
+    with service.catalog.read() as session:
+        plans = erase.plan_alike(session, version, probed.vectors, least)
+    faces = [
+        AlikeOut(
+            box=tuple(box),
+            score=score,
+            least=least,
+            similarities={} if planned is None else planned.similarities,
+            plan=None if planned is None else _out(planned),
+        )
+        for box, score, planned in zip(probed.boxes.tolist(), probed.scores.tolist(), plans, strict=True)
+    ]
+    found = sorted({face for alike in faces for face in alike.similarities})
+    with service.catalog.write() as session:
+        audit.searched(session, who.name, "service", found, [data], least=least)
+    return Alike(faces, probed.width, probed.height, probed.pixels)
 
 
 def carry_out(service: Service, who: str, order: ErasureOrder) -> CertificateOut:
@@ -45,7 +88,7 @@ def carry_out(service: Service, who: str, order: ErasureOrder) -> CertificateOut
 
 def _plan(session: Session, asked: ErasureIn) -> Plan:
     if asked.faces is not None:
-        return erase.plan_faces(session, asked.faces)
+        return erase.plan_faces(session, asked.faces, "photo" if asked.by == "photo" else "face")
     if asked.identity is not None:
         return erase.plan_identity(session, asked.identity)
     image = photographs.photograph(session, asked.image or 0)

@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 
 from fastapi import Request
 from fastapi.responses import StreamingResponse
@@ -26,8 +26,10 @@ EVENTS = {
 }
 
 
-def stream(service: Service, request: Request, look: Callable[[], BaseModel]) -> StreamingResponse:
-    """Send `look()` whenever it changes, until its `status` says that it is over.
+def stream(
+    service: Service, request: Request, look: Callable[[], BaseModel], over: Collection[str] = OVER
+) -> StreamingResponse:
+    """Send `look()` whenever it changes, until its `status` is among those that say that it is over.
 
     Raises:
         Problem: 503 if too many are watching.
@@ -45,7 +47,7 @@ def stream(service: Service, request: Request, look: Callable[[], BaseModel]) ->
                 if content != seen:
                     yield _event("progress", content)
                     seen = content
-                if content["status"] in OVER:
+                if content["status"] in over:
                     yield _event("end", content)
                     return
                 await asyncio.sleep(SECONDS)

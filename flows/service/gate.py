@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 BUG = 500
 SAFE = ("GET", "HEAD", "OPTIONS")
 SMALL_BODY = 2**20  # bytes; forms and JSON are far smaller
-UPLOADS = ("/api/v1/search", "/search")
+UPLOADS = ("/api/v1/search", "/search", "/api/v1/erasures/plan/photo", "/erase/photo")
 ROOM_FOR_FORM = 64 * 2**10  # what a multipart form adds to the photograph in it
 
 POLICY = "; ".join(

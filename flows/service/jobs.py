@@ -5,6 +5,7 @@ A process of its own because a night must not end with the page, nor fill the pa
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ MOST_ERROR_CHARACTERS = 4000
 
 
 def start(service: Service, kind: str, subject: str, who: str, arguments: list[str]) -> Job:
-    """Run `visage ARGUMENTS --json` beside the service and return its job.
+    """Run `visage ARGUMENTS`, which print JSON, beside the service and return its job.
 
     Raises:
         JobRunning: if the same is at work.
@@ -32,7 +33,7 @@ def start(service: Service, kind: str, subject: str, who: str, arguments: list[s
     out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed by the thread that reads them
     try:
         process = subprocess.Popen(
-            [sys.executable, "-c", COMMAND, *arguments, "--json"],
+            [sys.executable, "-c", COMMAND, *arguments],
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=err,
@@ -57,7 +58,15 @@ def _watch(service: Service, job_id: int, process: "subprocess.Popen[bytes]", ou
     if code in DONE:
         _close(service, job_id, JobStatus.DONE, _json(printed), None)
     else:
-        _close(service, job_id, JobStatus.FAILED, None, said[-MOST_ERROR_CHARACTERS:].strip() or f"exit code {code}")
+        _close(service, job_id, JobStatus.FAILED, None, _why(code, said))
+
+
+def _why(code: int, said: str) -> str:
+    """Why a process ended so, in its own words if it had any; below zero the code is a signal's."""
+    if code < 0:
+        ended = f"its process was ended from outside by {signal.Signals(-code).name}"
+        return f"{ended}: the machine may have run out of memory" if -code == signal.SIGKILL else ended
+    return said[-MOST_ERROR_CHARACTERS:].strip().removeprefix("error: ") or f"it ended with exit code {code}"
 
 
 def _json(printed: bytes) -> dict[str, Any] | None:

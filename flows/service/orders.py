@@ -1,6 +1,6 @@
 """What clients ask for: the bodies of writes. Unknown fields are refused."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -61,16 +61,22 @@ class ScheduleIn(Order):
 
 
 class ErasureIn(Order):
-    """What to erase: some faces, a person, or a photograph; exactly one of them."""
+    """What to erase: some faces, a person, or a photograph; exactly one of them.
+
+    `by`: how faces were found; the certificate says it.
+    """
 
     faces: list[Id] | None = Field(default=None, min_length=1, max_length=10_000)
     identity: Id | None = None
     image: Id | None = None
+    by: Literal["id", "photo"] = "id"
 
     @model_validator(mode="after")
     def _one_thing(self) -> Self:
         if sum(part is not None for part in (self.faces, self.identity, self.image)) != 1:
             raise ValueError("name faces, an identity or an image: exactly one of them")
+        if self.by == "photo" and self.faces is None:
+            raise ValueError("by a photograph only faces are found: name them")
         return self
 
 

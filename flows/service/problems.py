@@ -14,6 +14,7 @@ from infra.catalog.database import CatalogTooNew
 from infra.catalog.decisions import DecisionError, UnknownSubject
 from infra.catalog.faults import CatalogUnavailable, CatalogUnreachable
 from infra.catalog.jobs import JobRunning
+from infra.catalog.language import InvalidQuestion
 from infra.catalog.runs import RunInProgress
 from infra.catalog.schedules import ScheduleExists, UnknownSchedule
 from infra.evaluations import UnknownEvaluation
@@ -78,6 +79,7 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     UnusableSchedule: (422, "schedule", "This is no schedule"),
     JobRunning: (409, "job-running", "This is being done already"),
     ClientDisconnect: (400, "cut-off", "The request ended early"),
+    InvalidQuestion: (422, "question", "This question cannot be read"),
     UnknownEvaluation: (404, "not-found", "There is no such evaluation"),
     "NothingToSearch": (422, "nothing-to-search", "There is nothing to search"),
     "UnknownFace": (404, "not-found", "There is no such face"),

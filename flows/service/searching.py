@@ -1,6 +1,7 @@
 """Search for the service: by a face of the catalog, or by a photograph that is not kept. Each is noted in the audit log."""
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,7 +10,11 @@ from flows.service.dto import AnswerOut, MatchOut
 from flows.service.problems import Problem
 from flows.service.state import Service
 from infra.catalog import audit
+from infra.catalog.schema import ModelVersion
 from tasks.search import Answer, Photo, Query, search_faces, search_probed, serving_version
+
+if TYPE_CHECKING:
+    from tasks.probe import Probed
 
 
 @dataclass(frozen=True)
@@ -34,20 +39,30 @@ def by_face(service: Service, who: Principal, face_id: int, limit: int) -> Answe
 
 def by_photo(service: Service, who: Principal, data: bytes, limit: int) -> Found:
     """Look for everybody in a photograph. Nothing of it is kept."""
-    service.searches.take(who.name)
-    if not data:
-        raise Problem(
-            422, "unreadable-photo", "This is no picture that can be read", "The file has 0 bytes: send another."
-        )
     with service.catalog.read() as session:
         version = serving_version(session)
-    probed = service.prober(data, version)
+    probed = probe(service, who, data, version)
     with service.catalog.read() as session:
         answers = search_probed(session, service.settings, Photo("the photograph", data), probed, limit)
     ids = [match.face.face_id for answer in answers for match in answer.matches]
     with service.catalog.write() as session:
         audit.searched(session, who.name, "service", ids, [data], limit=limit)
     return Found([answer_out(answer) for answer in answers], probed.width, probed.height, probed.pixels)
+
+
+def probe(service: Service, who: Principal, data: bytes, version: ModelVersion) -> "Probed":
+    """The faces of a photograph. Nothing of it is kept.
+
+    Raises:
+        Problem: 422 for no bytes; 429 after too many.
+        UnreadablePhoto, NothingToSearch, NotInstalled: as the prober does.
+    """
+    service.searches.take(who.name)
+    if not data:
+        raise Problem(
+            422, "unreadable-photo", "This is no picture that can be read", "The file has 0 bytes: send another."
+        )
+    return service.prober(data, version)
 
 
 def answer_out(answer: Answer) -> AnswerOut:

@@ -45,10 +45,10 @@ class Service:
         self._noted: dict[int, float] = {}
         self._cached: dict[str, tuple[float, Any]] = {}
 
-    def cached(self, what: str, compute: Callable[[], Answer]) -> Answer:
+    def cached(self, what: str, compute: Callable[[], Answer], seconds: float = CACHE_SECONDS) -> Answer:
         """What costs a walk through the catalog, and may be some seconds old: counts, labels."""
-        when, value = self._cached.get(what, (-CACHE_SECONDS, None))
-        if time.monotonic() - when >= CACHE_SECONDS:
+        when, value = self._cached.get(what, (-seconds, None))
+        if time.monotonic() - when >= seconds:
             value = compute()
             self._cached[what] = (time.monotonic(), value)
         answer: Answer = value

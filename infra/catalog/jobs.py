@@ -5,8 +5,8 @@ import socket
 from typing import Any
 
 import psutil
-from sqlalchemy import select, update
-from sqlalchemy.orm import Session
+from sqlalchemy import exists, not_, select, update
+from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.schema import now
 from infra.catalog.service_tables import Job, JobStatus
@@ -79,6 +79,14 @@ def _alive(process_id: int, started: float) -> bool:
 def job(session: Session, job_id: int) -> Job | None:
     """Look a job up."""
     return session.get(Job, job_id)
+
+
+def standing(session: Session, kind: str, limit: int) -> list[Job]:
+    """Jobs of a kind that are at work, or did not end well and were not started again since; the latest first."""
+    later = aliased(Job)
+    again = exists().where(later.kind == Job.kind, later.subject == Job.subject, later.id > Job.id)
+    statement = select(Job).where(Job.kind == kind, Job.status != JobStatus.DONE.value, not_(again))
+    return list(session.scalars(statement.order_by(Job.id.desc()).limit(limit)))
 
 
 def jobs(session: Session, before: int | None, limit: int) -> list[Job]:

@@ -57,6 +57,16 @@ def run(session: Session, run_id: int) -> RunRow | None:
     return None if row is None else _run(*row)
 
 
+def begun(session: Session, collection: str, since: datetime, until: datetime | None) -> RunRow | None:
+    """The first run of a collection that began in a span of time."""
+    statement = select(Run, Collection.name).join(Collection, Collection.id == Run.collection_id)
+    statement = statement.where(Collection.name == collection, Run.started_at >= since)
+    if until is not None:
+        statement = statement.where(Run.started_at <= until)
+    row = session.execute(statement.order_by(Run.id).limit(1)).tuples().one_or_none()
+    return None if row is None else _run(*row)
+
+
 def failures(
     session: Session,
     collection: str | None,

@@ -7,6 +7,7 @@ from typing import Literal
 from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog.language import clause
 from infra.catalog.schema import (
     Attribute,
     Collection,
@@ -25,7 +26,10 @@ Order = Literal["newest", "oldest"]
 
 @dataclass(frozen=True)
 class PhotoFilter:
-    """Which photographs are wanted; what is None or empty does not matter. `label`: (attribute, label)."""
+    """Which photographs are wanted; what is None or empty does not matter.
+
+    `label`: (attribute, label); `question`: in the language of questions, that some face of the photograph answers to.
+    """
 
     collection: str | None = None
     person: int | None = None
@@ -35,6 +39,7 @@ class PhotoFilter:
     label: tuple[str, str] | None = None
     taken_from: str | None = None
     taken_to: str | None = None
+    question: str | None = None
     status: ImageStatus = ImageStatus.DONE
     order: Order = "newest"
 
@@ -72,9 +77,13 @@ class PhotoView:
 
 
 def photographs(session: Session, wanted: PhotoFilter, after: int | None, limit: int) -> list[PhotoView]:
-    """Photographs behind the image id `after`, each of its bytes once per collection."""
+    """Photographs behind the image id `after`, each of its bytes once per collection.
+
+    Raises:
+        InvalidQuestion: if the question cannot be read.
+    """
     direction = Image.id.desc() if wanted.order == "newest" else Image.id.asc()
-    conditions = _conditions(wanted)
+    conditions = _conditions(session, wanted)
     if after is not None:
         conditions.append(Image.id < after if wanted.order == "newest" else Image.id > after)
     statement = (
@@ -146,7 +155,7 @@ def progress(session: Session, run_id: int) -> Progress | None:
     return Progress(run_id, run.status, done, done + pending)
 
 
-def _conditions(wanted: PhotoFilter) -> list[ColumnElement[bool]]:
+def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[bool]]:
     same = aliased(Image)
     conditions: list[ColumnElement[bool]] = [
         Image.status == wanted.status.value,
@@ -174,6 +183,8 @@ def _conditions(wanted: PhotoFilter) -> list[ColumnElement[bool]]:
         name, label = wanted.label
         shown = and_(Attribute.name == name, Attribute.label == label)
         conditions.append(exists().where(of_photo, Attribute.face_id == Face.id, shown))
+    if wanted.question:
+        conditions.append(exists().where(of_photo, clause(session, wanted.question)).correlate(Image))
     return conditions
 
 

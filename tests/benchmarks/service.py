@@ -1,15 +1,22 @@
-"""The web service over a large catalog: how long its pages and searches take, and when the first picture is there."""
+"""The web service over a large catalog: how long its pages and searches take, and when the first picture is there.
 
+python -m tests.benchmarks service                       fill a catalog of 100,000 faces, and measure
+python -m tests.benchmarks.service fill FOLDER           only fill one, to be measured later
+python -m tests.benchmarks.service ask FOLDER            measure on it
+python -m tests.benchmarks.service scroll FOLDER         scroll through all of it in Chromium: what the page's memory does
+"""
+
+import argparse
+import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
-from sqlalchemy import insert
+from sqlalchemy import func, insert, select
 from sqlalchemy.orm import Session
 
 from flows.service import paging
@@ -30,10 +37,11 @@ from infra.settings import Settings
 from infra.storage import Entry, open_store
 from models.spec import Role
 from tasks.recipe import enter_versions, version_for
+from tests.benchmarks import scrolling
 from tests.benchmarks.progress import say
-from tests.benchmarks.table import Row, seconds
-from tests.benchmarks.workplace import COLLECTION, make_home, workplace
-from tests.browser import ARGUMENTS, CHROMIUM
+from tests.benchmarks.table import Row, markdown, seconds
+from tests.benchmarks.workplace import COLLECTION, home_of, make_home, workplace
+from tests.browser import CHROMIUM, chromium
 from tests.portraits import jpeg, portrait
 from tests.serving import serving
 
@@ -44,42 +52,50 @@ NO_LIMIT = Rates(*[Rate(10**9, 10**9)] * 3)
 
 
 def measure(faces: int = 100_000, requests: int = 200, clients: int = 4) -> dict[str, Any]:
-    """Ask a service on loopback for the same things again and again; medians and 99th percentiles in seconds."""
+    """Fill a catalog and ask a service on loopback over it."""
     with workplace() as folder:
         settings = make_home(folder, "home", folder / "photographs")
         fill(settings, faces, write_photographs(folder / "photographs"))
-        say(f"{faces:,} faces are in the catalog")
-        with (
-            serving(settings, rates=NO_LIMIT) as url,
-            httpx.Client(base_url=url, timeout=120) as client,
-            httpx.Client(base_url=f"{url}/api/v1", timeout=120) as api,
-        ):
-            random = np.random.default_rng(0)
-            probe = jpeg(portrait(512))
+        return ask_all(settings, requests, clients)
 
-            def face() -> int:
-                return int(random.integers(1, faces + 1))
 
-            asked: dict[str, Callable[[], httpx.Response]] = {
-                "wall": lambda: client.get("/photographs"),
-                "wall_deep": lambda: client.get("/photographs", params={"after": paging.cursor([face()])}),
-                "face": lambda: client.get(f"/faces/{face()}"),
-                "people": lambda: client.get("/people"),
-                "search_id": lambda: api.get(f"/faces/{face()}/neighbours"),
-                "search_photo": lambda: api.post("/search", files={"photo": ("a.jpg", probe)}),
+def ask_all(settings: Settings, requests: int = 200, clients: int = 4) -> dict[str, Any]:
+    """Ask for the same things again and again; medians and 99th percentiles in seconds."""
+    with Catalog(settings.catalog_url).read() as session:
+        faces = session.scalar(select(func.count(Face.id))) or 0
+    say(f"{faces:,} faces are in the catalog")
+    with (
+        serving(settings, rates=NO_LIMIT) as url,
+        httpx.Client(base_url=url, timeout=120) as client,
+        httpx.Client(base_url=f"{url}/api/v1", timeout=120) as api,
+    ):
+        random = np.random.default_rng(0)
+        probe = jpeg(portrait(512))
+
+        def face() -> int:
+            return int(random.integers(1, faces + 1))
+
+        asked: dict[str, Callable[[], httpx.Response]] = {
+            "wall": lambda: client.get("/photographs"),
+            "wall_deep": lambda: client.get("/photographs", params={"after": paging.cursor([face()])}),
+            "question": lambda: client.get("/photographs", params={"question": "quality > 0.5 and person is known"}),
+            "face": lambda: client.get(f"/faces/{face()}"),
+            "people": lambda: client.get("/people"),
+            "search_id": lambda: api.get(f"/faces/{face()}/neighbours"),
+            "search_photo": lambda: api.post("/search", files={"photo": ("a.jpg", probe)}),
+        }
+        found: dict[str, Any] = {"faces": faces, "requests": requests, "clients": clients}
+        for name, ask in asked.items():
+            found[name] = percentiles(ask, requests if name != "search_photo" else requests // 2)
+            say(f"{name}: {found[name]}")
+        with ThreadPoolExecutor(clients) as pool:
+            together = [pool.submit(percentiles, asked["wall"], requests // clients) for _ in range(clients)]
+            found["wall_together"] = {
+                "p50": float(np.median([f.result()["p50"] for f in together])),
+                "p99": max(f.result()["p99"] for f in together),
             }
-            found: dict[str, Any] = {"faces": faces, "requests": requests, "clients": clients}
-            for name, ask in asked.items():
-                found[name] = percentiles(ask, requests if name != "search_photo" else requests // 4)
-                say(f"{name}: {found[name]}")
-            with ThreadPoolExecutor(clients) as pool:
-                together = [pool.submit(percentiles, asked["wall"], requests // clients) for _ in range(clients)]
-                found["wall_together"] = {
-                    "p50": float(np.median([f.result()["p50"] for f in together])),
-                    "p99": max(f.result()["p99"] for f in together),
-                }
-            if CHROMIUM.exists():
-                found["browser"] = {"cold": in_browser(url), "warm": in_browser(url)}
+        if CHROMIUM.exists():
+            found["browser"] = {"cold": in_browser(url), "warm": in_browser(url)}
     return found
 
 
@@ -111,17 +127,6 @@ def in_browser(url: str) -> dict[str, float]:
             "performance.getEntriesByType('resource').filter(e => e.name.includes('/picture')).map(e => e.responseEnd)"
         )
     return {"first_picture": min(ends) / 1000, "pictures": len(ends), "page_kb": sum(others) / 1000}
-
-
-@contextmanager
-def chromium() -> Iterator[Any]:
-    """A new browser with one empty page."""
-    from playwright.sync_api import sync_playwright  # noqa: PLC0415
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(ARGUMENTS))
-        yield browser.new_page(viewport={"width": 1280, "height": 800})
-        browser.close()
 
 
 def write_photographs(folder: Path) -> Path:
@@ -208,6 +213,7 @@ def rows(found: dict[str, Any]) -> list[Row]:
     names = {
         "wall": "first wall of photographs",
         "wall_deep": "a wall anywhere among them",
+        "question": "the wall filtered by a question that all faces answer to",
         "face": "a face's page, without its neighbours",
         "people": "the grid of people",
         "search_id": "search by a face of the catalog",
@@ -238,3 +244,29 @@ def rows(found: dict[str, Any]) -> list[Row]:
             )
         )
     return laid
+
+
+def main() -> None:
+    """Do one part, on a catalog in a folder that stays."""
+    parser = argparse.ArgumentParser("python -m tests.benchmarks.service", description=__doc__)
+    parser.add_argument("part", choices=["fill", "ask", "scroll"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--faces", type=int, default=100_000)
+    given = parser.parse_args()
+    photographs = given.folder / "photographs"
+    if given.part == "fill":
+        given.folder.mkdir(parents=True)
+        with workplace() as installed:
+            shutil.copyfile(installed / "mlflow.db", given.folder / "mlflow.db")
+        write_photographs(photographs)
+        fill(make_home(given.folder, "home", photographs), given.faces, photographs)
+        return
+    settings = home_of(given.folder, "home")
+    if given.part == "ask":
+        print(markdown(rows(ask_all(settings))))
+    else:
+        print(markdown(scrolling.rows(scrolling.scroll(settings))))
+
+
+if __name__ == "__main__":
+    main()

@@ -39,10 +39,15 @@ def workplace() -> Iterator[Path]:
 
 def make_home(folder: Path, name: str, photographs: Path, **changes: Any) -> Settings:
     """Make a new home in the workplace, with the default settings but for `changes`, and `photographs` as its collection."""
-    registry = f"sqlite:///{folder / 'mlflow.db'}"
-    settings = Settings(home=folder / name, weights=CACHE / "weights", tracking_uri=registry, **changes)
+    settings = home_of(folder, name, **changes)
     add_collection(settings, COLLECTION, photographs)
     return settings
+
+
+def home_of(folder: Path, name: str, **changes: Any) -> Settings:
+    """The settings of a home in a folder, with the registry that lies beside it."""
+    registry = f"sqlite:///{folder / 'mlflow.db'}"
+    return Settings(home=folder / name, weights=CACHE / "weights", tracking_uri=registry, **changes)
 
 
 def add_collection(settings: Settings, name: str, photographs: Path) -> int:

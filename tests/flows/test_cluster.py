@@ -42,7 +42,7 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     """Give two nodes for work: processes side by side, each in a network of its own, or with a GPU each (so they say)."""
     kind = getattr(request, "param", PROCESSES)
     if kind != NETWORKS:
-        with ray_cluster(workers=2, gpus=kind == GPUS) as cluster:
+        with ray_cluster(workers=2, gpus=int(kind == GPUS)) as cluster:
             yield Site(cluster, request.getfixturevalue("s3_options"))
         return
     if reason := why_not():

@@ -1,9 +1,6 @@
 """Training recognition models: what becomes of labels, of the steps, of a kill, and of the result."""
 
-import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -29,6 +26,7 @@ from tasks.training.run import FOLDER, TrainingFailed
 from tasks.training.train import NotAdaptable, plan, prepare, tracked
 from tasks.training.worker import TOGETHER, Training, drawn_order
 from tests.portraits import jpeg, landscape, portrait
+from tests.tasks.killed_training import whole_and_killed
 from tests.tasks.training_program import (
     PEOPLE,
     PICTURES,
@@ -151,35 +149,8 @@ def test_two_workers_train_together(settings: Settings) -> None:
 @pytest.mark.long
 def test_killed_training_goes_on_and_ends_with_the_very_weights(settings: Settings, tmp_path: Path) -> None:
     options = TINY.model_copy(update={"epochs": 40, "lora": 2})
-    command = [sys.executable, "-m", "tests.tasks.training_program"]
-
-    def program(home: str) -> subprocess.Popen[str]:
-        shutil.copyfile(tmp_path / "mlflow.db", tmp_path / f"{home}.db")
-        return start(home)
-
-    def start(home: str) -> subprocess.Popen[str]:
-        uri = f"sqlite:///{tmp_path / f'{home}.db'}"
-        arguments = [str(tmp_path / home), str(settings.weights), uri, options.model_dump_json()]
-        return subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True)
-
-    def digest(process: subprocess.Popen[str]) -> str:
-        out, _ = process.communicate(timeout=200)
-        return re.search(r"digest (\w+)", out)[1]
-
-    whole = digest(program("whole"))
-    killed = program("killed")
-    assert killed.stdout is not None
-    steps = 0
-    while steps < 20:  # of 40 epochs of 3 steps
-        line = killed.stdout.readline()
-        assert line, "it ended before it could be killed"
-        steps = int(line.split()[1]) if line.startswith("step") else steps
-    killed.kill()
-    killed.wait()
-    states = (tmp_path / "killed" / FOLDER).glob("*/ray/*/state.pt")
-    assert 0 < max(torch.load(state, weights_only=True)["step"] for state in states) < 120
-    again = start("killed")
-    assert digest(again) == whole
+    whole, killed = whole_and_killed("tests.tasks.training_program", settings, tmp_path, options, kill_at=20)
+    assert killed == whole
     client = MlflowClient(f"sqlite:///{tmp_path / 'killed.db'}")
     [run] = client.search_runs([client.get_experiment_by_name("training").experiment_id])
     assert run.info.status == "FINISHED"

@@ -1,6 +1,5 @@
 """Training restorers: both stages learn, go on after a kill with the very steps, and become a version that restores."""
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -15,43 +14,17 @@ from models.restoration.degradation import CLASSIC, draw
 from models.template import FFHQ_512
 from tasks.install import find_version
 from tasks.restorer import Restorer
-from tasks.training.collection import CROPS, FACES, read_collection
+from tasks.training.collection import read_collection
 from tasks.training.holdout import TooFewPeople
 from tasks.training.loop import STATE, Diverged
 from tasks.training.restoration.objective import boxes_of
 from tasks.training.restoration.options import RestorationOptions
-from tasks.training.restoration.train import Plan, plan, prepare, publish, tracked
+from tasks.training.restoration.train import plan, prepare, publish, tracked
 from tasks.training.restoration.worker import Job, Training
 from tasks.training.run import TrainingFailed
-from tests.portraits import portrait
+from tests.tasks.killed_training import whole_and_killed
+from tests.tasks.restoration_program import TINY, faces, planned, train
 from tests.tasks.training_program import PEOPLE, PICTURES, labelled_pictures
-
-TINY = RestorationOptions(
-    size=64, width=32, blocks=1, codes=16, dictionary_steps=2, steps=3, batch_size=2, learning_rate=1e-3, perceptual=0,
-    dictionary_adversaries_from=1, adversaries_from=1, judge_every=2,
-)  # fmt: skip
-
-
-def faces(size: int) -> np.ndarray:
-    """(PEOPLE * PICTURES, size, size, 3) uint8: parts of a portrait, each of other brightness."""
-    picture = portrait(size * 2)
-    rng = np.random.default_rng(0)
-    crops = []
-    for _ in range(PEOPLE * PICTURES):
-        top, left = rng.integers(0, size, 2)
-        crops.append((picture[top : top + size, left : left + size] * rng.uniform(0.6, 1)).astype(np.uint8))
-    return np.stack(crops)
-
-
-def planned(settings: Settings, options: RestorationOptions) -> Plan:
-    """A training whose faces are found already."""
-    made = plan(settings, *labelled_pictures(settings.home_folder / "pictures"), options)
-    folder = made.folder / "faces"
-    folder.mkdir(parents=True, exist_ok=True)
-    np.save(folder / CROPS, faces(options.size))
-    known = {"identities": list(made.labelled.identities), "without_face": []}
-    (folder / FACES).write_text(json.dumps(known), encoding="utf-8")
-    return made
 
 
 def alone(job: Job) -> Training:
@@ -109,6 +82,19 @@ def test_training_that_goes_on_in_the_second_stage_ends_with_the_very_weights_an
     assert not made.folder.exists(), "faces stay no longer than needed"
     restored = Restorer(version, "cpu")(torch.from_numpy(faces(64)[:2]), torch.zeros(2, 5, 2))
     assert restored.pixels.shape == (2, 64, 64, 3)
+
+
+@pytest.mark.long
+def test_two_workers_train_both_stages_together(machine: Settings) -> None:
+    trained = train(machine, TINY.model_copy(update={"workers": 2}))
+    assert [entry["step"] for entry in trained.history] == [0, 2, 4, 5]
+
+
+@pytest.mark.long
+def test_killed_training_goes_on_and_ends_with_the_very_weights(machine: Settings, tmp_path: Path) -> None:
+    options = TINY.model_copy(update={"dictionary_steps": 6, "steps": 60})
+    whole, killed = whole_and_killed("tests.tasks.restoration_program", machine, tmp_path, options, kill_at=10)
+    assert killed == whole
 
 
 @pytest.mark.long

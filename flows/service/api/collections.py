@@ -59,7 +59,7 @@ def start_run(service: Here, who: Curator, name: Name, response: Response) -> Jo
     with service.catalog.read() as session:
         stored.by_name(session, name)
     try:
-        job = jobs.start(service, "run", name, who.name, ["run", "--", name])
+        job = jobs.start(service, "run", name, who.name, ["run", "--json", "--", name])
     except job_book.JobRunning as error:
         raise Problem(409, "run-in-progress", "A run is at work on this collection", str(error)) from error
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"

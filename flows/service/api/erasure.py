@@ -6,9 +6,10 @@ from fastapi import APIRouter, Query
 
 from flows.service import erasing
 from flows.service.access import Admin, Here
-from flows.service.dto import AuditOut, CertificateOut, Page, PlanOut
+from flows.service.dto import AlikeOut, AuditOut, CertificateOut, Page, PlanOut
 from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import ErasureIn, ErasureOrder
+from flows.service.upload import PHOTO_BODY, Photo
 from infra.catalog import audit
 from tasks import erase
 
@@ -20,6 +21,19 @@ Few = Annotated[int, Query(ge=1, le=500)]
 def plan_erasure(service: Here, who: Admin, asked: ErasureIn) -> PlanOut:
     """What would go. Nothing is changed."""
     return erasing.plan(service, asked)
+
+
+@router.post("/erasures/plan/photo", tags=["erasure"], openapi_extra=PHOTO_BODY)
+def plan_erasure_by_photo(
+    service: Here,
+    who: Admin,
+    photo: Photo,
+    least: Annotated[
+        float | None, Query(ge=-1, le=1, description="From which similarity on a face is meant; else calibrated.")
+    ] = None,
+) -> list[AlikeOut]:
+    """What would go of each person in a photograph, which is not kept. Carry it out by its faces, with `by` 'photo'."""
+    return erasing.plan_by_photo(service, who, photo, least).faces
 
 
 @router.post("/erasures", status_code=201, tags=["erasure"])

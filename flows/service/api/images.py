@@ -9,6 +9,7 @@ from flows.service.access import Here, Reader
 from flows.service.dto import BoxOut, Id, ImageOut, Page
 from flows.service.problems import LARGEST_ID, Problem, not_found
 from infra.catalog import photographs
+from infra.catalog.language import LONGEST
 from infra.catalog.photographs import Order, PhotoFilter, PhotoView
 from infra.catalog.schema import ImageStatus
 from tasks.thumbnails import Size
@@ -30,6 +31,9 @@ def photo_filter(
     label: Annotated[str | None, Query(max_length=200, description="attribute:label, as expression:happy.")] = None,
     taken_from: Annotated[str | None, Query(max_length=30, description="A year, month or day: 1923, 1923-04.")] = None,
     taken_to: Annotated[str | None, Query(max_length=30)] = None,
+    question: Annotated[
+        str | None, Query(max_length=LONGEST, description="As 'visage query' reads it; some face answers to it.")
+    ] = None,
     status: ImageStatus = ImageStatus.DONE,
     order: Order = "newest",
 ) -> PhotoFilter:
@@ -49,6 +53,7 @@ def photo_filter(
         pair,
         taken_from or None,
         taken_to or None,
+        (question or "").strip() or None,
         status,
         order,
     )

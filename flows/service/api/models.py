@@ -2,17 +2,19 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Query, Request, Response
 
-from flows.service import jobs
+from flows.service import events, jobs
 from flows.service.access import Admin, Here, Reader
 from flows.service.dto import JobOut, ModelOut, Page, RolledBackOut, UpgradeOut, VersionOut
 from flows.service.idempotency import IdempotentRoute
-from flows.service.problems import not_found
+from flows.service.problems import Problem, not_found
 from flows.service.state import Service
+from infra.catalog.upgrade_tables import UpgradeStatus
 
 router = APIRouter(route_class=IdempotentRoute)
 Name = Annotated[str, Path(max_length=100)]
+OVER = frozenset(UpgradeStatus) - {UpgradeStatus.BACKFILLING}
 
 
 @router.get("/models", tags=["models"])
@@ -51,10 +53,13 @@ def rollback_model(service: Here, who: Admin, name: Name) -> RolledBackOut:
 @router.get("/upgrade", tags=["models"])
 def show_upgrade(service: Here, who: Reader) -> UpgradeOut:
     """How far the latest upgrade of the embedding model has got, and the gate's verdict."""
-    found = upgrade_of(service)
-    if found is None:
-        raise not_found("An upgrade")
-    return found
+    return _upgrade(service)
+
+
+@router.get("/upgrade/events", tags=["models"], response_class=Response, responses=events.EVENTS)  # type: ignore[arg-type]
+def watch_upgrade(service: Here, who: Reader, request: Request) -> Response:
+    """How far the latest upgrade has got, as its backfill goes on."""
+    return events.stream(service, request, lambda: _upgrade(service), OVER)
 
 
 @router.post("/upgrade/backfill", status_code=202, tags=["models"])
@@ -98,11 +103,18 @@ def model(service: Service, name: str) -> ModelOut:
 def promote_to_champion(service: Service, name: str, version: int, force: bool = False) -> ModelOut:
     """Promote a version that is on this machine.
 
-    Raises PromotionRefused if it would replace one that is at work, and is measured worse, or not at all.
+    Raises:
+        Problem: 404 if there is no such model or version.
+        PromotionRefused: if it would replace one that is at work, and is measured worse, or not at all.
     """
     from tasks.upgrade import start  # noqa: PLC0415 - imports torch
 
-    model(service, name)
+    there = [known.version for known in model(service, name).versions]
+    if version not in there:
+        numbers = ", ".join(map(str, there)) or "none"
+        raise Problem(
+            404, "not-found", "There is no such version", f"{name} has no version {version}; there are: {numbers}."
+        )
     start(service.catalog, service.settings, f"{name}@{version}", force)
     return model(service, name)
 
@@ -126,6 +138,14 @@ def upgrade_of(service: Service) -> UpgradeOut | None:
         return None
 
 
+def _upgrade(service: Service) -> UpgradeOut:
+    """It is counted over all faces: for all who watch together, at most once a second."""
+    found = service.cached("upgrade", lambda: upgrade_of(service), events.SECONDS / 2)
+    if found is None:
+        raise not_found("An upgrade")
+    return found
+
+
 def backfill(service: Service, who: str) -> JobOut:
     """Start the backfill of the upgrade that is under way.
 
@@ -137,4 +157,4 @@ def backfill(service: Service, who: str) -> JobOut:
 
     with service.catalog.read() as session:
         under_way(session)
-    return JobOut.model_validate(jobs.start(service, "backfill", "the catalog", who, ["backfill", "run"]))
+    return JobOut.model_validate(jobs.start(service, "backfill", "the catalog", who, ["backfill", "run", "--json"]))

@@ -3,6 +3,7 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from flows.service import events, paging
 from flows.service.access import Curator, Here, Reader
@@ -14,6 +15,7 @@ from flows.service.problems import LARGEST_ID, not_found
 from flows.service.state import Service
 from infra.catalog import collections, jobs, nights, photographs
 from infra.catalog.nights import RunRow
+from infra.catalog.service_tables import Job
 from tasks import retry
 
 router = APIRouter(route_class=IdempotentRoute)
@@ -99,8 +101,8 @@ def list_jobs(service: Here, who: Reader, after: Cursor = None, limit: Limit = 5
     place = paging.place(after)
     with service.catalog.read() as session:
         found = jobs.jobs(session, None if place is None else place[0], limit + 1)
-    following = paging.cursor([found[limit - 1].id]) if len(found) > limit else None
-    return Page(items=[JobOut.model_validate(job) for job in found[:limit]], next=following)
+        items = [_job_out(session, job) for job in found[:limit]]
+    return Page(items=items, next=paging.cursor([found[limit - 1].id]) if len(found) > limit else None)
 
 
 @router.get("/jobs/{job_id}", tags=["jobs"])
@@ -127,9 +129,19 @@ def run_progress(service: Service, run_id: int) -> ProgressOut:
 def _job(service: Service, job_id: int) -> JobOut:
     with service.catalog.read() as session:
         found = jobs.job(session, job_id)
-    if found is None:
-        raise not_found(f"Job {job_id}")
-    return JobOut.model_validate(found)
+        if found is None:
+            raise not_found(f"Job {job_id}")
+        return _job_out(session, found)
+
+
+def _job_out(session: Session, job: Job) -> JobOut:
+    return JobOut.model_validate(job).model_copy(update={"run_id": run_of(session, job)})
+
+
+def run_of(session: Session, job: Job) -> int | None:
+    """The run that a job has begun; None while it has not, and for other work."""
+    run = nights.begun(session, job.subject, job.started_at, job.finished_at) if job.kind == "run" else None
+    return None if run is None else run.id
 
 
 def run_out(row: RunRow) -> RunOut:

@@ -8,6 +8,7 @@ from flows.service.access import Here, check_role
 from flows.service.api import models as api
 from flows.service.api.evaluations import RunId
 from flows.service.page.render import Form, Visitor, go, page
+from infra.catalog import jobs
 from infra.catalog.tokens import Role
 
 router = APIRouter(include_in_schema=False)
@@ -35,6 +36,8 @@ def every(request: Request, service: Here, who: Visitor) -> Response:
     verifications = [e for e in evaluations if e.kind == "verification"]
     fairness = [e for e in evaluations if e.kind == "fairness"]
     others = [e for e in evaluations if e.kind not in ("verification", "fairness")]
+    with service.catalog.read() as session:
+        work = jobs.standing(session, "backfill", 1)
     by_role = {words: [m for m in found if m.role == role] for role, words in ROLES.items()}
     return page(
         request,
@@ -46,6 +49,7 @@ def every(request: Request, service: Here, who: Visitor) -> Response:
         others=others,
         measures=MEASURES,
         upgrade=api.upgrade_of(service),
+        job=work[0] if work else None,
     )
 
 

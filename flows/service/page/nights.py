@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
+from sqlalchemy.orm import Session
 
 from flows.service import jobs, paging
 from flows.service.access import Here, check_role
 from flows.service.api.images import Cursor
-from flows.service.api.runs import retried
+from flows.service.api.runs import retried, run_of
 from flows.service.dto import Id
 from flows.service.orders import RetryIn
 from flows.service.page.render import Form, Visitor, go, page
@@ -18,7 +19,7 @@ from infra.catalog import collections, nights, photographs
 from infra.catalog import jobs as job_book
 from infra.catalog.nights import RunRow
 from infra.catalog.schema import RunStatus
-from infra.catalog.service_tables import Job
+from infra.catalog.service_tables import Job, JobStatus
 from infra.catalog.tokens import Role
 from tasks import schedules
 from tasks.status import status
@@ -61,7 +62,7 @@ def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -
         names = [collection.name for collection in collections.every(session)]
         reasons = nights.failure_counts(session)
         standing = status(session)
-        lately = [job for job in job_book.jobs(session, None, JOBS) if _worth_a_word(job)]
+        lately = [job for job in job_book.standing(session, "run", JOBS) if _worth_a_word(session, job)]
     more = f"/nights?after={paging.cursor([found[RUNS - 1].id])}" if len(found) > RUNS else None
     return page(
         request,
@@ -152,9 +153,12 @@ def schedule(service: Here, form: Form) -> Response:
 def _start(service: Service, name: str, who: str) -> None:
     with service.catalog.read() as session:
         collections.by_name(session, name)
-    jobs.start(service, "run", name, who, ["run", "--", name])
+    jobs.start(service, "run", name, who, ["run", "--json", "--", name])
 
 
-def _worth_a_word(job: Job) -> bool:
-    """Whether a job is at work, or did not end well: what ended well shows as a run."""
-    return job.status != "done"
+def _worth_a_word(session: Session, job: Job) -> bool:
+    """Whether no run tells it already: the job is only starting, or it failed and no night was good since."""
+    if job.status == JobStatus.RUNNING:
+        return run_of(session, job) is None
+    lately = [run for run in nights.runs(session, job.subject, None, 1) if run.started_at >= job.started_at]
+    return all(run.status not in (RunStatus.DONE, RunStatus.DONE_WITH_FAILURES) for run in lately)

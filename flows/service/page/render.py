@@ -21,6 +21,7 @@ from flows.service.access import (
     identify,
     new_cookie,
 )
+from flows.service.paging import cursor
 from flows.service.problems import Problem
 from flows.service.upload import read_form
 from infra.catalog.tokens import SESSION_LIFE, Role
@@ -71,6 +72,7 @@ environment = Environment(
 )
 environment.globals.update(
     count=count,
+    cursor=cursor,
     ratio=ratio,
     number=number,
     duration=duration,

@@ -1,20 +1,16 @@
-"""Search by photograph: the picture goes back to the browser inside the page, and is then forgotten."""
-
-import base64
-import io
+"""Search by photograph."""
 
 from fastapi import APIRouter, Request, Response
-from PIL import Image
 
 from flows.service import searching
 from flows.service.access import Here, Principal
+from flows.service.page.probe import data_url
 from flows.service.page.render import Form, Visitor, page
 from flows.service.problems import Problem, problem_of
 from flows.service.state import Service
 from flows.service.upload import photo_of
 
 router = APIRouter(include_in_schema=False)
-SHOWN_PIXELS = 900
 MATCHES = 24
 
 
@@ -34,12 +30,7 @@ def answer(request: Request, service: Here, form: Form) -> Response:
         if problem.status not in (422, 503):
             raise
         return _page(request, service, form.who, problem.status, problem=problem)
-    picture = Image.fromarray(found.pixels)
-    picture.thumbnail((SHOWN_PIXELS, SHOWN_PIXELS))
-    file = io.BytesIO()
-    picture.save(file, "jpeg", quality=80)
-    probe = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode()}"
-    return _page(request, service, form.who, found=found, probe=probe)
+    return _page(request, service, form.who, found=found, probe=data_url(found.pixels))
 
 
 def _page(

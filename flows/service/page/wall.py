@@ -14,6 +14,7 @@ from flows.service.page.render import Visitor, page
 from flows.service.problems import not_found
 from flows.service.state import Service
 from infra.catalog import collections, nights, photographs
+from infra.catalog.language import LONGEST, InvalidQuestion
 from infra.catalog.photographs import PhotoFilter
 from infra.catalog.schema import ImageStatus
 from infra.catalog.views import image_counts
@@ -35,9 +36,12 @@ class Standing:
 @router.get("/photographs")
 def wall(request: Request, service: Here, who: Visitor, wanted: Wanted, after: Cursor = None) -> Response:
     """Photographs with their faces outlined; the address holds the filters and the place."""
-    place = paging.place(after)
+    place, misread = paging.place(after), ""
     with service.catalog.read() as session:
-        found = photographs.photographs(session, wanted, None if place is None else place[0], TILES + 1)
+        try:
+            found = photographs.photographs(session, wanted, None if place is None else place[0], TILES + 1)
+        except InvalidQuestion as error:
+            found, misread = [], str(error)
     query = _query(wanted)
     more = None
     if len(found) > TILES:
@@ -48,6 +52,8 @@ def wall(request: Request, service: Here, who: Visitor, wanted: Wanted, after: C
         request,
         who,
         "wall.html",
+        status=422 if misread else 200,
+        misread=misread,
         photos=found[:TILES],
         more=more,
         after=after,
@@ -61,6 +67,7 @@ def wall(request: Request, service: Here, who: Visitor, wanted: Wanted, after: C
         failed=standing.failed,
         pending=standing.pending,
         labels=labels,
+        longest=LONGEST,
     )
 
 
@@ -114,6 +121,7 @@ def _query(wanted: PhotoFilter) -> dict[str, str]:
         "label": None if wanted.label is None else ":".join(wanted.label),
         "taken_from": wanted.taken_from,
         "taken_to": wanted.taken_to,
+        "question": wanted.question,
         "status": None if wanted.status is ImageStatus.DONE else wanted.status.value,
         "order": None if wanted.order == "newest" else wanted.order,
     }
@@ -135,6 +143,7 @@ def _chips(wanted: PhotoFilter, query: dict[str, str]) -> list[tuple[str, str]]:
         "label": "" if wanted.label is None else " ".join(wanted.label).replace("_", " "),
         "taken_from": f"from {wanted.taken_from}",
         "taken_to": f"to {wanted.taken_to}",
+        "question": wanted.question,
         "status": wanted.status.value,
     }
     return [

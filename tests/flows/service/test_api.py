@@ -75,6 +75,25 @@ def test_filters_narrow_the_wall(client: Client) -> None:
     assert keys(taken_from="1900") == set()
 
 
+def test_a_question_narrows_the_wall_or_is_answered_with_what_is_wrong_with_it(client: Client) -> None:
+    def keys(question: str, **wanted: object) -> set[str]:
+        return {image.key for image in client.images(question=question, **wanted)}
+
+    with_faces = {"a.jpg", "b.jpg", "c/pair.jpg"}
+    assert keys("quality > 0 and collection = archive") == with_faces
+    assert keys("photo ~ pair or photo ~ b.jpg") == {"c/pair.jpg", "b.jpg"}
+    assert keys("photo ~ pair", faces="without") == set()
+    assert keys("person is known") == with_faces
+    assert keys("  ") == with_faces | {"d.jpg"}
+    widths = {image.key: [face.box[2] - face.box[0] for face in image.faces] for image in client.images()}
+    assert keys("width > 90") == {key for key, found in widths.items() if any(width > 90 for width in found)}
+    for question, said in (("quality >", ">>>"), ("beauty > 3", "'beauty' is nothing that can be asked for")):
+        with pytest.raises(ServiceProblem) as caught:
+            keys(question)
+        assert (caught.value.status, caught.value.kind) == (422, "question")
+        assert said in caught.value.detail
+
+
 def test_pictures_are_small_upright_and_known_again(client: Client) -> None:
     image = next(image for image in client.images() if image.key == "c/pair.jpg")
     with Image.open(io.BytesIO(client.picture(image.id, 320))) as picture:

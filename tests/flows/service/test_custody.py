@@ -12,7 +12,7 @@ from infra.catalog import tokens
 from infra.catalog.database import Catalog
 from infra.catalog.tokens import Role
 from infra.settings import Settings
-from tests.portraits import jpeg, portrait
+from tests.portraits import jpeg, landscape, pair, portrait
 from tests.serving import serving
 
 pytestmark = pytest.mark.slow
@@ -108,3 +108,34 @@ def test_an_erased_face_is_gone_from_every_answer_and_certified(clients: dict[st
     assert [f.face_id for f in admin.image(image.id).faces] == [other.face_id]
     assert not list((own.home_folder / "thumbnails").rglob("*.jpg"))
     assert admin.audit("erase")[0].who == "the admin"
+
+
+def test_whoever_a_photograph_shows_is_erased_by_it_and_the_photograph_is_not_kept(
+    clients: dict[str, Client], own: Settings
+) -> None:
+    def files() -> set[str]:
+        return {str(path) for path in own.home_folder.rglob("*") if not path.name.startswith("catalog.db")}
+
+    admin, photo, before = clients["admin"], jpeg(pair(420)), files()
+    with pytest.raises(ServiceProblem, match="needs the role admin"):
+        clients["curate"].plan_erasure_by_photo(photo)
+    with pytest.raises(ServiceProblem, match="no face was found"):
+        admin.plan_erasure_by_photo(jpeg(landscape()))
+    everybody = {face.id for face in admin.faces()}
+    left, right = admin.plan_erasure_by_photo(photo, least=0.9)
+    assert left.box[2] < 420 < right.box[0]
+    assert left.similarities.keys() == right.similarities.keys() == everybody
+    assert left.plan is not None
+    assert (left.plan.kind, set(left.plan.faces)) == ("photo", everybody)
+    (alone, _) = admin.plan_erasure_by_photo(photo, least=0.9999)
+    assert (alone.similarities, alone.plan) == ({}, None)
+    assert files() == before
+    (entry, *_) = admin.audit("search")
+    assert (entry.who, len(entry.subject["photos"]), set(entry.subject["found"])) == ("the admin", 1, set())
+    asked = ErasureIn(faces=sorted(everybody), by="photo")
+    plan = admin.plan_erasure(asked)
+    assert plan.digest == left.plan.digest
+    order = ErasureOrder(**asked.model_dump(), word="erase", digest=plan.digest, reason="asked for")
+    assert admin.erase(order).kind == "photo"
+    assert list(admin.faces()) == []
+    assert admin.erasures()[0].counts["faces"] == len(everybody)

@@ -5,29 +5,36 @@ const $$ = (selector, root = document) => [...root.querySelectorAll(selector)];
 document.documentElement.classList.add("js");
 
 // Endless scrolling: the link to the next page is followed before it comes into sight, and the address keeps the place.
+let working = Promise.resolve();
+const inTurn = (work) => (working = working.then(work, work)); // one change of a list at a time
+const parsed = async (address) => {
+  const answer = await fetch(address, { headers: { "X-Part": "1" } });
+  if (!answer.ok) throw new Error(answer.status);
+  return new DOMParser().parseFromString(await answer.text(), "text/html");
+};
+const keepPlace = (item, address) => item && new IntersectionObserver(([seen], watch) => {
+  if (!item.isConnected) watch.disconnect();
+  else if (seen.isIntersecting) history.replaceState(null, "", address);
+}).observe(item);
 function endless(link) {
-  const watch = new IntersectionObserver(async ([entry]) => {
-    if (!entry.isIntersecting) return;
-    watch.disconnect();
-    link.textContent = "Loading…";
+  const follow = async () => {
+    if (!link.isConnected) return;
     try {
-      const answer = await fetch(link.href, { headers: { "X-Part": "1" } });
-      if (!answer.ok) throw new Error(answer.status);
-      const part = new DOMParser().parseFromString(await answer.text(), "text/html");
-      const items = $$("[data-items] > *", part);
-      const place = link.href;
-      if (items.length) {
-        new IntersectionObserver(([seen]) => {
-          if (seen.isIntersecting) history.replaceState(null, "", place);
-        }).observe(items[0]);
-      }
-      $("[data-items]").append(...items);
-      const next = $("a.more", part);
+      const part = await parsed(link.href), list = $("[data-items]"), items = $$("[data-items] > *", part), next = $("a.more", part);
+      keepPlace(items[0], link.href);
+      list.append(...items);
       if (next) { link.replaceWith(next); endless(next); } else link.remove();
+      list.dispatchEvent(new Event("grown"));
     } catch {
       link.textContent = "Could not load more. Try again";
       link.addEventListener("click", (event) => { event.preventDefault(); endless(link); }, { once: true });
     }
+  };
+  const watch = new IntersectionObserver(([entry]) => {
+    if (!entry.isIntersecting) return;
+    watch.disconnect();
+    link.textContent = "Loading…";
+    inTurn(follow);
   }, { rootMargin: "1500px" });
   watch.observe(link);
 }
@@ -60,16 +67,20 @@ $$("[data-load]").forEach(async (place) => {
   }
 });
 
-// Live progress by server-sent events.
+// Live progress by server-sent events: of a run (done, total), an upgrade (faces, missing) or a job, which begins a run.
 $$("[data-events]").forEach((place) => {
   const source = new EventSource(place.dataset.events);
   const show = (event) => {
-    const state = JSON.parse(event.data);
-    if (state.total !== undefined) {
-      $("progress", place).max = Math.max(state.total, 1);
-      $("progress", place).value = state.done;
-      $("[data-count]", place).textContent = `${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")} photographs`;
+    const state = JSON.parse(event.data), total = state.total ?? state.faces;
+    if (total !== undefined) {
+      const done = state.done ?? total - state.missing - state.given_up;
+      $("progress", place).max = Math.max(total, 1);
+      $("progress", place).value = done;
+      $("[data-count]", place).textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")} ${place.dataset.what ?? "photographs"}`;
+      const left = $("[data-left]", place), minutes = Math.ceil(state.seconds_left / 60);
+      if (left) left.textContent = state.seconds_left ? `, about ${minutes} min of work left` : "";
     }
+    if (state.run_id && "begins" in place.dataset) location.reload();
   };
   source.addEventListener("progress", show);
   source.addEventListener("end", () => { source.close(); location.reload(); });
