@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 NO_LIMIT = Rates(*[Rate(10**9, 10**9)] * 3)
 MARKS = (1_000, 10_000, 50_000)  # photographs after which, beside the end, the page is weighed
-# One screen after the other for some seconds; counts each tile once, and the breaks in their order.
-SCREEN_BY_SCREEN = """async (seconds) => {
+# Two screens at a time for some seconds; counts each tile once, and the breaks in their order.
+DOWNWARDS = """async (seconds) => {
   const seen = window.seen ??= { count: 0, last: null, breaks: 0 };
   const until = performance.now() + 1000 * seconds;
   while (performance.now() < until) {
@@ -29,7 +29,7 @@ SCREEN_BY_SCREEN = """async (seconds) => {
       seen.last = number; seen.count += 1;
     }
     if (!document.querySelector("a.more")) return { ...seen, tiles: numbers.length, over: true };
-    scrollBy(0, innerHeight);
+    scrollBy(0, 2 * innerHeight);
     await new Promise((resolve) => setTimeout(resolve, 25));
   }
   return { ...seen, tiles: document.querySelectorAll(".tile").length, over: false };
@@ -47,7 +47,7 @@ def scroll(settings: Settings) -> dict[str, Any]:
         page.wait_for_load_state("networkidle")
         weighed, marks, over, most = {"start": weight(page, session)}, list(MARKS), False, 0
         while not over:
-            state = page.evaluate(SCREEN_BY_SCREEN, 2)
+            state = page.evaluate(DOWNWARDS, 2)
             over, most = state["over"], max(most, state["tiles"])
             if marks and state["count"] >= marks[0]:
                 marks.pop(0)
