@@ -134,9 +134,7 @@ def ray_cluster(
             cluster.wait_for(1)
             for number in range(workers):
                 cluster.add_worker(cpus, gpus)
-                if machines:  # which do not see that two choose names in one folder at once
-                    cluster.wait_for(2 + number)
-            cluster.wait_for(1 + workers)
+                cluster.wait_for(2 + number)  # two at once may choose the same names in Ray's folder
             yield cluster
         finally:
             for node in cluster.nodes:
