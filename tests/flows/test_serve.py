@@ -188,7 +188,7 @@ def test_nights_fire_from_an_own_prefect_server_on_postgresql(
             assert prefect_server.status(machine.home_folder) is None  # none of our own beside it
         with psycopg.connect(f"host={folder} user=prefect dbname=prefect") as connection:
             rung = connection.execute("SELECT count(*) FROM flow_run WHERE state_type = 'COMPLETED' AND auto_scheduled")
-            assert rung.fetchone()[0] >= 2  # type: ignore[index]  # by Prefect, not by serve-schedules itself
+            assert rung.fetchone()[0] >= 1  # type: ignore[index]  # by Prefect; the last may have been ended with its process
 
 
 @pytest.mark.long

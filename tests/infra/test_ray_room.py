@@ -1,9 +1,12 @@
 """Nobody waits for ever for processes that find no room in a cluster."""
 
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from pathlib import Path
 
 import pytest
 
@@ -63,3 +66,42 @@ def test_who_stops_listening_leaves_no_thread_behind() -> None:
     while any(thread.name == "batches" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+ANEW = """
+from functools import partial
+from infra.ray_cluster import connected
+from infra.ray_room import RoomLost, check_room, watched
+
+class Same:
+    def __call__(self, batch):
+        return batch
+
+def work(gpus):
+    with connected(cpus=2, object_store_bytes=150 * 2**20):
+        import ray.data
+        items = ray.data.from_items(list(range(6)), override_num_blocks=6)
+        for share in (0, gpus):
+            pool = ray.data.ActorPoolStrategy(size=1)
+            items = items.map_batches(Same, compute=pool, batch_size=1, num_cpus=0.5, num_gpus=share)
+        check = partial(check_room, {"CPU": 1, "GPU": gpus})
+        batches = watched(iter(items.iter_batches(batch_size=None)), check, silence=5)
+        return sorted(item for batch in batches for item in batch["item"].tolist())
+
+try:
+    work(9)
+except RoomLost as lost:
+    print(lost)
+print(work(0))
+"""
+
+
+@pytest.mark.long
+def test_a_job_that_lost_its_room_is_begun_anew_in_the_same_process(tmp_path: Path) -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ANEW], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
+    )
+    first, second = ended.stdout.splitlines()
+    assert "processes wait for others that find no room: 9 GPU needed" in first
+    assert second == "[0, 1, 2, 3, 4, 5]"
+    assert ended.returncode == 0, ended.stderr
