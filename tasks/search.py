@@ -20,9 +20,10 @@ from infra.catalog.encryption import is_encrypted
 from infra.catalog.filters import FaceFilter, of_identity, visible
 from infra.catalog.hnsw import HnswIndex
 from infra.catalog.neighbours import Neighbours, VectorIndex, nearest_faces
-from infra.catalog.projection import KEPT_FROM, build, folder_of, forget, open_projection
+from infra.catalog.projection import KEPT_FROM, folder_of, forget, open_projection
 from infra.catalog.schema import UNIT_TOLERANCE, Face, FaceIdentity, Identity
 from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.catalog.sealed import open_sealed
 from infra.catalog.vectors import count_vectors, vectors_of
 from infra.catalog.versions import serving
 from infra.catalog.views import FaceView, faces_by_id
@@ -205,11 +206,11 @@ def serving_version(session: Session) -> ModelVersionRow:
 def open_index(session: Session, version: ModelVersionRow, settings: Settings | None) -> VectorIndex:
     """The index over a version's vectors: PostgreSQL's own, or a projection of SQLite's rows, kept in the home folder.
 
-    Of encrypted embeddings there is none but in memory. PostgreSQL tells no changes: there it is built for every question.
+    Of encrypted embeddings there is none but in memory.
     """
     encrypted, postgresql = is_encrypted(session), session.get_bind().dialect.name == "postgresql"
     if encrypted:
-        return build(session, version) if postgresql else open_projection(session, version, None)
+        return open_sealed(session, version) if postgresql else open_projection(session, version, None)
     if postgresql:
         return HnswIndex(session, version.id, version.dimension or 0)
     folder = None if settings is None else folder_of(settings.home_folder, settings.catalog_url)

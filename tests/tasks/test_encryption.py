@@ -4,16 +4,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select, text
+from sqlalchemy import delete, select, text
+from sqlalchemy.orm import Session
 
-from infra.catalog import encryption
+from infra.catalog import encryption, sealed
 from infra.catalog.checking import check
 from infra.catalog.copying import copy_catalog
 from infra.catalog.database import Catalog
 from infra.catalog.encryption import EmbeddingsLocked
-from infra.catalog.schema import Embedding
+from infra.catalog.projection import Projection, build
+from infra.catalog.schema import Embedding, Face, ModelVersion
 from infra.settings import Settings
 from tasks.encryption import switch
+from tasks.search import Query, search_faces
 from tests.catalogs import FreshUrl
 from tests.command import visage
 from tests.made_up import Crowd
@@ -66,6 +69,44 @@ def test_with_the_key_everything_works_as_before(crowd: Crowd, tmp_path: Path, k
     assert len({bytes(value) for value in raw}) == 8
     crowd.catalog.close()
     assert switch(settings, "officer", False)[0] == 8
+
+
+@pytest.mark.parametrize("catalog_url", ["postgresql"], indirect=True)
+def test_postgresql_builds_the_index_of_encrypted_vectors_when_rows_change_and_only_then(
+    crowd: Crowd, tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Settings(home=tmp_path, database_url=crowd.catalog.url)
+    switch(settings, "officer", True)
+    crowd.catalog = Catalog(crowd.catalog.url)
+    built: list[int] = []
+
+    def counting(session: Session, version: ModelVersion) -> Projection:
+        built.append(version.id)
+        return build(session, version)
+
+    monkeypatch.setattr(sealed, "build", counting)
+    first = next(iter(crowd.shows))
+
+    def found() -> list[int]:
+        answer = search_faces(crowd.catalog, settings, Query(faces=(first,)))
+        assert answer.method == "exact"
+        return sorted(match.face.face_id for match in answer.matches)
+
+    before = found()
+    assert (found(), len(built)) == (before, 1)
+    (new,) = crowd.photo(1)
+    assert (found(), found(), len(built)) == ([*before, new], [*before, new], 2)
+    with (
+        crowd.catalog.write() as session
+    ):  # as many as before, and the other way round: the vector of a face that is there
+        row = session.scalars(select(Embedding).where(Embedding.face_id == new)).first()
+        assert row is not None
+        row.vector = -np.asarray(row.vector)
+    answer = search_faces(crowd.catalog, settings, Query(faces=(first,)))
+    assert (answer.matches[-1].face.face_id, len(built)) == (new, 3)
+    with crowd.catalog.write() as session:
+        session.execute(delete(Face).where(Face.id == new))
+    assert (found(), len(built)) == (before, 4)
 
 
 def test_no_vector_is_left_readable_in_the_files(fresh_catalog_url: FreshUrl, tmp_path: Path, key: str) -> None:
