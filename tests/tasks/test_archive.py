@@ -250,6 +250,7 @@ def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["third object", "rows", "before the commit"])
 def test_killed_import_leaves_nothing_half_and_goes_on(
     file: Path, empty: Settings, source: Settings, moment: str, monkeypatch: pytest.MonkeyPatch
@@ -286,6 +287,7 @@ def test_killed_import_leaves_nothing_half_and_goes_on(
         assert runs == ["crashed", "done"]
 
 
+@pytest.mark.slow
 def test_an_import_that_fails_leaves_all_as_before(
     file: Path, target: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -340,6 +342,7 @@ def of_pair(settings: Settings, collection: str) -> list[int]:
         return [face.face_id for face in ask(session, f'photo = c/pair.jpg and collection = "{collection}"', 10)]
 
 
+@pytest.mark.slow
 def test_what_was_erased_here_does_not_come_in_with_an_archive(file: Path, target: Settings) -> None:
     taken_in(target, file, "one")
     erased(target, erase.plan_image, "a.jpg", "one")
@@ -395,6 +398,7 @@ def test_an_erasure_takes_the_archive_with_it(source: Settings, processed: Setti
 # --- Encryption
 
 
+@pytest.mark.slow
 def test_encrypted_vectors_leave_only_with_the_key_and_are_sealed_where_they_arrive(
     file: Path, empty: Settings, source: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
