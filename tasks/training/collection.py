@@ -64,7 +64,7 @@ def read_collection(images: Path, labels: Path | None) -> Labelled:
     Raises:
         UnusableLabels: naming file and line, or saying what is missing.
     """
-    rows = _by_folder(images) if labels is None else _by_file(labels)
+    rows = _by_folder(images) if labels is None else read_identities(labels)
     if not rows:
         raise UnusableLabels(
             f"{labels or images}: no labelled pictures. Give a folder of folders, or a CSV by --labels."
@@ -125,7 +125,12 @@ def _by_folder(images: Path) -> dict[str, str]:
     return {path.relative_to(images).as_posix(): path.parent.name for path in paths}
 
 
-def _by_file(labels: Path) -> dict[str, str]:
+def read_identities(labels: Path) -> dict[str, str]:
+    """Who is on which picture, by a CSV (image, identity).
+
+    Raises:
+        UnusableLabels: naming file and line.
+    """
     rows: dict[str, str] = {}
     try:
         with labels.open(encoding="utf-8-sig", newline="") as file:
