@@ -18,7 +18,7 @@ from infra.catalog.schema import Embedding, Face
 from infra.catalog.vectors import CHUNK
 
 HALF_ERROR = 1e-3  # what rounding both vectors to 11 bits can change of a product of unit vectors: 2 * 2**-11
-SPARE = 64  # candidates beyond those wanted: for what half precision put in a wrong place, and for photos that are gone
+SPARE = 24  # candidates beyond those wanted: for what half precision put in a wrong place, and for photos that are gone
 MORE = 4  # times as many candidates at least, when they were too few
 AMPLE = 2.0  # times as many as should be enough, by the share that a filter kept so far
 MOST = 20_000  # candidates after which comparing all faces that a filter keeps is cheaper

@@ -26,7 +26,7 @@ from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.neighbours import EXACT
-from infra.catalog.schema import Embedding, EmbeddingChange, Face, ModelVersion
+from infra.catalog.schema import EmbeddingChange, Face, ModelVersion
 from infra.catalog.vectors import CHUNK, changed_faces, count_vectors, journal_position, stored_vectors, vectors_of
 
 FLAT_UP_TO = 100_000
@@ -171,43 +171,57 @@ def _only(faces: np.ndarray) -> Any:
     return cast(Any, faiss).IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
 
 
-def _ids(index: Any) -> np.ndarray:
-    """The faces (N,) int64 that an index holds; of a flat one in its order."""
+def _ids(index: Any, enough: int | None = None) -> np.ndarray:
+    """The faces (N,) int64 that an index holds, of a flat one in its order; or some of them, about so many."""
     if isinstance(index, faiss.IndexIDMap):
-        return faiss.vector_to_array(index.id_map)
-    lists = index.invlists
-    sizes = [(cell, lists.list_size(cell)) for cell in range(index.nlist)]
-    parts = [faiss.rev_swig_ptr(lists.get_ids(cell), size).copy() for cell, size in sizes if size]
-    return np.concatenate([np.zeros(0, np.int64), *parts])
+        return faiss.vector_to_array(index.id_map)[:enough]
+    parts, held = [np.zeros(0, np.int64)], 0
+    for cell in range(index.nlist):
+        size = index.invlists.list_size(cell)
+        if size:
+            parts.append(faiss.rev_swig_ptr(index.invlists.get_ids(cell), size)[:enough].copy())
+            held += size
+        if enough is not None and held >= enough:
+            break
+    return np.concatenate(parts)
 
 
 def build(session: Session, version: ModelVersion) -> Projection:
     """Index all vectors of a version from its rows, holding a chunk of them beside the index."""
     dimension, position = version.dimension or 0, journal_position(session)
     count = count_vectors(session, version.id)
-    index: Any  # faiss's Python signatures take arrays, its stubs those of C++
-    if count <= FLAT_UP_TO:
-        index = _flat(dimension)
+    flat = count <= FLAT_UP_TO
+    if flat:
+        index, kept = _flat(dimension), np.zeros((0, dimension), np.float32)
     else:
-        cells = int(CELLS * count**0.5)
-        half = faiss.ScalarQuantizer.QT_fp16
-        index = faiss.IndexIVFScalarQuantizer(
-            faiss.IndexFlatIP(dimension), dimension, cells, half, faiss.METRIC_INNER_PRODUCT, False
-        )
-        index.cp.spherical, index.cp.niter, index.cp.min_points_per_centroid = True, ITERATIONS, 1
-        every = max(1, count // (TRAINED_ON * cells))
-        sample = np.concatenate([v for _, v in stored_vectors(session, version.id, dimension, every)])
-        sample = np.random.default_rng(0).permutation(sample)
-        asked, known = np.split(sample, [min(PROBED_WITH, len(sample) // 4)])
-        index.train(known)
+        every = max(1, count // (TRAINED_ON * cells_for(count)))
+        index, kept = with_cells(count, [v for _, v in stored_vectors(session, version.id, dimension, every)])
     for ids, vectors in stored_vectors(session, version.id, dimension):
         index.add_with_ids(vectors, ids)
-    probes, recall = (0, 1.0) if count <= FLAT_UP_TO else _probes(index, asked)
+    probes, recall = (0, 1.0) if flat else probes_for(index, kept)
     note = Note("", 0, version.contract, dimension, position, int(index.ntotal), count, probes, recall)
     return Projection(version, index, note)
 
 
-def _probes(index: Any, faces: np.ndarray) -> tuple[int, float]:
+def cells_for(count: int) -> int:
+    """How many cells so many vectors are laid in."""
+    return int(CELLS * count**0.5)
+
+
+def with_cells(count: int, chunks: Sequence[np.ndarray]) -> tuple[Any, np.ndarray]:
+    """Make cells for `count` vectors from some of them (N, D): an index without vectors, and (Q, D) that it does not know."""
+    sample = np.random.default_rng(0).permutation(np.concatenate(chunks))
+    asked, known = np.split(sample, [min(PROBED_WITH, len(sample) // 4)])
+    dimension, half = sample.shape[1], faiss.ScalarQuantizer.QT_fp16
+    index: Any = faiss.IndexIVFScalarQuantizer(  # its Python signatures take arrays, its stubs those of C++
+        faiss.IndexFlatIP(dimension), dimension, cells_for(count), half, faiss.METRIC_INNER_PRODUCT, False
+    )
+    index.cp.spherical, index.cp.niter, index.cp.min_points_per_centroid = True, ITERATIONS, 1
+    index.train(known)
+    return index, asked
+
+
+def probes_for(index: Any, faces: np.ndarray) -> tuple[int, float]:
     """The fewest cells to probe that find enough of the 10 nearest others of faces (N, D), and how much that is."""
     every = cast(Any, faiss).SearchParametersIVF(nprobe=index.nlist)
     nearest = index.search_and_reconstruct(faces, 11, params=every)[2][:, 1:]  # the first is the face itself
@@ -263,16 +277,12 @@ def _fits(session: Session, found: Projection) -> bool:
     if position > journal_position(session) or (position and session.get(EmbeddingChange, position) is None):
         return False
     before = changed_faces(session, found.version_id, position, 100_000)
-    untouched = select(Embedding.face_id, Embedding.vector).where(Embedding.model_version_id == found.version_id)
-    rows = session.execute(untouched.order_by(Embedding.face_id.desc()).limit(SPOT_CHECKS)).tuples().all()
-    changed = set() if before is None else set(before.tolist())
-    for face, vector in rows:
-        if face in changed:
-            continue
-        ids, _ = found.scan(session, vector, SAME)
-        if face not in ids:
-            return False
-    return True
+    changed = np.zeros(0, np.int64) if before is None else before
+    spots = np.setdiff1d(_ids(found.view.base, SPOT_CHECKS), changed)
+    faces, vectors = vectors_of(session, found.version_id, found.note.dimension, spots)
+    if len(faces) < len(spots):
+        return False
+    return all(face in found.scan(session, vector, SAME)[0] for face, vector in zip(faces, vectors, strict=True))
 
 
 def save(found: Projection, folder: Path) -> None:

@@ -101,7 +101,8 @@ def _arrays(rows: object, dimension: int) -> tuple[np.ndarray, np.ndarray]:
 
 def count_vectors(session: Session, model_version_id: int, at_most: int | None = None) -> int:
     """How many faces have an embedding of this version; counting stops at `at_most`."""
-    some = select(Embedding.face_id).where(Embedding.model_version_id == model_version_id).limit(at_most).subquery()
+    version = Embedding.model_version_id  # counted by its index alone: rows, with their vectors, are many pages
+    some = select(version).where(version == model_version_id).limit(at_most).subquery()
     return session.scalar(select(func.count()).select_from(some)) or 0
 
 

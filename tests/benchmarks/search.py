@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("--engines", nargs="*", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
     parser.add_argument("--no-limit", action="store_true", help="leave faiss's HNSW out")
     parser.add_argument("--folder", type=Path, help="keep SQLite's catalogs here, and use those that are here")
+    parser.add_argument("--index-alone", action="store_true", help="without a database: what faiss does for SQLite")
     parser.add_argument("--fill", action="store_true", help="only enter the faces into SQLite's catalogs in --folder")
     options = parser.parse_args()
     faiss.omp_set_num_threads(1)
@@ -63,7 +64,10 @@ def main() -> None:
     print(machine.sentence(machine.describe()), flush=True)
     for count in options.faces:
         folder = None if options.folder is None else _kept(options.folder, count, options.dimension)
-        rows = list(measure(count, options.dimension, options.engines, not options.no_limit, folder))
+        if options.index_alone:
+            rows = list(measure_index(count, options.dimension, not options.no_limit))
+        else:
+            rows = list(measure(count, options.dimension, options.engines, not options.no_limit, folder))
         print(f"\n{count:,} faces, {options.dimension}-D\n\n{markdown(rows)}", flush=True)
 
 
@@ -81,6 +85,41 @@ def measure(count: int, dimension: int, engines: list[str], with_limit: bool, fo
             yield from _asked(
                 engine, catalog, settings, faces, asked, truth, truth_small, f"built in {seconds(build)}, {size}"
             )
+
+
+def measure_index(count: int, dimension: int, with_limit: bool) -> Iterator[Row]:
+    """Measure the index of cells over one crowd, as SQLite's catalogs have it from 100 thousand faces."""
+    faces = crowd.vectors(count, dimension)
+    asked = np.random.default_rng(1).choice(count, QUERIES, replace=False) + 1
+    truth, _ = _truth(faces, asked)
+    if with_limit:
+        yield from _limit(faces, asked, truth)
+    start = perf_counter()
+    every = max(1, count // (projection.TRAINED_ON * projection.cells_for(count)))
+    index: Any
+    index, kept = projection.with_cells(count, [faces[::every]])
+    index.add_with_ids(faces, np.arange(1, count + 1))
+    probes, _ = projection.probes_for(index, kept)
+    built = perf_counter() - start
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "index.faiss"
+        faiss.write_index(index, str(file))
+        start = perf_counter()
+        index, size = faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC), file.stat().st_size
+        opened, index.nprobe = perf_counter() - start, probes
+
+        def ask(face: int) -> set[int]:
+            found = index.search(faces[face - 1 : face], 84)[1][0]
+            return {i for i in found.tolist() if i in truth_of[face]}
+
+        truth_of = dict(zip(asked.tolist(), truth, strict=True))
+        _timed(ask, asked)  # pages warm
+        found, times = _timed(ask, asked)
+    yield Row(
+        f"the index alone, 84 candidates of {index.nlist:,} cells",
+        f"{_percentiles(times)}; of the 10 nearest among them {_recall(found, truth):.4f}",
+        f"built in {seconds(built)}, {megabytes(size)}, opened in {seconds(opened)}; {probes} cells probed",
+    )
 
 
 def _truth(faces: np.ndarray, asked: np.ndarray) -> tuple[list[set[int]], list[set[int]]]:
