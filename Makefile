@@ -32,6 +32,7 @@ check: $(VENV)/.ready
 
 bench: $(VENV)/.ready
 	$(BIN)/python -m tests.benchmarks
+	$(BIN)/python -m tests.benchmarks.flame
 
 clean:
 	rm -rf $(VENV) build

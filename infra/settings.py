@@ -33,6 +33,10 @@ class Settings(BaseSettings):
         "auto", description="auto: Ray Data from `ray_from_images` images on, the same stages in this process below."
     )
     ray_from_images: int = Field(300, ge=1, description="Smallest job that is worth the start of Ray.")
+    precision: Literal["auto", "float32"] = Field(
+        "auto",
+        description="auto: bfloat16 for models that were shown to lose nothing by it, on processors that have it.",
+    )
     cpus: int = Field(0, ge=0, description="Processors to use; 0: all of the machine.")
     s3_endpoint_url: str = Field("", description="Endpoint of an S3-compatible server; empty: AWS.")
     s3_region: str = Field("", description="Region; empty: the usual AWS places.")

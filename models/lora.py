@@ -133,6 +133,7 @@ def adapted(base: ModelSpec) -> ModelSpec:
         paper="arXiv:2412.07771",
         build=partial(build, base=base),
         bundled=None,
+        bfloat16=(),  # that it loses nothing was not shown for adapters
         official=dict,
         notes=f"Backbone: {base.name} ({base.source}).",
     )

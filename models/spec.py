@@ -164,7 +164,8 @@ class ModelSpec:
     EMBEDDING is among what is wanted: one forward then does for both. `reads` names the recognition model that a describing
     network is a head of: its part `head` takes that model's embeddings, of unit length, where they are known already. With
     `mirror`, a face's embedding is that of its crop plus that of the mirrored crop, as verification protocols have it: twice
-    the forwards, fewer errors. `settings` name what else decides the results.
+    the forwards, fewer errors. `bfloat16` names the parts of the network for which that precision was measured to lose nothing
+    that counts, and which compute so where a processor can. `settings` name what else decides the results.
     """
 
     name: str
@@ -178,6 +179,7 @@ class ModelSpec:
     dimension: int | None = None
     scale: int = 1
     mirror: bool = False
+    bfloat16: tuple[str, ...] = ()
     settings: str = ""
     attributes: tuple[Attribute, ...] = ()
     interpret: Callable[[Any], dict[str, Estimate]] | None = None

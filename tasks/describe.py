@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from models.attributes.measured import VISIBILITY
 from models.spec import Attribute, Estimate, Kind, ModelSpec
 from tasks.guard import guarded
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, PhotoFaces, crop, estimate
 from tasks.recipe import MEASURED_VERSION
 
@@ -40,7 +41,7 @@ class Describe:
         device: str,
         heads: frozenset[str] = frozenset(),
     ) -> None:
-        self.models = [(version, load_network(version).to(device)) for version in versions]
+        self.models = [(version, load_for_inference(version, device)) for version in versions]
         self.wanted, self.device, self.heads = wanted, device, heads
 
     def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:

@@ -10,7 +10,8 @@ import torch
 
 from models.detection.mtcnn import MTCNN
 from tasks.decode import Photo
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.photo_faces import BOXES, LANDMARKS, SCORES, PhotoFaces
 
 
@@ -35,7 +36,7 @@ class Detect:
     """
 
     def __init__(self, version: ModelVersion, device: str) -> None:
-        self.network = cast(MTCNN, load_network(version).to(device))
+        self.network = cast(MTCNN, load_for_inference(version, device))
 
     def __call__(self, pictures: Sequence[Decoded]) -> list[Decoded]:
         start = time.perf_counter()

@@ -13,7 +13,8 @@ from models.spec import EMBEDDING as EMBEDDING_OUTPUT
 from models.spec import ModelSpec
 from tasks.describe import Columns, columns, handed_out, joined
 from tasks.guard import guarded, halving
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.photo_faces import (
     EMBEDDING,
     EMBEDDING_BESIDE,
@@ -46,7 +47,7 @@ class Embed:
     ) -> None:
         assert version.spec.preprocess is not None
         self.spec, self.template = version.spec, version.spec.preprocess.template
-        self.network = load_network(describing or version).to(device)
+        self.network = load_for_inference(describing or version, device)
         self.describing, self.device = describing, device
         self.wanted = wanted if describing is None else wanted & {a.name for a in describing.spec.attributes}
 

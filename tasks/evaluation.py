@@ -20,7 +20,8 @@ from tasks.calibration import Calibration, fit
 from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.photo_faces import BOXES, PhotoFaces, crop
 from tasks.verification import Pairs, VerificationReport, evaluate, pair_similarities
 
@@ -60,7 +61,7 @@ def evaluate_verification(
         UnusablePairs: if no verification can be measured on them.
     """
     names = sorted({*pairs.a, *pairs.b})
-    judged = [_Judged(version, load_network(version)) for version in embedders]
+    judged = [_Judged(version, load_for_inference(version)) for version in embedders]
     finder = FaceFinder(settings, detector)
     done = 0
     for group in _groups(read_images(images, names)):

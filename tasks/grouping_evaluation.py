@@ -21,7 +21,8 @@ from tasks.calibration import Calibration
 from tasks.embed import embed
 from tasks.evaluation import GROUP, FaceFinder, Progress, read_images, template_of
 from tasks.grouping import NOBODY, Exemplars, Faces, Ints, Policy, bcubed, group
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.photo_faces import crop
 
 NIGHTS, ORDERS = (1, 5, 20), (0, 1, 2)
@@ -130,7 +131,7 @@ def embed_labelled(
     Raises:
         ImagesMissing: naming the first pictures that are not there.
     """
-    finder, network, template = FaceFinder(settings, detector), load_network(embedder), template_of(embedder)
+    finder, network, template = FaceFinder(settings, detector), load_for_inference(embedder), template_of(embedder)
     vectors: dict[str, NDArray[np.float32]] = {}
     pictures, done = read_images(images, names), 0
     while part := list(islice(pictures, GROUP)):

@@ -37,7 +37,8 @@ class NotBundled(ValueError):
 class ModelVersion:
     """One version of a model that can be loaded: its entry in the table plus its weights in this machine's cache.
 
-    `tags` are what the registry knew of it when it was looked up; they are no part of what it is.
+    `tags` are what the registry knew of it when it was looked up, `precision` (of the settings) how it is to compute; they are
+    no part of what it is.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ModelVersion:
     weights: Path
     spec: ModelSpec
     tags: Mapping[str, str] = field(default_factory=dict, compare=False)
+    precision: str = field(default="float32", compare=False)
 
     @property
     def reference(self) -> str:

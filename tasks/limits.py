@@ -16,7 +16,8 @@ from infra.catalog.images import pending_pages
 from models.detection.mtcnn import MTCNN
 from models.template import Template
 from tasks.decode import decode
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.job import Job
 from tasks.photo_faces import TO_RESTORE, PhotoFaces, crop, restored_crop
 from tasks.pipeline import PAGE, face_stages
@@ -52,7 +53,7 @@ class Forward:
 def forwards(job: Job, files: Sequence[bytes], photos: Sequence[PhotoFaces]) -> list[Forward]:
     """All models of a job with what they are to compute: `photos` have been through the stages with all their crops."""
     recipe = job.recipe
-    detector = cast(MTCNN, load_network(recipe.detector))
+    detector = cast(MTCNN, load_for_inference(recipe.detector))
     pictures = [decode(data, long_side=job.settings.detect_long_side).pixels for data in files]
     found = [Forward("detect", [torch.from_numpy(pixels) for pixels in pictures], detector.detect, (1, 4, 16))]
     if recipe.restorer is not None:
@@ -100,7 +101,7 @@ def _on_crops(
     views: Sequence[Callable[[Template], str]] = (crop,),
 ) -> Forward:
     """A model that works on crops, in these views of its template."""
-    network, spec = load_network(version), version.spec
+    network, spec = load_for_inference(version), version.spec
     assert spec.preprocess is not None
     columns = [view(spec.preprocess.template) for view in views]
     crops = [photo.arrays[column] for column in columns for photo in photos if column in photo.arrays]

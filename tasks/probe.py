@@ -15,8 +15,10 @@ from tasks.align import align_faces
 from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
-from tasks.install import ModelVersion, NotInstalled, champion, find_version, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion, NotInstalled, champion
 from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
+from tasks.recipe import installed
 
 
 class NothingToSearch(LookupError):
@@ -81,11 +83,11 @@ class Prober:
             settings = self.settings
             reference = f"{version.name}@{version.version}"
             detector = champion(settings.detect_model, settings.weights_folder, settings.mlflow_uri)
-            embedder = find_version(reference, settings.weights_folder, settings.mlflow_uri)
+            embedder = installed(reference, settings)
             if embedder.contract != version.contract:
                 raise NotInstalled(
                     f"the catalog was made with another {reference} than is installed here (other weights or "
                     "preprocessing); 'visage run' brings the catalog to what is here"
                 )
-            self._loaded = (version.contract, Detect(detector, "cpu"), embedder, load_network(embedder))
+            self._loaded = (version.contract, Detect(detector, "cpu"), embedder, load_for_inference(embedder))
         return self._loaded[1:]

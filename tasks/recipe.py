@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -104,6 +104,16 @@ class WrongRole(ValueError):
     """A model is given work that it does not do."""
 
 
+def installed(reference: str, settings: Settings) -> ModelVersion:
+    """Return the version that NAME, NAME@VERSION or NAME@ALIAS refers to, to compute as the settings say.
+
+    Raises:
+        UnknownModel, NotInstalled: if there is none; says how to install it.
+    """
+    version = find_version(reference, settings.weights_folder, settings.mlflow_uri)
+    return replace(version, precision=settings.precision)
+
+
 def version_for(role: Role, reference: str, settings: Settings) -> ModelVersion:
     """Return the version that NAME, NAME@VERSION or NAME@ALIAS refers to, which must have this role.
 
@@ -111,7 +121,7 @@ def version_for(role: Role, reference: str, settings: Settings) -> ModelVersion:
         UnknownModel, NotInstalled: if there is none; says how to install it.
         WrongRole: if it does other work.
     """
-    version = find_version(reference, settings.weights_folder, settings.mlflow_uri)
+    version = installed(reference, settings)
     if version.spec.role is not role:
         raise WrongRole(
             f"{reference} cannot {role.value}: it is a model to {version.spec.role.value}. Name another one."
@@ -126,7 +136,7 @@ def version_of_row(row: ModelVersionRow, settings: Settings) -> ModelVersion:
         NotInstalled: if it is not here, or the one of that name has another contract.
     """
     reference = f"{row.name}@{row.version}"
-    version = find_version(reference, settings.weights_folder, settings.mlflow_uri)
+    version = installed(reference, settings)
     if version.contract != row.contract:
         raise NotInstalled(
             f"the catalog was made with another {reference} than is installed here (other weights or preprocessing); "

@@ -24,6 +24,7 @@ from models.template import LandmarkTemplate, Template
 from tasks.embed import embed
 from tasks.embedding_decision import Decision, SizeDecision
 from tasks.evaluation import GROUP, FaceFinder, Progress, read_images, template_of
+from tasks.inference import load_for_inference
 from tasks.install import ModelVersion, load_network
 from tasks.photo_faces import (
     BOXES,
@@ -121,7 +122,7 @@ def evaluate_restoration(
         ImagesMissing: naming the first pictures that are not there.
         UnusablePairs: if there are not enough faces.
     """
-    network = load_network(embedder)
+    network = load_for_inference(embedder)
     faces = find_faces(settings, detector, embedder, network, images, chosen(pairs, count))
     comparer = _Comparer(embedder, network, load_network(perceptual), faces)
     threshold = best_accuracy_threshold(

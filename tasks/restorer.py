@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from models.spec import ModelSpec
 from models.template import Template
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 
 BATCH = 4  # restoration networks hold hundreds of full-size feature maps
 LUMA = (0.299, 0.587, 0.114)
@@ -28,14 +29,17 @@ class Restored:
 
 
 class Restorer:
-    """Restore aligned crops with one model version. On a GPU it computes in half precision, unless `half` says otherwise."""
+    """Restore aligned crops with one model version. On a GPU it computes in half precision, unless `half` or the
+    version says otherwise.
+    """
 
     def __init__(self, version: ModelVersion, device: str, half: bool | None = None) -> None:
         assert version.spec.preprocess is not None
         self.version, self.spec, self.device = version, version.spec, device
         self.template: Template = version.spec.preprocess.template
-        self.network: nn.Module = load_network(version).to(device)
-        self.half = torch.device(device).type == "cuda" if half is None else half
+        self.network: nn.Module = load_for_inference(version, device)
+        on_gpu = torch.device(device).type == "cuda"
+        self.half = on_gpu and version.precision == "auto" if half is None else half
 
     def __call__(self, crops: Tensor, landmarks: Tensor) -> Restored:
         """Restore crops (N, S, S, 3) uint8 of the template, in which the five landmarks (N, 5, 2) lie as they say.

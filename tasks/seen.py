@@ -13,7 +13,8 @@ from tasks.assess import measure
 from tasks.describe import Columns, describe_crops, joined
 from tasks.embed import embed
 from tasks.evaluation import GROUP, FaceFinder, Progress, read_images, template_of
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.photo_faces import crop, estimate
 from tasks.recipe import MEASURED_VERSION
 
@@ -42,8 +43,8 @@ def look_at(
         ImagesMissing: naming the first pictures that are not there.
     """
     finder = FaceFinder(settings, detector)
-    networks = {version: load_network(version) for version in describers}
-    recogniser = None if embedder is None else load_network(embedder)
+    networks = {version: load_for_inference(version) for version in describers}
+    recogniser = None if embedder is None else load_for_inference(embedder)
     templates = [template_of(version) for version in (*describers, *([embedder] if embedder else []))]
     pictures, kept, parts, done = read_images(images, names), list[str](), list[Columns](), 0
     embeddings: dict[str, NDArray[np.float32]] = {}

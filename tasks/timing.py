@@ -17,7 +17,8 @@ import torch
 from tasks.detect import Decoded
 from tasks.embed import BATCH, embed
 from tasks.evaluation import FaceFinder, template_of
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.photo_faces import crop
 
 SECONDS = 2.0  # for which a measurement repeats its work
@@ -51,7 +52,7 @@ def embedding_ms(version: ModelVersion, faces: Sequence[Decoded], finder: FaceFi
     found = [finder.align(face, [template_of(version)]) for face in faces]
     crops = np.concatenate([face.arrays[crop(template_of(version))] for face in found])
     batch = np.resize(crops, (BATCH, *crops.shape[1:]))  # repeats them where there are fewer
-    network = load_network(version)
+    network = load_for_inference(version)
     with one_thread():
         alone = median_ms(lambda: embed(network, version.spec, batch[:1], "cpu"))
         together = median_ms(lambda: embed(network, version.spec, batch, "cpu")) / BATCH
@@ -60,7 +61,7 @@ def embedding_ms(version: ModelVersion, faces: Sequence[Decoded], finder: FaceFi
 
 def pipeline_ms(version: ModelVersion, faces: Sequence[Decoded], finder: FaceFinder) -> float:
     """Median ms of detecting, aligning and embedding one face, over decoded pictures with one each, in one thread."""
-    network = load_network(version)
+    network = load_for_inference(version)
 
     def work(picture: Decoded) -> None:
         [found] = finder.find([picture])

@@ -25,15 +25,20 @@ class PaddedPhotos:
         self.sizes = [(photo.shape[0], photo.shape[1]) for photo in photos]
         self.padding = list(padding)
         self.grey = grey
-        lengths = [(height + 1) * (width + 1) for height, width in self.sizes]
-        offsets = [sum(lengths[:k]) for k in range(len(lengths))]
-        self._sums = torch.zeros(sum(lengths), 3, dtype=torch.int32, device=device)
-        self._tables = [
-            self._sums[offset : offset + length].view(height + 1, width + 1, 3)
-            for offset, length, (height, width) in zip(offsets, lengths, self.sizes, strict=True)
-        ]
-        for photo, table in zip(photos, self._tables, strict=True):
-            _fill(table, photo.to(device))
+        alike: dict[tuple[int, int], list[int]] = {}
+        for k, size in enumerate(self.sizes):
+            alike.setdefault(size, []).append(k)
+        cells = sum((height + 1) * (width + 1) for height, width in self.sizes)
+        self._sums = torch.zeros(cells, 3, dtype=torch.int32, device=device)
+        self._tables: dict[tuple[int, int], Tensor] = {}  # of all photos of one size together: (n, H + 1, W + 1, 3)
+        self._places, offsets, end = [0] * len(photos), [0] * len(photos), 0
+        for (height, width), members in alike.items():
+            one = (height + 1) * (width + 1)
+            for place, k in enumerate(members):
+                self._places[k], offsets[k] = place, end + place * one
+            table = self._sums[end : end + one * len(members)].view(len(members), height + 1, width + 1, 3)
+            _fill(table, torch.stack([photos[k] for k in members]).to(device))
+            self._tables[height, width], end = table, end + one * len(members)
         self._geometry = torch.tensor(
             [
                 (height, width, pad, offset)
@@ -48,20 +53,25 @@ class PaddedPhotos:
         height, width = self.sizes[photo]
         return height + 2 * self.padding[photo], width + 2 * self.padding[photo]
 
-    def resized(self, photo: int, size: tuple[int, int], rows: range, columns: range) -> Tensor:
-        """Resize a padded photo to `size` (height, width) and return the part `rows` x `columns` of the result.
+    def resized(self, photos: Sequence[int], size: tuple[int, int], rows: range, columns: range) -> Tensor:
+        """Resize padded photos of equal size and padding to `size` (height, width), and return the part `rows` x `columns`.
 
-        Float32 (rows, columns, 3), 0..255.
+        Float32 (photos, rows, columns, 3), 0..255.
         """
+        first = photos[0]
         (top, bottom), (left, right) = (
             _bins(torch.arange(part.start, part.stop, device=self._sums.device), padded, target)
-            for part, padded, target in zip((rows, columns), self.padded_size(photo), size, strict=True)
+            for part, padded, target in zip((rows, columns), self.padded_size(first), size, strict=True)
         )
-        pad, (height, width), table = self.padding[photo], self.sizes[photo], self._tables[photo]
+        pad, (height, width) = self.padding[first], self.sizes[first]
+        places = [self._places[k] for k in photos]
+        table = self._tables[height, width]
+        in_a_row = places == list(range(places[0], places[0] + len(places)))
+        table = table[places[0] : places[0] + len(places)] if in_a_row else table[places]
         y0, y1 = (top - pad).clamp(0, height), (bottom - pad).clamp(0, height)
         x0, x1 = (left - pad).clamp(0, width), (right - pad).clamp(0, width)
-        bands = table.index_select(0, y1) - table.index_select(0, y0)
-        sums = bands.index_select(1, x1) - bands.index_select(1, x0)
+        bands = table.index_select(1, y1) - table.index_select(1, y0)
+        sums = bands.index_select(2, x1) - bands.index_select(2, x0)
         return self._means(
             sums, (y1 - y0)[:, None] * (x1 - x0)[None, :], (bottom - top)[:, None] * (right - left)[None, :]
         )
@@ -95,17 +105,17 @@ class PaddedPhotos:
         return sums.float() / whole.float()[..., None]
 
 
-def _fill(table: Tensor, photo: Tensor) -> None:
-    """Write the sums over all top-left rectangles into `table` (H+1, W+1, 3), whose first row and column are zero."""
-    rows = table[1:]
-    rows[:, 1:] = photo
-    torch.cumsum(rows, dim=1, out=rows)
+def _fill(table: Tensor, photos: Tensor) -> None:
+    """Write the sums over all top-left rectangles into `table` (n, H+1, W+1, 3), whose first rows and columns are zero."""
+    rows = table[:, 1:]
+    rows[:, :, 1:] = photos
+    torch.cumsum(rows, dim=2, out=rows)
     # torch.cumsum over rows is 7 times slower on a CPU: it walks down one column at a time.
     for k in range(1, BLOCK):
-        below = rows[k::BLOCK]
-        below += rows[k - 1 :: BLOCK][: len(below)]
-    for start in range(BLOCK, len(rows), BLOCK):
-        rows[start : start + BLOCK] += rows[start - 1]
+        below = rows[:, k::BLOCK]
+        below += rows[:, k - 1 :: BLOCK][:, : below.shape[1]]
+    for start in range(BLOCK, rows.shape[1], BLOCK):
+        rows[:, start : start + BLOCK] += rows[:, start - 1 : start]
 
 
 def _bins(cells: Tensor, length: int | Tensor, size: int) -> tuple[Tensor, Tensor]:

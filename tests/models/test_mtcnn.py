@@ -270,10 +270,10 @@ def test_tiles_see_every_cell_once_but_those_of_the_plain_border(height, width, 
     with torch.inference_mode():
         for tile in plan(padded, 20, 0.709, pixels):
             if tile.level not in scans:
-                whole = cells(padded.resized(0, tile.size, range(tile.size[0]), range(tile.size[1])))
+                whole = cells(padded.resized([0], tile.size, range(tile.size[0]), range(tile.size[1]))[0])
                 scans[tile.level] = whole, torch.zeros_like(whole)
             whole, seen = scans[tile.level]
-            found = cells(padded.resized(0, tile.size, tile.rows, tile.columns))
+            found = cells(padded.resized([0], tile.size, tile.rows, tile.columns)[0])
             place = tuple(
                 slice(part.start // STRIDE, part.start // STRIDE + count)
                 for part, count in zip((tile.rows, tile.columns), found.shape, strict=True)
@@ -307,8 +307,20 @@ def test_resized_is_area_interpolation_of_the_padded_photo(height, width, rows, 
     whole = F.pad(picture.permute(2, 0, 1)[None].float(), (pad,) * 4, value=127)
     expected = F.interpolate(whole, (rows, columns), mode="area")[0].permute(1, 2, 0)
     part = range(rows // 3, rows), range(columns // 2, columns)
-    found = padded.resized(1, (rows, columns), *part)
+    found = padded.resized([1], (rows, columns), *part)[0]
     torch.testing.assert_close(found, expected[part[0].start :, part[1].start :], rtol=0, atol=1e-3)
+
+
+def test_photos_of_equal_size_are_resized_together_as_each_alone():
+    torch.manual_seed(0)
+    sizes = [(40, 60), (33, 50), (40, 60), (40, 60), (33, 50)]
+    photos = [torch.randint(0, 256, (*size, 3), dtype=torch.uint8) for size in sizes]
+    padded = PaddedPhotos(photos, [5] * len(photos), 127, torch.device("cpu"))
+    for together in ([0, 2, 3], [3, 0], [1, 4], [2]):
+        found = padded.resized(together, (21, 30), range(2, 20), range(1, 29))
+        for k, own in zip(together, found, strict=True):
+            alone = PaddedPhotos([photos[k]], [5], 127, torch.device("cpu"))
+            assert torch.equal(own, alone.resized([0], (21, 30), range(2, 20), range(1, 29))[0])
 
 
 @given(
@@ -330,7 +342,7 @@ def test_windows_are_area_interpolations(corners, size):
 def test_tables_that_wrap_around_still_give_true_means():
     white = torch.full((2904, 2904, 3), 255, dtype=torch.uint8)  # 255 * 2904^2 is above 2^31
     padded = PaddedPhotos([white], [0], 127, torch.device("cpu"))
-    means = padded.resized(0, (5, 7), range(5), range(7))
+    means = padded.resized([0], (5, 7), range(5), range(7))
     torch.testing.assert_close(means, torch.full_like(means, 255), rtol=0, atol=1e-4)
 
 

@@ -1,0 +1,44 @@
+"""A network as the stages run it: on its device, in the memory layout and the precision that it is fastest in there."""
+
+import torch
+from torch import Tensor, nn
+
+from tasks.install import ModelVersion, load_network
+
+
+class InBfloat16(nn.Module):
+    """A part of a network that computes in bfloat16 between neighbours that compute in float32."""
+
+    def __init__(self, part: nn.Module) -> None:
+        super().__init__()
+        self.part = part.to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        output: Tensor = self.part(x.to(torch.bfloat16))
+        return output.float()
+
+
+def load_for_inference(version: ModelVersion, device: str = "cpu") -> nn.Module:
+    """Load a version's network onto `device`, in eval mode, with convolutions in channels-last order.
+
+    On a processor that computes in bfloat16, so do the parts that the model table names (`ModelSpec.bfloat16`), unless the
+    version asks for float32.
+
+    Raises:
+        WeightsError, CheckpointMismatch: as `load_network`.
+    """
+    network = load_network(version).to(device).to(memory_format=torch.channels_last)
+    for name in bfloat16_parts(version, device):
+        network.set_submodule(name, InBfloat16(network.get_submodule(name)))
+    return network
+
+
+def bfloat16_parts(version: ModelVersion, device: str) -> tuple[str, ...]:
+    """The parts of a version's network that compute in bfloat16 on `device` of this machine."""
+    there = torch.device(device).type == "cpu" and processor_has_bfloat16()
+    return version.spec.bfloat16 if there and version.precision == "auto" else ()
+
+
+def processor_has_bfloat16() -> bool:
+    """Whether the processor multiplies in bfloat16 itself. Where torch would only imitate it, float32 is faster."""
+    return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
