@@ -27,7 +27,10 @@ def load_for_inference(version: ModelVersion, device: str = "cpu") -> nn.Module:
     Raises:
         WeightsError, CheckpointMismatch: as `load_network`.
     """
-    network = load_network(version).to(device).to(memory_format=torch.channels_last)
+    network = load_network(version).to(device)
+    for parameter in network.parameters():
+        if parameter.dim() == 4:
+            parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
     for name in bfloat16_parts(version, device):
         network.set_submodule(name, InBfloat16(network.get_submodule(name)))
     return network
