@@ -56,7 +56,9 @@ def scroll(settings: Settings) -> dict[str, Any]:
                 say(f"{so_far}: {weighed[so_far]}, {state['breaks']} breaks")
         weighed["end"] = weight(page, session)
         page.evaluate("scrollTo(0, 0)")
-        page.wait_for_function(f"document.querySelector('.tile > a')?.pathname.endsWith('/{state['count']}')")
+        page.locator(
+            f".tile > a[href^='/photographs/{state['count']}']"
+        ).wait_for()  # the newest has the highest number
         weighed["back at the beginning"] = weight(page, session)
     return {"photographs": state["count"], "breaks": state["breaks"], "most_tiles": most, "weighed": weighed}
 

@@ -1,6 +1,6 @@
 """The web service over a large catalog: how long its pages and searches take, and when the first picture is there.
 
-python -m tests.benchmarks service                       fill a catalog of 100,000 faces, and measure
+python -m tests.benchmarks.service                       fill a catalog of 100,000 faces, and measure
 python -m tests.benchmarks.service fill FOLDER           only fill one, to be measured later
 python -m tests.benchmarks.service ask FOLDER            measure on it
 python -m tests.benchmarks.service scroll FOLDER         scroll through all of it in Chromium: what the page's memory does
