@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.slow
 GENEROUS = Rates(*[Rate(100_000, 100_000)] * 3)
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 390, "height": 844}
+TELLS_LATE = """
+  const held = [];
+  let late = true;
+  window.IntersectionObserver = class extends IntersectionObserver {
+    constructor(tell, options) {
+      const kept = [];
+      super((entries, self) => late ? kept.push(...entries) : tell(entries, self), options);
+      held.push(() => kept.length && tell(kept, this));
+    }
+  };
+  window.tellNow = () => { late = false; held.forEach((tell) => tell()); };
+"""  # what comes into sight and goes out of it is told all at once, on request
 PAGES = (
     "/photographs", "/photographs?faces=without", "/photographs?text=nothing", "/photographs/1", "/faces/1",
     "/people", "/people?min_faces=1", "/people/1", "/people/proposals", "/search", "/nights", "/nights/1",
@@ -324,6 +336,26 @@ def test_a_long_wall_stays_small_and_leads_back_to_where_it_began(
         page.get_by_text("0001.jpg").wait_for(state="attached")
         present()
         assert page.locator(".tile").first.bounding_box()["y"] > 0  # type: ignore[index]
+        page.close()
+
+
+def test_a_busy_browser_that_tells_late_of_scrolling_still_loads_more(
+    browser: "Browser", tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = Settings(home=tmp_path_factory.mktemp("busy"))
+    add_photographs(Catalog(settings.catalog_url), range(1, 131))
+    with serving(settings, rates=GENEROUS) as url:
+        page = browser.new_page(base_url=url, viewport=DESKTOP)
+        page.add_init_script(TELLS_LATE)
+        page.goto("/photographs")
+        first = page.locator(".tile").count()
+        for step in ("scrollTo(0, 0)", "scrollTo(0, 1e9)"):  # the way on is out of sight, then in sight
+            page.evaluate(
+                f"async () => {{ {step}; for (let i = 0; i < 3; i++) await new Promise(requestAnimationFrame) }}"
+            )
+        assert page.locator(".tile").count() == first
+        page.evaluate("tellNow()")
+        page.locator(".tile").nth(first).wait_for(state="attached")
         page.close()
 
 

@@ -12,9 +12,9 @@ const parsed = async (address) => {
   if (!answer.ok) throw new Error(answer.status);
   return new DOMParser().parseFromString(await answer.text(), "text/html");
 };
-const keepPlace = (item, address) => item && new IntersectionObserver(([seen], watch) => {
+const keepPlace = (item, address) => item && new IntersectionObserver((entries, watch) => {
   if (!item.isConnected) watch.disconnect();
-  else if (seen.isIntersecting) history.replaceState(null, "", address);
+  else if (entries.at(-1).isIntersecting) history.replaceState(null, "", address);
 }).observe(item);
 function endless(link) {
   const follow = async () => {
@@ -30,8 +30,8 @@ function endless(link) {
       link.addEventListener("click", (event) => { event.preventDefault(); endless(link); }, { once: true });
     }
   };
-  const watch = new IntersectionObserver(([entry]) => {
-    if (!entry.isIntersecting) return;
+  const watch = new IntersectionObserver((entries) => {
+    if (!entries.at(-1).isIntersecting) return; // several may come at once: the last one tells how it is now
     watch.disconnect();
     link.textContent = "Loading…";
     inTurn(follow);

@@ -76,8 +76,8 @@ $$("[data-window]").forEach((wall) => {
     if (wall.children.length > MOST) dropBelow();
   }
 
-  const watch = new IntersectionObserver(([entry]) => {
-    if (!entry.isIntersecting || !dropped.length) return;
+  const watch = new IntersectionObserver((entries) => {
+    if (!entries.at(-1).isIntersecting || !dropped.length) return; // several may come at once: the last one tells how it is now
     watch.unobserve(above);
     inTurn(back).then(() => watch.observe(above), () => setTimeout(() => watch.observe(above), 2000)); // or try again soon
   }, { rootMargin: "1500px" });
