@@ -19,7 +19,8 @@ from infra.settings import Settings
 from infra.storage import open_store
 from tasks.embed import embed
 from tasks.evaluation import GROUP, FaceFinder, Progress, read_images, template_of
-from tasks.install import ModelVersion, load_network
+from tasks.inference import load_for_inference
+from tasks.install import ModelVersion
 from tasks.perceptual_hash import perceptual_hash
 from tasks.photo_faces import crop
 from tasks.training.collection import Labelled, UnusableLabels
@@ -55,7 +56,7 @@ def study_pictures(
         ImagesMissing: naming the first pictures that are not there.
         UnusableLabels: if a face is in none of them.
     """
-    finder, network, template = FaceFinder(settings, detector), load_network(embedder), template_of(embedder)
+    finder, network, template = FaceFinder(settings, detector), load_for_inference(embedder), template_of(embedder)
     identity = dict(zip(labelled.names, labelled.identities, strict=True))
     names, vectors, faces = list[str](), list[NDArray[np.float32]](), list[bytes]()
     looks: dict[str, tuple[int, str]] = {}

@@ -29,7 +29,7 @@ from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
 from tasks.evaluation import read_images
-from tasks.install import load_network
+from tasks.inference import load_for_inference
 from tasks.job import Job
 from tasks.limits import decoding_seconds, loading_seconds
 from tasks.photo_faces import PhotoFaces, crop
@@ -98,7 +98,7 @@ def compare(folder: Path, home: str, photos: Path) -> dict[str, dict[str, float]
 def plain_loop(job: Job, photos: Path) -> dict[str, float]:
     """Decode in full, detect, align and embed one photograph after the other."""
     detect, limits = Detect(job.recipe.detector, job.device), DecodeLimits()
-    spec, network, faces = job.recipe.embedder.spec, load_network(job.recipe.embedder), 0
+    spec, network, faces = job.recipe.embedder.spec, load_for_inference(job.recipe.embedder), 0
     assert spec.preprocess is not None
     template = spec.preprocess.template
     start = time.perf_counter()
