@@ -18,6 +18,7 @@ from infra.catalog.database import Catalog
 from infra.settings import Settings
 from infra.storage.base import LITTER
 from tasks.limits import decoding_seconds, forwards, loading_seconds, processed
+from tasks.pipeline import hands
 from tasks.timing import processor
 
 COLLECTION = "bench"
@@ -32,8 +33,9 @@ class NoPhotographs(ValueError):
 class Bench:
     """What was measured; seconds leave the start of Python and the loading of models out.
 
-    `stages`: where the pipeline's time went; reading and decoding run beside the others. `limits`: what decoding and each
-    model's forwards take alone, at `batches`. `cpu_share`: of all processors, how much was used.
+    `stages`: where the pipeline's time went, of threads that work side by side an equal share each; reading and decoding run
+    beside the others. `limits`: what decoding and each model's forwards take alone, at `batches`, with torch's own threads.
+    `cpu_share`: of all processors, how much was used.
     """
 
     machine: str
@@ -120,7 +122,7 @@ def _work(state: Night) -> None:
 
 def _stages(state: Night, whole: float, loading: float) -> dict[str, float]:
     """Seconds by stage. What the stages in turn do not account for is recording, grouping, and waiting."""
-    inside = dict(state.tally.seconds)
+    inside = {name: seconds / hands(state.settings) for name, seconds in state.tally.seconds.items()}
     beside = sum(inside.get(name, 0.0) for name in ("read", "decode"))
     return {**inside, REST: max(0.0, whole - loading - (sum(inside.values()) - beside))}
 

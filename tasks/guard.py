@@ -23,27 +23,26 @@ OUT_OF_MEMORY = (
 
 
 class _Clock:
-    """The thread of this process in which stages work, so that one that hangs can be given up."""
+    """The threads of this process in which stages work, so that one that hangs can be given up."""
 
     def __init__(self) -> None:
-        self.worker: Workers | None = None
+        self.workers: Workers | None = None
 
-    def start(self, seconds: float) -> None:
-        if self.worker is None or self.worker.seconds != seconds:
-            if self.worker is not None:
-                self.worker.close()
-            self.worker = Workers(1, seconds, "stage")
+    def start(self, seconds: float, threads: int) -> None:
+        if self.workers is not None:
+            self.workers.close()
+        self.workers = Workers(threads, seconds, "stage")
 
     def __call__(self, work: Callable[[Sequence[Item]], Sequence[Result]], items: Sequence[Item]) -> Sequence[Result]:
-        return work(items) if self.worker is None else self.worker(work, items)
+        return work(items) if self.workers is None else self.workers(work, items)
 
 
 _clock = _Clock()
 
 
-def set_time_limit(seconds: float) -> None:
-    """Let no stage of this process work longer than `seconds` on one item."""
-    _clock.start(seconds)
+def set_time_limit(seconds: float, threads: int = 1) -> None:
+    """Let no stage of this process work longer than `seconds` on one item. So many `threads` of it have stages work."""
+    _clock.start(seconds, threads)
 
 
 def halving(

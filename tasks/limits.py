@@ -89,7 +89,7 @@ def processed(catalog: Catalog, job: Job) -> list[PhotoFaces]:
         pages = pending_pages(session, job.collection_id, job.run_id, PAGE)
     stages = [build() for _, build in face_stages(job)]
     with closing(Prepare(job)) as prepare:
-        groups = (photos for page in pages for photos in prepare(page))
+        groups = (photos for page in pages for photos in map(prepare, prepare.take(page)))
         return [photo for photos in groups for photo in reduce(lambda batch, stage: stage(batch), stages, photos)]
 
 

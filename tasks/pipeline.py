@@ -1,8 +1,9 @@
 """The pipeline: decode -> detect -> align -> assess -> restore -> embed -> describe -> record.
 
-The first four are fused in one actor, so that pixels of whole photos never travel; only crops do. The same stages run in
-two engines: as Ray Data actor pools, one loaded model per actor, or in this process when the job is too small to be worth
-the start of Ray. The driver records: the catalog has one writer.
+The first four are fused, so that pixels of whole photos never travel; only crops do. The same stages run in two engines: as
+Ray Data actor pools, or side by side in threads of this process when the job is too small to be worth the start of Ray. With
+GPUs each stage has actors of its own; without, nothing is won by that, and an actor does all stages. The driver records: the
+catalog has one writer.
 """
 
 import gc
@@ -13,7 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from structlog.contextvars import bind_contextvars
@@ -34,11 +35,14 @@ from tasks.photo_faces import PhotoFaces, pack, unpack
 from tasks.prepare import GROUP, Prepare
 from tasks.record import record
 from tasks.restore import Restore
+from tasks.side_by_side import side_by_side, torch_threads
 
 log = logs.logger()
 
-PAGE = 64  # images that one call of the fused actor works through, at most
+PAGE = 64  # images that one call of an actor works through, at most
+MOST_HANDS = 4  # each holds the pixels of up to 16 photos; what has more processors and much to do takes Ray
 Stage = Callable[[Sequence[PhotoFaces]], list[PhotoFaces]]
+AnyStage = Callable[[Any], list[PhotoFaces]]  # the first takes what was claimed, the others what the one before it gave
 Page = tuple[int, int]
 
 
@@ -132,12 +136,24 @@ def _pages(catalog: Catalog, job: Job, size: int) -> list[Page]:
 
 def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     keep_freed_memory()
-    set_time_limit(job.settings.item_seconds)
-    stages = [build() for _, build in face_stages(job)]
-    with closing(Prepare(job)) as prepare:
-        for page in _pages(catalog, job, PAGE):
-            for photos in prepare(page):
-                yield reduce(lambda batch, stage: stage(batch), stages, photos)
+    threads = hands(job.settings)
+    with torch_threads(max(1, job.settings.cpu_count // threads)):
+        set_time_limit(job.settings.item_seconds, threads)
+        with closing(Prepare(job)) as prepare:
+            stages: list[AnyStage] = [prepare, *(build() for _, build in face_stages(job))]
+            groups = (group for page in _pages(catalog, job, PAGE) for group in prepare.take(page))
+            with closing(side_by_side(groups, partial(_through, stages), threads)) as results:
+                yield from results
+
+
+def hands(settings: Settings) -> int:
+    """In how many threads a small job works: one a processor, and two at least, so that one reads while one computes."""
+    return max(2, min(settings.cpu_count, MOST_HANDS))
+
+
+def _through(stages: Sequence[AnyStage], group: Any) -> list[PhotoFaces]:
+    """Take a group through all stages."""
+    return cast(list[PhotoFaces], reduce(lambda taken, stage: stage(taken), stages, group))
 
 
 def _lost(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
@@ -166,7 +182,9 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool = False) -> Generator[
         return
     import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
 
-    stages = [name for name, _ in face_stages(job)]
+    # A process costs 3 s and 500 MB for its libraries, and a photo costs packing on its way to it. That is worth it only where
+    # stages take turns on a GPU.
+    stages = [name for name, _ in face_stages(job)] if gpus() else []
     share = _Shares.of(processors(), gpus(), stages, most=len(pages), nodes=nodes())
     await_room(share.wanted)
     # A page that kills its worker must not be retried for ever, and Ray has no newer name for saying so yet.
@@ -175,7 +193,7 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool = False) -> Generator[
     rows = [{"first": first, "last": last} for first, last in pages]
     dataset = ray.data.from_items(rows, override_num_blocks=len(pages))
     dataset = dataset.map_batches(
-        _PrepareActor, fn_constructor_args=(job,), batch_size=1, **share.options("prepare", alone)
+        _FrontActor, fn_constructor_args=(job, stages), batch_size=1, **share.options("prepare", alone)
     )
     for name in stages:
         dataset = dataset.map_batches(
@@ -201,15 +219,14 @@ class _Shares:
 
     @classmethod
     def of(cls, cpus: int, gpus: int, stages: Sequence[str], most: int, nodes: int = 1) -> "_Shares":
-        """Without GPUs one actor per processor where the work is (detection, restoration), a quarter of it elsewhere; with
-        GPUs one of each stage per GPU, sharing it. `most`: of no stage more than that.
+        """Of the front and each of the `stages` that are not part of it, one actor per GPU, sharing it, or else per processor.
+        `most`: of no stage more than that.
 
         Each computes with one thread: on a CPU, processes side by side beat threads inside one forward. On several nodes
         they reserve half of all processors, so that all have room on what is left when a node dies: else those of some
         stages could take everything, and wait for ever for another stage's.
         """
-        heavy, light = (gpus, gpus) if gpus else (cpus, max(1, cpus // 4))
-        actors = {name: min(heavy if name in ("prepare", "restore") else light, most) for name in ("prepare", *stages)}
+        actors = {name: min(gpus or cpus, most) for name in ("prepare", *stages)}
         reserved = 0.9 * cpus / (2 if nodes > 1 else 1)
         return cls(actors, reserved / sum(actors.values()), 1 / len(actors) if gpus else 0)
 
@@ -241,17 +258,22 @@ def _here(job: Job) -> Job:
     return replace(job, device=device())
 
 
-class _PrepareActor:
-    """The fused front of the pipeline as Ray Data runs it: pages in, packed photos out."""
+class _FrontActor:
+    """The front of the pipeline, and all stages that aren't `elsewhere`, as Ray Data runs it: pages in, packed photos out."""
 
-    def __init__(self, job: Job) -> None:
-        self.prepare = Prepare(_here(job))
+    def __init__(self, job: Job, elsewhere: Sequence[str]) -> None:
+        job = _here(job)
+        self.prepare = Prepare(job)
+        self.stages: list[AnyStage] = [
+            self.prepare,
+            *(build() for name, build in face_stages(job) if name not in elsewhere),
+        ]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
         try:
             for first, last in zip(batch["first"], batch["last"], strict=True):
-                for photos in self.prepare((int(first), int(last))):
-                    yield _packed(photos)
+                for group in self.prepare.take((int(first), int(last))):
+                    yield _packed(_through(self.stages, group))
         except Exception as error:
             yield _broken(error)
 

@@ -1,12 +1,12 @@
-"""The fused front of the pipeline: read, decode, detect, align and assess, in one actor, for batches of photos.
+"""The fused front of the pipeline: read, decode, detect, align and assess, in one process, for groups of photos.
 
-Reading and decoding run in threads, one group of photos ahead of the detector. A whole photo's pixels never leave here.
+Reading and decoding run in threads, one group of photos ahead of whoever takes them. A whole photo's pixels never leave here.
 """
 
 import hashlib
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from infra.catalog.database import Catalog
@@ -34,12 +34,18 @@ Read = PhotoFaces | tuple[PhotoFaces, bytes]
 """A photo that could not be read, or one with its bytes."""
 
 
+@dataclass(frozen=True)
+class Claimed:
+    """Photos that were read: some are finished, as they failed or another run or copy has their bytes; the others are ours."""
+
+    finished: list[PhotoFaces]
+    ours: list[tuple[PhotoFaces, bytes]]
+
+
 class Prepare:
     """Turn a page of image ids (first, last) into groups of photos with boxes, landmarks, crops and quality.
 
-    Raises:
-        StoreError: if the collection as a whole cannot be read any more. What was not read stays to be done.
-        CatalogUnavailable: if the catalog is away for longer than patience reaches.
+    One thread takes the groups, since of copies the first one that is claimed is processed; several may prepare them.
     """
 
     def __init__(self, job: Job) -> None:
@@ -53,7 +59,13 @@ class Prepare:
             self.erased = Erased(session, job.collection_id)
         self.refused = 0  # photos that the store has refused, one after the other, until now
 
-    def __call__(self, page: tuple[int, int]) -> Iterator[list[PhotoFaces]]:
+    def take(self, page: tuple[int, int]) -> Iterator[Claimed]:
+        """Read a page's photos and claim their contents, a group at a time, and read the next one meanwhile.
+
+        Raises:
+            StoreError: if the collection as a whole cannot be read any more. What was not read stays to be done.
+            CatalogUnavailable: if the catalog is away for longer than patience reaches.
+        """
         work = self._pending(page)
         groups = [work[start : start + GROUP] for start in range(0, len(work), GROUP)]
         reading = self._begin_reading(groups[0]) if groups else []
@@ -61,7 +73,20 @@ class Prepare:
             read = [self._await(call, _photo(work), "read") for call, work in zip(reading, group, strict=True)]
             self._mind_the_store(read)
             reading = self._begin_reading(following)
-            yield self._prepare(read)
+            yield self._claimed(read)
+
+    def __call__(self, group: Claimed) -> list[PhotoFaces]:
+        """Decode, detect, align and assess a group; returns all of its photos."""
+        finished = list(group.finished)
+        calls = [(photo, self.threads.submit(self._decode, photo, data)) for photo, data in group.ours]
+        decoded = [self._await(call, photo, "decode") for photo, call in calls]
+        finished += [item for item in decoded if isinstance(item, PhotoFaces)]
+        pictures = [item for item in decoded if isinstance(item, Decoded)]
+        detected = halving(pictures, self.detect, lambda item, error: given_up(item.photo, "detect", error))
+        finished += [item for item in detected if isinstance(item, PhotoFaces)]
+        found = [item for item in detected if isinstance(item, Decoded)]
+        finished += halving(found, self._finish, lambda item, error: given_up(item.photo, "align", error))
+        return finished
 
     def close(self) -> None:
         """Let go of threads and connections."""
@@ -104,20 +129,14 @@ class Prepare:
             patient(lambda: next(self.store.list(), None))()
             self.refused = 0
 
-    def _prepare(self, read: Sequence[Read]) -> list[PhotoFaces]:
+    def _claimed(self, read: Sequence[Read]) -> Claimed:
         read = [self._unless_erased(item) for item in read]
-        finished = [item for item in read if isinstance(item, PhotoFaces)]
         claimed = self._claim([item for item in read if not isinstance(item, PhotoFaces)])
-        finished += [photo for photo, _ in claimed if photo.shared]
-        calls = [(photo, self.threads.submit(self._decode, photo, data)) for photo, data in claimed if not photo.shared]
-        decoded = [self._await(call, photo, "decode") for photo, call in calls]
-        finished += [item for item in decoded if isinstance(item, PhotoFaces)]
-        pictures = [item for item in decoded if isinstance(item, Decoded)]
-        detected = halving(pictures, self.detect, lambda item, error: given_up(item.photo, "detect", error))
-        finished += [item for item in detected if isinstance(item, PhotoFaces)]
-        found = [item for item in detected if isinstance(item, Decoded)]
-        finished += halving(found, self._finish, lambda item, error: given_up(item.photo, "align", error))
-        return finished
+        failed = [item for item in read if isinstance(item, PhotoFaces)]
+        return Claimed(
+            [*failed, *(photo for photo, _ in claimed if photo.shared)],
+            [(photo, data) for photo, data in claimed if not photo.shared],
+        )
 
     def _unless_erased(self, item: Read) -> Read:
         """Bytes that were erased on request are not taken in again."""

@@ -10,6 +10,7 @@ from flows.night import discover_images, night
 from infra.settings import Settings
 from tasks.job import Job
 from tasks.limits import Forward, forwards, loading_seconds, processed
+from tasks.pipeline import hands
 from tests.benchmarks import photo_sets
 from tests.benchmarks.progress import say
 from tests.benchmarks.table import Row, seconds, shares
@@ -79,9 +80,9 @@ def prepare_forwards(settings: Settings, photos: Path) -> tuple[list[Forward], J
 
 
 def parts(ran: Ran, loading: float) -> dict[str, float]:
-    """What the seconds of a run in this process went into; together they are all but the loading."""
+    """What the seconds of a run in this process went into, its threads together; in all they are all but the loading."""
     steps, stages = ran.state.seconds, ran.state.tally.seconds
-    serial = {name: stages[name] for name in SERIAL if name in stages}
+    serial = {name: stages[name] / hands(ran.state.settings) for name in SERIAL if name in stages}
     rest = steps["process"] - loading - sum(serial.values())
     others = {name: steps[name] for name in ("discover", "group", "audit", "report")}
     return {**serial, "record and waiting": rest, **others}

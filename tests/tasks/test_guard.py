@@ -108,7 +108,7 @@ def test_the_time_of_a_stage_is_shared_out_among_its_photos(monkeypatch: pytest.
 def short_limit() -> Iterator[None]:
     set_time_limit(0.2)
     yield
-    guard._clock.worker = None
+    guard._clock.workers = None
 
 
 @pytest.mark.usefixtures("short_limit")
