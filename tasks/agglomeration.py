@@ -108,7 +108,9 @@ class Groups:
         founds = np.concatenate([np.ones(len(known), dtype=bool), new.quality >= policy.founding])
         units = len(touched) + len(new)
         self.sums = np.zeros((units, self.pool.embeddings.shape[1]))
-        np.add.at(self.sums, self.unit[founds], self.pool.embeddings[founds])
+        founding = np.flatnonzero(founds)[np.argsort(self.unit[founds], kind="stable")]
+        held, first = np.unique(self.unit[founding], return_index=True)
+        self.sums[held] = np.add.reduceat(self.pool.embeddings[founding], first, axis=0, dtype=np.float64)
         self.counts = np.bincount(self.unit[founds], minlength=units)  # 0: a face that may only join
         self.scales = _scale(self.sums, self.counts)
         self.parents = list(range(units))

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import Catalog
+from infra.catalog.people import identities_of
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.catalog.upgrade_tables import Upgrade
-from infra.catalog.upgrades import CHUNK, faces_with_both, identities_of, visible_faces
+from infra.catalog.upgrades import CHUNK, faces_with_both, visible_faces
 from infra.catalog.vectors import vectors_of
 from tasks.calibration import MIN_PAIRS
 from tasks.verification import threshold_at_far

@@ -7,19 +7,18 @@ import numpy as np
 
 from infra.catalog import obedience, people
 from infra.catalog.database import Catalog, exclusive
+from infra.catalog.neighbours import HALF_ERROR
 from infra.catalog.people import FaceVectors
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from tasks.calibration import Calibration
-from tasks.grouping import NOBODY, Exemplars, Faces, Grouping, Policy, group
+from tasks.grouping import NOBODY, PEOPLE, Exemplars, Faces, Grouping, Policy, group, nearest_people
 from tasks.job import Job
 from tasks.search import open_index
 
 BLOCK = 4_000  # faces grouped at once: time grows with the square of how many of them are one person
-
-
 KNOWN_AT_ONCE = 50_000  # exemplars up to which comparing with all of them is faster than asking an index
-CANDIDATES = 128  # faces of the catalog that are looked at for each new one
+CANDIDATES = (32, 128)  # faces of the catalog looked at for each new one; the more where too few people are among them
 
 
 @dataclass(frozen=True)
@@ -86,20 +85,32 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
 def _known(
     session: people.Session, version: ModelVersionRow, new: FaceVectors, policy: Policy, settings: Settings | None
 ) -> FaceVectors:
-    """The faces that stand for people known so far: all, or, where they are many, of those whom a new face resembles at all.
+    """The faces that stand for people known so far: all, or, where they are many, of those whom new faces resemble most.
 
-    Then the search index tells who that is, so that a night costs what is new and not what is there.
+    Then the search index tells who that is, so that a night costs what is new and not what is there. What `group` makes of
+    them is the same, but for what the index misses, and where so many faces near to a new one are of too few people.
     """
     dimension = version.dimension or 0
     if people.count_exemplars(session, version.id, KNOWN_AT_ONCE + 1) <= KNOWN_AT_ONCE:
         return people.exemplars(session, version.id, dimension)
     index = open_index(session, version, settings)
-    near: set[int] = set()
-    for vector in new.embeddings:
-        faces, similarities = index.scan(session, vector, CANDIDATES)
-        near.update(faces[similarities >= policy.propose].tolist())
-    identities = people.identities_of(session, version.id, near)
-    return people.exemplars_of(session, version.id, dimension, identities)
+    known: set[int] = set()
+    waiting = np.arange(len(new))
+    for count in CANDIDATES:
+        faces, similarities = index.scan(session, new.embeddings[waiting], count)
+        alike = (faces >= 0) & (similarities >= policy.propose - HALF_ERROR)
+        row, column = np.nonzero(alike)
+        candidates, place = np.unique(faces[alike], return_inverse=True)
+        belongs = people.identities_of(session, version.id, candidates.tolist())
+        identities = np.array([belongs.get(face, NOBODY) for face in candidates.tolist()], np.int64)[place]
+        # One more than `group` considers: half precision may swap the last two.
+        chosen = nearest_people(row, identities, similarities[row, column], PEOPLE + 1)
+        known.update(identities[chosen].tolist())
+        found = np.bincount(row[chosen], minlength=len(waiting))
+        waiting = waiting[(found <= PEOPLE) & alike[:, -1:].any(axis=1)]
+        if not len(waiting):
+            break
+    return people.exemplars_of(session, version.id, dimension, known)
 
 
 def _apart(session: people.Session, identities: np.ndarray) -> np.ndarray:

@@ -36,6 +36,7 @@ __all__ = [
     "bcubed",
     "exact_neighbours",
     "group",
+    "nearest_people",
 ]
 
 Neighbours = Callable[[Vectors, int], tuple[Vectors, Ints]]
@@ -44,7 +45,8 @@ Neighbours = Callable[[Vectors, int], tuple[Vectors, Ints]]
 SeenTogether = Callable[[Ints], Ints]
 """Identities (I,) -> pairs of them (S, 2) that appear in one photo, in any of their faces."""
 
-NEAREST = 32  # new faces considered per new face; known people are considered through twice as many exemplars
+NEAREST = 32  # new faces considered per new face
+PEOPLE = 4  # known people considered per new face: those whose exemplars are nearest
 PRODUCTS = 1 << 24  # similarities held at once by the exact search: 64 MB
 NO_IDS = np.empty(0, dtype=np.int64)
 NO_PAIRS = np.empty((0, 2), dtype=np.int64)
@@ -171,9 +173,26 @@ def _candidates(new: Faces, exemplars: Exemplars, policy: Policy, search: Neighb
     similarities, rows = exact_neighbours(new.embeddings[founders])(new.embeddings, NEAREST + 1)
     face, place = np.nonzero(similarities >= policy.propose)
     among_new = np.stack([face, founders[rows[face, place]]], axis=1)
-    similarities, rows = search(new.embeddings, 2 * NEAREST)
+    similarities, rows = search(new.embeddings, PEOPLE * policy.exemplars)  # so many people are among them at least
     face, place = np.nonzero((similarities >= policy.propose) & (rows >= 0))
-    return among_new, np.stack([face, rows[face, place]], axis=1)
+    near = rows[face, place]
+    chosen = nearest_people(face, exemplars.identities[near], similarities[face, place], PEOPLE)
+    return among_new, np.stack([face[chosen], near[chosen]], axis=1)
+
+
+def nearest_people(faces: Ints, identities: Ints, similarities: Vectors, most: int) -> Ints:
+    """Of comparisons (C,) of faces with somebody's, the nearest of each face and person, for at most so many people a face.
+
+    Comparisons with NOBODY do not count. Equally near people go by their number.
+    """
+    far = -np.round(similarities, 6)
+    order = np.lexsort((far, identities, faces))
+    order = order[identities[order] != NOBODY]
+    begins = np.diff(faces[order], prepend=-1) | np.diff(identities[order], prepend=NOBODY) != 0
+    nearest = order[begins]
+    nearest = nearest[np.lexsort((identities[nearest], far[nearest], faces[nearest]))]
+    rank = np.arange(len(nearest)) - np.searchsorted(faces[nearest], faces[nearest])
+    return nearest[rank < most]
 
 
 def _result(groups: Groups, next_identity: int) -> Grouping:

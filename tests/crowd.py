@@ -47,6 +47,14 @@ def vectors(count: int, dimension: int, per_person: int = 10, seed: int = 0) -> 
     return faces
 
 
+def people_of(count: int, dimension: int, per_person: int = 10, seed: int = 0) -> np.ndarray:
+    """Who each face is that `vectors` makes with the same arguments: (count,) int64."""
+    rng = np.random.default_rng(seed)
+    people = max(1, count // per_person)
+    rng.standard_normal((people, dimension), np.float32)
+    return rng.integers(0, people, count)
+
+
 def _spread(variance: float, decay: float, dimension: int) -> np.ndarray:
     """Standard deviations (D,) that fall exponentially from direction to direction."""
     variances = np.exp(-np.arange(dimension) / (decay * (dimension / 128) ** 0.5))

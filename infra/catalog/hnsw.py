@@ -4,7 +4,20 @@ from collections.abc import Sequence
 
 import numpy as np
 from pgvector.sqlalchemy import HALFVEC
-from sqlalchemy import ColumnElement, Float, Integer, bindparam, cast, func, literal_column, select
+from sqlalchemy import (
+    ARRAY,
+    ColumnElement,
+    Float,
+    Integer,
+    Select,
+    bindparam,
+    cast,
+    column,
+    func,
+    literal_column,
+    select,
+    true,
+)
 from sqlalchemy.orm import Session
 
 from infra.catalog.neighbours import EXACT
@@ -28,9 +41,10 @@ class HnswIndex:
         self.exact = few or not has_index(session.connection(), model_version_id)
         self.method = EXACT if self.exact else "hnsw"
 
-    def scan(self, session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    def scan(self, session: Session, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         if self.exact:
-            return self.within(session, query, count, ())
+            found, similarities = zip(*(self.within(session, query, count, ()) for query in queries), strict=True)
+            return np.stack(found), np.stack(similarities)
         settings = {
             "hnsw.ef_search": str(min(max(SEARCHED, count), LARGEST_SEARCHED)),
             "hnsw.iterative_scan": "relaxed_order",
@@ -39,35 +53,52 @@ class HnswIndex:
             "enable_sort": "off",
         }
         session.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
-        half = cast(HALF, HALFVEC(self.dimension))
-        found = self._rows(session, half, query, count, ())
+        rows = session.execute(self._nearest_to_each(queries, count)).all()
         session.execute(
             select(func.set_config("enable_seqscan", "on", True), func.set_config("enable_sort", "on", True))
         )
-        return found
+        return _as_table(len(queries), np.array(rows, np.float64).reshape(-1, 3))
 
     def within(
         self, session: Session, query: np.ndarray, count: int, clauses: Sequence[ColumnElement[bool]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        return self._rows(session, HALF, query, count, clauses)  # an expression that no index is over
+        asked = bindparam("asked", query.astype(np.float32), HALFVEC(self.dimension))
+        rows = session.execute(self._nearest(HALF, asked, count, clauses)).all()  # no index is over HALF as it stands
+        found, similarities = _as_table(1, np.array([(1, *row) for row in rows], np.float64).reshape(-1, 3))
+        return found[0], similarities[0]
 
-    def _rows(
+    def _nearest_to_each(self, queries: np.ndarray, count: int) -> Select[tuple[int, int, float]]:
+        """(query from 1, face, distance) for a block of queries (Q, D), which the database goes through by itself."""
+        vector = HALFVEC(self.dimension)
+        block = cast(bindparam("asked", [*queries.astype(np.float32)], ARRAY(vector)), ARRAY(vector))
+        vectors = func.unnest(block).table_valued(column("vector", vector), with_ordinality="place")
+        asked = vectors.render_derived(name="asked")
+        half = cast(HALF, vector)  # what the index is over
+        nearest = self._nearest(half, asked.c.vector, count, ()).lateral("nearest")
+        return select(asked.c.place, nearest.c.face_id, nearest.c.distance).select_from(asked.join(nearest, true()))
+
+    def _nearest(
         self,
-        session: Session,
         half: ColumnElement[object],
-        query: np.ndarray,
+        asked: ColumnElement[object],
         count: int,
         clauses: Sequence[ColumnElement[bool]],
-    ) -> tuple[np.ndarray, np.ndarray]:
-        asked = bindparam("asked", query.astype(np.float32), HALFVEC(self.dimension))
+    ) -> Select[tuple[int, float]]:
         distance = half.op("<#>", return_type=Float())(cast(asked, HALFVEC(self.dimension)))
         # A number in the text, not a parameter: only so does the planner know that the partial index is meant.
         version = bindparam("version", self.model_version_id, Integer, literal_execute=True)
         statement = select(Embedding.face_id, distance.label("distance")).where(Embedding.model_version_id == version)
         if clauses:
             statement = statement.join(Face, Face.id == Embedding.face_id).where(*clauses)
-        rows = session.execute(statement.order_by(distance).limit(count)).all()
-        ids = np.array([face for face, _ in rows], np.int64)
-        similarities = -np.array([distance for _, distance in rows], np.float64)
-        order = np.argsort(-similarities, kind="stable")
-        return ids[order], similarities[order]
+        return statement.order_by(distance).limit(count)
+
+
+def _as_table(count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Lay rows (N, 3) of query, from 1, face and distance out by query and falling similarity: (Q, most of any) each."""
+    order = np.lexsort((rows[:, 2], rows[:, 0]))
+    place = rows[order, 0].astype(np.int64) - 1
+    rank = np.arange(len(place)) - np.searchsorted(place, place)
+    shape = count, int(rank.max(initial=-1)) + 1
+    ids, similarities = np.full(shape, -1, np.int64), np.full(shape, -np.inf)
+    ids[place, rank], similarities[place, rank] = rows[order, 1].astype(np.int64), -rows[order, 2]
+    return ids, similarities

@@ -37,8 +37,11 @@ class VectorIndex(Protocol):
         """Whether `scan` misses nothing, but for half precision."""
         ...
 
-    def scan(self, session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """About the `count` most similar of all faces: ids (N,) int64, similarities (N,); fewer if there are no more."""
+    def scan(self, session: Session, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """About the `count` most similar of all faces to each of (Q, D): ids (Q, N) int64 and similarities (Q, N).
+
+        N may be less than `count`; id -1, always behind the others, where there are no more.
+        """
         ...
 
     def within(
@@ -75,16 +78,14 @@ def nearest_faces(
     `after` is the similarity and id of the last face of an earlier answer, of the `seen` first ones: this one begins behind it.
     """
     exact = index.exact
-    scan = index.scan
     count = 2 * (seen + wanted) + SPARE
     while True:
         if count > MOST:
             exact = True
-
-            def scan(session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-                return index.within(session, query, count, clauses)
-
-        proposed, roughly = scan(session, query, count)
+            proposed, roughly = index.within(session, query, count, clauses)
+        else:
+            found, near = index.scan(session, query[None], count)
+            proposed, roughly = found[found >= 0], near[found >= 0]
         ids, similarities = _judged(session, model_version_id, query, proposed, clauses, after)
         if len(proposed) < count:
             if exact:

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 
 import numpy as np
 from sqlalchemy import ScalarSelect, delete, exists, func, not_, null, or_, select, update
@@ -40,7 +39,7 @@ class FaceVectors:
 def _vectors(rows: Sequence[tuple[int, np.ndarray, float, int, int | None]], dimension: int) -> FaceVectors:
     return FaceVectors(
         ids=np.array([row[0] for row in rows], np.int64),
-        embeddings=np.stack([row[1] for row in rows]) if rows else np.zeros((0, dimension), np.float32),
+        embeddings=np.concatenate([np.zeros(0, np.float32), *(row[1] for row in rows)]).reshape(-1, dimension),
         quality=np.array([row[2] for row in rows], np.float32),
         contents=np.array([row[3] for row in rows], np.int64),
         identities=np.array([-1 if row[4] is None else row[4] for row in rows], np.int64),
@@ -102,37 +101,34 @@ def count_exemplars(session: Session, model_version_id: int, at_most: int) -> in
     return session.scalar(select(func.count()).select_from(some)) or 0
 
 
-def identities_of(session: Session, model_version_id: int, faces: Collection[int]) -> set[int]:
-    """The identities that some faces are in."""
-    found: set[int] = set()
-    wanted = sorted(faces)
-    for start in range(0, len(wanted), CHUNK):
-        found.update(
-            identity
-            for identity in session.scalars(
-                select(FaceIdentity.identity_id).where(
-                    FaceIdentity.model_version_id == model_version_id,
-                    FaceIdentity.face_id.in_(wanted[start : start + CHUNK]),
-                )
-            )
-            if identity is not None
+def identities_of(session: Session, model_version_id: int, faces: Sequence[int]) -> dict[int, int]:
+    """Who some faces are believed to be, as {face id: identity id}."""
+    found: dict[int, int] = {}
+    for start in range(0, len(faces), CHUNK):
+        rows = select(FaceIdentity.face_id, FaceIdentity.identity_id).where(
+            FaceIdentity.model_version_id == model_version_id,
+            FaceIdentity.face_id.in_(faces[start : start + CHUNK]),
+            FaceIdentity.identity_id.is_not(None),
         )
+        found |= {face: identity for face, identity in session.execute(rows).tuples() if identity is not None}
     return found
 
 
 def seen_together(session: Session, identities: Sequence[int]) -> np.ndarray:
     """Pairs (P, 2) of these identities that some photo shows side by side: they cannot be one person."""
-    by_photo: dict[int, set[int]] = {}
+    asked, pairs = set(identities), set[tuple[int, int]]()
+    place, other = aliased(FaceIdentity), aliased(FaceIdentity)
+    face, beside = aliased(Face), aliased(Face)
     for start in range(0, len(identities), CHUNK):
         statement = (
-            select(Face.content_id, FaceIdentity.identity_id)
-            .join(FaceIdentity, FaceIdentity.face_id == Face.id)
-            .where(FaceIdentity.identity_id.in_(identities[start : start + CHUNK]))
+            select(place.identity_id, other.identity_id)
+            .join(face, face.id == place.face_id)
+            .join(beside, (beside.content_id == face.content_id) & (beside.id != face.id))
+            .join(other, (other.face_id == beside.id) & (other.model_version_id == place.model_version_id))
+            .where(place.identity_id.in_(identities[start : start + CHUNK]), place.identity_id < other.identity_id)
+            .distinct()
         )
-        for content, identity in session.execute(statement).tuples():
-            if identity is not None:
-                by_photo.setdefault(content, set()).add(identity)
-    pairs = {pair for together in by_photo.values() for pair in combinations(sorted(together), 2)}
+        pairs.update((a, b) for a, b in session.execute(statement).tuples() if a is not None and b in asked)
     return np.array(sorted(pairs), np.int64).reshape(-1, 2)
 
 

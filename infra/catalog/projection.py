@@ -61,41 +61,44 @@ class Note:
 
 
 class View:
-    """What is searched at one moment: `base`, without the faces `hidden` (H,) int64, and `recent`, what came instead."""
+    """What is searched at one moment: `base`, without the faces `hidden` (H,) int64, and `recent`, what came instead.
 
-    def __init__(self, base: Any, hidden: np.ndarray, recent: Any) -> None:
-        self.base, self.hidden, self.recent = base, hidden, recent
+    `held`: one bit for each face of the base, which the first change of it needs, and the next ones inherit.
+    """
+
+    def __init__(self, base: Any, hidden: np.ndarray, recent: Any, held: np.ndarray | None = None) -> None:
+        self.base, self.hidden, self.recent, self.held = base, hidden, recent, held
         self.count = int(base.ntotal) - len(hidden) + int(recent.ntotal)
         self.changes = max(len(hidden), int(recent.ntotal))  # that the base lacks
         self._shown = faiss.IDSelectorNot(_only(hidden)) if len(hidden) else None
 
     def search(
-        self, query: np.ndarray, count: int, kept: np.ndarray | None, probes: int
+        self, queries: np.ndarray, count: int, kept: np.ndarray | None, probes: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """About the `count` most similar, of the faces `kept` (K,) if given, in so many cells; 0: there are none."""
+        """About the `count` most similar to each of (Q, D), of the faces `kept` (K,) if given, in so many cells; 0: no cells.
+
+        Ids (Q, N) int64, similarities (Q, N); -1 behind the others, where there are no more.
+        """
         kinds = cast(Any, faiss)  # which takes keywords that its stubs do not know
         shown = self._shown if kept is None else _only(np.setdiff1d(kept, self.hidden))
         flat = kinds.SearchParameters(sel=None if kept is None else _only(kept))
         cells = kinds.SearchParametersIVF(sel=shown, nprobe=min(probes, self.base.nlist)) if probes else None
-        asked = query[None].astype(np.float32)
-        parts = []
+        asked = queries.astype(np.float32)
+        parts = [(np.zeros((len(asked), 0), np.float32), np.zeros((len(asked), 0), np.int64))]
         for index, parameters in ((self.base, cells or kinds.SearchParameters(sel=shown)), (self.recent, flat)):
             if index.ntotal:
-                similarities, ids = index.search(asked, min(count, int(index.ntotal)), params=parameters)
-                parts.append((ids[0][ids[0] >= 0], similarities[0][ids[0] >= 0]))
-        if not parts:
-            return np.zeros(0, np.int64), np.zeros(0)
-        found, near = (np.concatenate(column) for column in zip(*parts, strict=True))
-        order = np.argsort(-near, kind="stable")[:count]
-        return found[order], near[order].astype(np.float64)
+                parts.append(index.search(asked, min(count, int(index.ntotal)), params=parameters))
+        near, found = (np.concatenate(column, axis=1) for column in zip(*parts, strict=True))
+        order = np.argsort(np.where(found < 0, np.inf, -near), axis=1, kind="stable")[:, :count]
+        return np.take_along_axis(found, order, axis=1), np.take_along_axis(near, order, axis=1).astype(np.float64)
 
     def after(self, changed: np.ndarray, ids: np.ndarray, vectors: np.ndarray) -> "View":
         """Show (N, D) vectors of `ids` instead of the faces `changed` (C,), of which some may be gone."""
-        held = _ids(self.base)
+        held = _bits(_ids(self.base)) if self.held is None else self.held
         recent: Any = faiss.clone_index(self.recent)
         recent.remove_ids(changed)
         recent.add_with_ids(vectors, ids)
-        return View(self.base, np.union1d(self.hidden, held[np.isin(held, changed)]), recent)
+        return View(self.base, np.union1d(self.hidden, changed[_among(changed, held)]), recent, held)
 
     def merged(self, base: Any) -> "View":
         """Show the same by one index, made of a copy of the base that may change."""
@@ -132,15 +135,16 @@ class Projection:
         """Whether it is time to merge what changed."""
         return self.erased or self.view.changes > WRITE_AFTER * self.view.count
 
-    def scan(self, session: Session, query: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.view.search(query, count, None, self.note.probes * max(1, count // NEAR))
+    def scan(self, session: Session, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        return self.view.search(queries, count, None, self.note.probes * max(1, count // NEAR))
 
     def within(
         self, session: Session, query: np.ndarray, count: int, clauses: Sequence[ColumnElement[bool]]
     ) -> tuple[np.ndarray, np.ndarray]:
         kept = np.array(list(session.scalars(select(Face.id).where(*clauses))), np.int64)
         view = self.view
-        return view.search(query, count, kept, 0 if self.exact else view.base.nlist)
+        found, near = view.search(query[None], count, kept, 0 if self.exact else view.base.nlist)
+        return found[found >= 0], near[found >= 0]
 
     def follow(self, session: Session) -> bool:
         """Take over what changed in the rows; False if building anew is cheaper. One thread at a time."""
@@ -165,10 +169,21 @@ def _flat(dimension: int) -> Any:
 
 
 def _only(faces: np.ndarray) -> Any:
-    """Select faces (N,) int64: one bit for each number up to the largest."""
+    """Select faces (N,) int64."""
+    return cast(Any, faiss).IDSelectorBitmap(_bits(faces))
+
+
+def _bits(faces: np.ndarray) -> np.ndarray:
+    """Faces (N,) int64 as one bit for each number up to the largest, (B,) uint8, the lowest bit first."""
     chosen = np.zeros(int(faces.max(initial=0)) + 1, bool)
     chosen[faces] = True
-    return cast(Any, faiss).IDSelectorBitmap(np.packbits(chosen, bitorder="little"))
+    return np.packbits(chosen, bitorder="little")
+
+
+def _among(faces: np.ndarray, bits: np.ndarray) -> np.ndarray:
+    """Which faces (N,) have their bit set."""
+    byte = np.minimum(faces >> 3, len(bits) - 1)
+    return (bits[byte] >> (faces & 7) & 1).astype(bool) & (faces >> 3 < len(bits))
 
 
 def _ids(index: Any, enough: int | None = None) -> np.ndarray:
@@ -282,7 +297,7 @@ def _fits(session: Session, found: Projection) -> bool:
     faces, vectors = vectors_of(session, found.version_id, found.note.dimension, spots)
     if len(faces) < len(spots):
         return False
-    return all(face in found.scan(session, vector, SAME)[0] for face, vector in zip(faces, vectors, strict=True))
+    return bool((found.scan(session, vectors, SAME)[0] == faces[:, None]).any(axis=1).all())
 
 
 def save(found: Projection, folder: Path) -> None:

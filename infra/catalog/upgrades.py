@@ -1,6 +1,6 @@
 """Upgrades in the catalog: which faces still lack an embedding, in which order they are made, and the switch itself."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -249,19 +249,6 @@ def visible_faces(session: Session, after: int, limit: int) -> np.ndarray:
     """Ids (N,) int64 of the next faces behind an id that can be found."""
     statement = select(Face.id).where(Face.id > after, visible()).order_by(Face.id).limit(limit)
     return np.fromiter(session.scalars(statement), np.int64)
-
-
-def identities_of(session: Session, model_version_id: int, faces: Collection[int]) -> dict[int, int]:
-    """Who some faces are believed to be, as {face id: identity id}."""
-    ids, found = list(faces), dict[int, int]()
-    for start in range(0, len(ids), CHUNK):
-        rows = select(FaceIdentity.face_id, FaceIdentity.identity_id).where(
-            FaceIdentity.model_version_id == model_version_id,
-            FaceIdentity.face_id.in_(ids[start : start + CHUNK]),
-            FaceIdentity.identity_id.is_not(None),
-        )
-        found |= {face: identity for face, identity in session.execute(rows).tuples() if identity is not None}
-    return found
 
 
 def delete_version(session: Session, model_version_id: int) -> dict[str, int]:

@@ -39,7 +39,7 @@ from tasks.grouping_evaluation import NIGHTS, ORDERS, People, near_twins
 from tasks.install import champion, load_network
 from tasks.search import open_index
 from tasks.verification import pair_similarities, read_pairs
-from tests.crowd import EMBEDDER, enter, vectors
+from tests.crowd import EMBEDDER, enter, people_of, vectors
 from tests.reference import shared
 
 BATCH = 64
@@ -195,14 +195,6 @@ def speed() -> None:
             f"{count:,} known people: {total - searched:.2f} s for 1,000 new faces, and {searched:.2f} s of exact "
             f"search; {(result.identities < count).mean():.1%} joined someone"
         )
-
-
-def people_of(count: int, dimension: int, per_person: int = 10, seed: int = 0) -> NDArray[np.int64]:
-    """Who each face is that `tests.crowd.vectors` makes with the same arguments."""
-    rng = np.random.default_rng(seed)
-    people = max(1, count // per_person)
-    rng.standard_normal((people, dimension), np.float32)
-    return rng.integers(0, people, count)
 
 
 def fill(session: Session, faces: Vectors, people: NDArray[np.int64]) -> None:

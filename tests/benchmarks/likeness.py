@@ -11,7 +11,7 @@ vectors without a spectrum would be.
 import numpy as np
 
 from tests import crowd
-from tests.benchmarks.grouping import embed_crops, people_of
+from tests.benchmarks.grouping import embed_crops
 from tests.benchmarks.table import Row, markdown
 
 RANKS = (1, 10, 100, 1000)
@@ -29,7 +29,7 @@ def main() -> None:
     print(f"{len(real):,} faces of {people.max() + 1:,} people, {real.shape[1]}-D\n")
     rows = [
         described("LFW's crops by dlib's network", real, people),
-        described("the synthetic crowd", crowd.vectors(*drawn), people_of(*drawn)),
+        described("the synthetic crowd", crowd.vectors(*drawn), crowd.people_of(*drawn)),
         described("isotropic, everybody once", isotropic, np.arange(len(real))),
     ]
     print(markdown(rows))

@@ -186,7 +186,7 @@ def _asked(
     )
     with catalog.read() as session:
         index = open_index(session, serving_version(session), settings)
-        _, alone = _timed(lambda face: index.scan(session, faces[face - 1], 84), asked)
+        _, alone = _timed(lambda face: index.scan(session, faces[face - 1 : face], 84), asked)
     yield Row(f"{engine}, of it the index alone, 84 candidates", _percentiles(alone))
     methods.clear()
     found, times = _timed(lambda face: ask(face, small), asked)

@@ -1,15 +1,21 @@
 """Grouping in the catalog: the same through an index as by comparing with all, and faces found anew keep their place."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import select
+from sqlalchemy import insert, select
 
+from infra.catalog import hnsw, people, projection
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
-from infra.catalog.schema import Face, Image, ModelVersion
+from infra.catalog.schema import Face, FaceIdentity, Identity, Image, ModelVersion
+from infra.settings import Settings
 from tasks import decisions
+from tasks import group as grouping
+from tasks.grouping import PEOPLE, Exemplars, Policy
+from tests import crowd as crowds
 from tests.made_up import VERSIONS, Crowd
 
 ADA, BOB = 1, 2
@@ -31,6 +37,51 @@ def test_a_catalog_of_many_people_is_grouped_through_the_search_index_alike(
         crowd.catalog.close()
     assert outcomes[0] == outcomes[1]
     assert len(set(outcomes[0].values())) == 12
+
+
+def test_an_approximate_index_finds_the_people_that_comparing_with_all_finds(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for module, name in ((grouping, "KNOWN_AT_ONCE"), (projection, "FLAT_UP_TO"), (hnsw, "EXACT_UP_TO")):
+        monkeypatch.setattr(module, name, 500)
+    vectors, owners = crowds.vectors(1_600, 32), crowds.people_of(1_600, 32) + 1
+    crowds.enter(catalog, vectors)
+    policy = Policy(join=0.96, propose=0.95)
+    settings = Settings(home=tmp_path, database_url=catalog.url)
+    with catalog.write() as session:
+        session.execute(
+            insert(Identity), [{"id": i, "model_version_id": crowds.EMBEDDER} for i in set(owners.tolist())]
+        )
+        places = [
+            {
+                "face_id": face + 1,
+                "model_version_id": crowds.EMBEDDER,
+                "identity_id": owner,
+                "exemplar": True,
+                "run_id": 1,
+            }
+            for face, owner in enumerate(owners[:1_500].tolist())
+        ]
+        session.execute(insert(FaceIdentity), places)
+        version = session.get_one(ModelVersion, crowds.EMBEDDER)
+        new = people.ungrouped(session, version.id, 32, 100)
+        known = grouping._known(session, version, new, policy, settings)
+        everybody = people.exemplars(session, version.id, 32)
+        results = [
+            grouping.group(
+                grouping._faces(new), Exemplars(grouping._faces(of), of.identities), policy, next_identity=9_999
+            ).identities
+            for of in (known, everybody)
+        ]
+    near = new.embeddings @ vectors[:1_500].T
+    wanted: list[int] = []  # the people that comparing each new face with all considers
+    for row in near:
+        by_likeness = owners[np.argsort(-row)[: (row >= policy.propose).sum()]]
+        wanted += list(dict.fromkeys(by_likeness.tolist()))[:PEOPLE]
+    assert len(wanted) > 200
+    assert np.isin(wanted, known.identities).mean() >= 0.99
+    assert len(known) < len(everybody)
+    assert (results[0] == results[1]).mean() >= 0.99
 
 
 def found_anew(crowd: Crowd, face: int, boxes: list[tuple[float, float, float, float]], seen: list[int]) -> list[int]:

@@ -19,6 +19,7 @@ from tasks.grouping import (
     bcubed,
     exact_neighbours,
     group,
+    nearest_people,
 )
 
 Ints = NDArray[np.int64]
@@ -224,6 +225,14 @@ def test_leaving_out_people_that_are_not_similar_changes_nothing() -> None:
     part = group(everyone.take(few), near, POLICY, next_identity=20)
     assert np.array_equal(whole.identities, part.identities)
     assert np.array_equal(whole.exemplars.faces.ids, part.exemplars.faces.ids)
+
+
+def test_the_nearest_people_are_few_whoever_else_is_alike_and_each_by_the_nearest_comparison() -> None:
+    faces = np.array([7, 7, 7, 7, 7, 9, 7])
+    people = np.array([1, 2, 1, NOBODY, 3, 3, 4])
+    similarities = np.array([0.5, 0.8, 0.9, 1.0, 0.7, 0.6, 0.7], np.float32)
+    assert nearest_people(faces, people, similarities, 3).tolist() == [2, 1, 4, 5]
+    assert nearest_people(faces[:0], people[:0], similarities[:0], 3).tolist() == []
 
 
 def test_known_people_that_new_faces_show_to_be_one_are_merged_into_the_older_with_evidence() -> None:

@@ -17,7 +17,16 @@ from infra.catalog.filters import AttributeFilter, FaceFilter
 from infra.catalog.schema import Content, Embedding, Face, FaceIdentity, Identity, Image
 from infra.catalog.vectors import put_embeddings
 from infra.settings import Settings
-from tasks.search import Answer, InvalidQuery, Query, UnknownFace, forget_erased, search_faces
+from tasks.search import (
+    Answer,
+    InvalidQuery,
+    Query,
+    UnknownFace,
+    forget_erased,
+    open_index,
+    search_faces,
+    serving_version,
+)
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 
@@ -105,6 +114,27 @@ def test_an_approximate_index_says_so_and_finds_what_brute_force_finds(crowded: 
     np.testing.assert_allclose(similarities, expected, atol=1e-6)
     assert similarities == sorted(similarities, reverse=True)
     assert recall(crowded, FaceFilter(), ALL) >= 0.99
+
+
+def test_many_faces_asked_for_at_once_get_what_each_gets_alone(crowded: Place) -> None:
+    with crowded.catalog.read() as session:
+        index = open_index(session, serving_version(session), crowded.settings)
+        ids, similarities = index.scan(session, FACES[:20], 30)
+        alone = [index.scan(session, FACES[i : i + 1], 30) for i in range(20)]
+    assert ids.shape == similarities.shape == (20, 30)
+    np.testing.assert_array_equal(ids, np.concatenate([found for found, _ in alone]))
+    np.testing.assert_allclose(similarities, np.concatenate([near for _, near in alone]), atol=1e-6)
+    expected = np.take_along_axis(FACES[:20] @ FACES.T, ids - 1, axis=1)
+    np.testing.assert_allclose(similarities, expected, atol=neighbours.HALF_ERROR)
+
+
+def test_more_neighbours_than_there_are_faces_are_all_of_them_once(small: Place) -> None:
+    with small.catalog.write() as session:
+        session.execute(delete(Face).where(Face.id > 140))
+        put_embeddings(session, crowd.EMBEDDER, {77: FACES[4]})
+        index = open_index(session, serving_version(session), small.settings)
+        ids, _ = index.scan(session, FACES[:3], 200)
+    assert [sorted(found[found >= 0].tolist()) for found in ids] == [list(range(1, 141))] * 3
 
 
 def test_a_filter_that_keeps_one_percent_loses_nothing(crowded: Place) -> None:
