@@ -104,12 +104,13 @@ def _on_ray(catalog: Catalog, job: Job, keep: Callable[[Generator[list[PhotoFace
     settings = job.settings
     with catalog.read() as session:
         count = count_pending(session, job.collection_id, job.keys)
-    with connected(settings.ray_address or None, settings.cpu_count):
-        even = count // (4 * settings.cpu_count)  # pages so small that no actor ends long after all others
-        keep(_execute(job, _pages(catalog, job, min(PAGE, max(even, 1)))))
-        # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image,
-        # so that only the one that kills its worker is lost.
-        keep(_execute(job, _pages(catalog, job, 1), alone=True))
+    even = count // (4 * settings.cpu_count)  # pages so small that no actor ends long after all others
+    # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image, so that only
+    # the one that kills its worker is lost. In a connection of its own: what is left of those that died may hold room.
+    for size, alone in ((min(PAGE, max(even, 1)), False), (1, True)):
+        if pages := _pages(catalog, job, size):
+            with connected(settings.ray_address or None, settings.cpu_count):
+                keep(_execute(job, pages, alone))
 
 
 def _record_all(
@@ -173,13 +174,11 @@ def _killed_its_worker(work: Work, content_id: int | None) -> PhotoFaces:
     return photo.failed("process", "worker_died", message, retryable=False)
 
 
-def _execute(job: Job, pages: Sequence[Page], alone: bool = False) -> Generator[list[PhotoFaces]]:
+def _execute(job: Job, pages: Sequence[Page], alone: bool) -> Generator[list[PhotoFaces]]:
     """One Ray Data execution: pages of image ids in, photos out, in whatever order they are done.
 
     `alone`: no process has more than one page in hand, so that none is lost with another that kills its worker.
     """
-    if not pages:
-        return
     import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
 
     # A process costs 3 s and 500 MB for its libraries, and a photo costs packing on its way to it. That is worth it only where
