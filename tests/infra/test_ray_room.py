@@ -101,7 +101,7 @@ def test_a_job_that_lost_its_room_is_begun_anew_in_the_same_process(tmp_path: Pa
     ended = subprocess.run(
         [sys.executable, "-c", ANEW], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=240
     )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
     first, second = ended.stdout.splitlines()
     assert "processes wait for others that find no room: 9 GPU needed" in first
     assert second == "[0, 1, 2, 3, 4, 5]"
-    assert ended.returncode == 0, ended.stderr
