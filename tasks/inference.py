@@ -1,5 +1,7 @@
 """A network as the stages run it: on its device, in the memory layout and the precision that it is fastest in there."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -19,25 +21,27 @@ class InBfloat16(nn.Module):
 
 
 def load_for_inference(version: ModelVersion, device: str = "cpu") -> nn.Module:
-    """Load a version's network onto `device`, in eval mode, with convolutions in channels-last order.
-
-    On a processor that computes in bfloat16, so do the parts that the model table names (`ModelSpec.bfloat16`), unless the
-    version asks for float32.
+    """Load a version's network onto `device`, in eval mode, as the stages run it.
 
     Raises:
         WeightsError, CheckpointMismatch: as `load_network`.
     """
-    network = load_network(version).to(device)
+    return for_inference(load_network(version).to(device), bfloat16_parts(version, device))
+
+
+def for_inference(network: nn.Module, bfloat16: Sequence[str] = ()) -> nn.Module:
+    """Put a network's convolutions in channels-last order and the named parts in bfloat16; returns the network itself."""
     for parameter in network.parameters():
         if parameter.dim() == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
-    for name in bfloat16_parts(version, device):
+    for name in bfloat16:
         network.set_submodule(name, InBfloat16(network.get_submodule(name)))
     return network
 
 
 def bfloat16_parts(version: ModelVersion, device: str) -> tuple[str, ...]:
-    """The parts of a version's network that compute in bfloat16 on `device` of this machine."""
+    """The parts of a version's network that compute in bfloat16 on `device` of this machine: those that the model table names
+    (`ModelSpec.bfloat16`) on a processor that does, unless the version asks for float32."""
     there = torch.device(device).type == "cpu" and processor_has_bfloat16()
     return version.spec.bfloat16 if there and version.precision == "auto" else ()
 

@@ -3,11 +3,11 @@
     python -m tests.benchmarks.recognition               all of them, about a quarter of an hour
     python -m tests.benchmarks.recognition lightcnn-9    some of them
 
-Ours is what every night does, from aligned crops to vectors of unit length; plain is the network's bare forward on inputs in
-torch's usual layout that were prepared beforehand (twice, with the inputs mirrored, where the model embeds the mirror image
-too). Both alternate in one run, with seeded weights, in one thread; times are medians of that thread's processor time per face.
-Each network has a process of its own, whose memory is measured at its first batch. A markdown table goes to stdout, progress
-to stderr, everything to build/recognition.json.
+Ours is what every night does, from aligned crops to vectors of unit length, in the layout and precision of the night; plain is
+the network's bare forward in float32 on inputs in torch's usual layout that were prepared beforehand (twice, with the inputs
+mirrored, where the model embeds the mirror image too). Both alternate in one run, with seeded weights, in one thread; times are
+medians of that thread's processor time per face. Each network has a process of its own, whose memory is measured at its first
+batch. A markdown table goes to stdout, progress to stderr, everything to build/recognition.json.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import multiprocessing
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from copy import deepcopy
 from pathlib import Path
 from statistics import median
 from time import thread_time
@@ -27,6 +28,7 @@ import torch
 from infra.allocator import keep_freed_memory
 from models.table import MODELS
 from tasks.embed import embed
+from tasks.inference import for_inference, processor_has_bfloat16
 from tasks.timing import one_thread
 from tests.benchmarks import machine
 from tests.models.recognition.weights import WEIGHTS
@@ -41,14 +43,15 @@ def measure(name: str) -> dict[str, Any]:
     """Measure one network in this process."""
     spec = MODELS[name]
     assert spec.preprocess is not None
-    network = spec.build(spec.official(WEIGHTS[name]()))
+    bare = spec.build(spec.official(WEIGHTS[name]()))
+    network = for_inference(deepcopy(bare), spec.bfloat16 if processor_has_bfloat16() else ())
     size = spec.preprocess.template.size
     faces = torch.cat([255 * seeded().seeded_image(f"face-{index}", size) for index in range(max(BATCHES))])
     crops = faces.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()
     found: dict[str, Any] = {
         "dimension": spec.dimension,
         "forwards": 1 + spec.mirror,
-        "weights_bytes": sum(value.nbytes for value in network.state_dict().values()),
+        "weights_bytes": sum(value.nbytes for value in bare.state_dict().values()),
     }
     keep_freed_memory()  # as every job does
     with one_thread(), torch.inference_mode():
@@ -60,12 +63,12 @@ def measure(name: str) -> dict[str, Any]:
                 embed(network, spec, batch, "cpu")
 
             def plain(inputs: torch.Tensor = inputs) -> None:
-                network(inputs)
+                bare(inputs)
                 if spec.mirror:
-                    network(inputs.flip(3))
+                    bare(inputs.flip(3))
 
-            own, bare = alternating(ours, plain)
-            found[f"batch_{count}"] = {"ours_ms": own / count, "plain_ms": bare / count}
+            own, theirs = alternating(ours, plain)
+            found[f"batch_{count}"] = {"ours_ms": own / count, "plain_ms": theirs / count}
     return found
 
 
