@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import suppress
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from infra import logs
 
@@ -25,8 +25,22 @@ class RoomLost(NoRoom):
     """A node has left the cluster, and the job's processes do not all fit on what is left."""
 
 
-def await_room(wanted: Mapping[str, float], patience: float | None = None) -> None:
-    """Wait until the cluster has free what is `wanted`, by Ray's names of resources: {"CPU": 3.6, "GPU": 2}; the log says so.
+class Plan(Protocol):
+    """How a job means to use the cluster."""
+
+    @property
+    def wanted(self) -> Mapping[str, float]:
+        """What it needs free, by Ray's names of resources: {"CPU": 3.6, "GPU": 2}."""
+        ...
+
+
+P = TypeVar("P", bound=Plan)
+
+
+def await_room(plan: Callable[[], P], patience: float | None = None) -> P:
+    """Wait until the cluster has free what the job wants, and return its plan; the log says so.
+
+    It is planned anew every time, since a cluster counts a node that has died for half a minute longer.
 
     Raises:
         NoRoom: after `patience` seconds (ROOM_SECONDS), naming what is missing.
@@ -35,7 +49,7 @@ def await_room(wanted: Mapping[str, float], patience: float | None = None) -> No
 
     patience = ROOM_SECONDS if patience is None else patience
     start, said = time.monotonic(), False
-    while lacking := _lacking(wanted, ray.available_resources()):
+    while lacking := _lacking((made := plan()).wanted, ray.available_resources()):
         waited = time.monotonic() - start
         if waited > SAID_AFTER and not said:
             said = True
@@ -46,6 +60,7 @@ def await_room(wanted: Mapping[str, float], patience: float | None = None) -> No
                 "'visage run' goes on where this run ended"
             )
         time.sleep(0.5)
+    return made
 
 
 def check_room(wanted: Mapping[str, float]) -> None:

@@ -40,6 +40,7 @@ from tasks.side_by_side import side_by_side, torch_threads
 log = logs.logger()
 
 PAGE = 64  # images that one call of an actor works through, at most
+FRONT = "front"  # the fused stages before those that `face_stages` names
 MOST_HANDS = 4  # each holds the pixels of up to 16 photos; what has more processors and much to do takes Ray
 Stage = Callable[[Sequence[PhotoFaces]], list[PhotoFaces]]
 AnyStage = Callable[[Any], list[PhotoFaces]]  # the first takes what was claimed, the others what the one before it gave
@@ -181,20 +182,17 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool) -> Generator[list[Pho
     """
     import ray.data  # noqa: PLC0415 - a small job is done before Ray is imported
 
-    # A process costs 3 s and 500 MB for its libraries, and a photo costs packing on its way to it. That is worth it only where
-    # stages take turns on a GPU.
-    stages = [name for name, _ in face_stages(job)] if gpus() else []
-    share = _Shares.of(processors(), gpus(), stages, most=len(pages), nodes=nodes())
-    await_room(share.wanted)
+    names = [name for name, _ in face_stages(job)]
+    share = await_room(lambda: _Shares.of(processors(), gpus(), names, most=len(pages), nodes=nodes()))
     # A page that kills its worker must not be retried for ever, and Ray has no newer name for saying so yet.
     warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated")
     # A block, which is what is repeated when a worker dies, is one page.
     rows = [{"first": first, "last": last} for first, last in pages]
     dataset = ray.data.from_items(rows, override_num_blocks=len(pages))
     dataset = dataset.map_batches(
-        _FrontActor, fn_constructor_args=(job, stages), batch_size=1, **share.options("prepare", alone)
+        _FrontActor, fn_constructor_args=(job, share.apart), batch_size=1, **share.options(FRONT, alone)
     )
-    for name in stages:
+    for name in share.apart:
         dataset = dataset.map_batches(
             _StageActor,
             fn_constructor_args=(name, job),
@@ -218,16 +216,23 @@ class _Shares:
 
     @classmethod
     def of(cls, cpus: int, gpus: int, stages: Sequence[str], most: int, nodes: int = 1) -> "_Shares":
-        """Of the front and each of the `stages` that are not part of it, one actor per GPU, sharing it, or else per processor.
-        `most`: of no stage more than that.
+        """With GPUs one actor per GPU of the front and of each of the other `stages`, sharing it; else one per processor that
+        does them all. `most`: of no kind more than that.
 
-        Each computes with one thread: on a CPU, processes side by side beat threads inside one forward. On several nodes
-        they reserve half of all processors, so that all have room on what is left when a node dies: else those of some
-        stages could take everything, and wait for ever for another stage's.
+        A process costs 3 s and 500 MB for its libraries, and a photo costs packing on its way to it: that is worth it only
+        where stages take turns on a GPU. Each computes with one thread: on a CPU, processes side by side beat threads inside
+        one forward. On several nodes they reserve half of all processors, so that all have room on what is left when a node
+        dies: else those of some stages could take everything, and wait for ever for another stage's.
         """
-        actors = {name: min(gpus or cpus, most) for name in ("prepare", *stages)}
+        cpus = max(cpus, 1)  # none is there: one is waited for
+        actors = {name: min(gpus or cpus, most) for name in (FRONT, *(stages if gpus else ()))}
         reserved = 0.9 * cpus / (2 if nodes > 1 else 1)
         return cls(actors, reserved / sum(actors.values()), 1 / len(actors) if gpus else 0)
+
+    @property
+    def apart(self) -> list[str]:
+        """The stages that have actors of their own."""
+        return [name for name in self.actors if name != FRONT]
 
     @property
     def wanted(self) -> dict[str, float]:

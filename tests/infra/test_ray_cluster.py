@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -106,10 +107,22 @@ def test_it_counts_the_gpus(cluster: str) -> None:
     assert gpus() == torch.cuda.device_count()
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What a job wants of the cluster."""
+
+    wanted: dict[str, float]
+
+
+def test_a_plan_that_does_not_fit_is_made_anew_as_nodes_die(cluster: str) -> None:
+    plans = [Wish({"CPU": 1}), Wish({"CPU": 9})]
+    assert await_room(lambda: plans.pop() if len(plans) > 1 else plans[0]) is plans[0]
+
+
 def test_a_job_for_which_there_is_no_room_says_what_is_missing(cluster: str) -> None:
-    await_room({"CPU": 2, "GPU": 0})
+    await_room(lambda: Wish({"CPU": 2, "GPU": 0}))
     with pytest.raises(NoRoom, match=r"no room for 0 s: 3 CPU needed, 2 there, \d GPU needed, \d there\. End other"):
-        await_room({"CPU": 3, "GPU": 1 + gpus()}, patience=0.1)
+        await_room(lambda: Wish({"CPU": 3, "GPU": 1 + gpus()}), patience=0.1)
     check_room({"CPU": 2})
     with pytest.raises(RoomLost, match="a node has left"):
         check_room({"CPU": 3})

@@ -10,10 +10,23 @@ STAGES = ["restore", "embed", "describe"]
 @pytest.mark.parametrize("cpus", [1, 2, 8, 64])
 def test_all_actors_fit_on_one_machine(cpus: int) -> None:
     share = _Shares.of(cpus, 0, STAGES, most=1000)
-    assert share.cpus * sum(share.actors.values()) < cpus
+    assert share.wanted["CPU"] < cpus
+    assert share.apart == []
 
 
 @pytest.mark.parametrize("nodes", [2, 3, 8])
 def test_all_actors_still_fit_when_one_of_several_nodes_dies(nodes: int) -> None:
-    share = _Shares.of(4 * nodes, 0, STAGES, most=1000, nodes=nodes)
-    assert share.cpus * sum(share.actors.values()) < 4 * (nodes - 1)
+    for gpus in (0, nodes):
+        share = _Shares.of(4 * nodes, gpus, STAGES, most=1000, nodes=nodes)
+        assert share.wanted["CPU"] < 4 * (nodes - 1)
+
+
+def test_stages_that_share_gpus_have_actors_of_their_own() -> None:
+    share = _Shares.of(16, 2, STAGES, most=1000)
+    assert share.apart == STAGES
+    assert set(share.actors.values()) == {2}
+    assert share.wanted["GPU"] == 2
+
+
+def test_where_there_is_no_processor_one_is_waited_for() -> None:
+    assert 0 < _Shares.of(0, 0, STAGES, most=1000).wanted["CPU"] < 1
