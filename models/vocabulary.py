@@ -45,9 +45,8 @@ SHARPNESS = Attribute("sharpness", Kind.FRACTION)
 EXPOSURE = Attribute("exposure", Kind.FRACTION)
 BRIGHTNESS = Attribute("brightness", Kind.FRACTION)
 BEYOND_BORDER = Attribute("beyond_border", Kind.FRACTION)  # share of the face that the photo's border cuts off
-VISIBILITY = Attribute(
-    "visibility", Kind.FRACTION
-)  # of the face, as pose and border leave it; what covers it isn't known
+COVERED = Attribute("covered", Kind.FRACTION)  # share of the face that looks as if a mask, a hand or a bar lay before it
+VISIBILITY = Attribute("visibility", Kind.FRACTION)  # share of the face that pose, border and coverings leave to be seen
 COLOR = Attribute("color", Kind.CATEGORY, ("grey", "toned", "color"))  # toned: of one hue, as sepia is
 
 LANDMARKS_68 = Attribute("landmarks_68", Kind.POINTS)  # iBUG / 300W order
@@ -94,7 +93,8 @@ ATTRIBUTES: Mapping[str, Attribute] = MappingProxyType({
     attribute.name: attribute
     for attribute in (
         AGE, AGE_GROUP, GENDER, RACE, EXPRESSION, PITCH, YAW, ROLL, INTER_EYE_DISTANCE, SHARPNESS, EXPOSURE, BRIGHTNESS,
-        BEYOND_BORDER, VISIBILITY, COLOR, LANDMARKS_68, LANDMARKS_29, LANDMARKS_98, LANDMARKS_19, OCCLUSION_29, PARSING,
+        BEYOND_BORDER, COVERED, VISIBILITY, COLOR, LANDMARKS_68, LANDMARKS_29, LANDMARKS_98, LANDMARKS_19, OCCLUSION_29,
+        PARSING,
         *CELEBA,
     )
 })  # fmt: skip

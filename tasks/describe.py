@@ -1,8 +1,8 @@
 """Describe: estimates of a face's attributes. A sensitive attribute that is not switched on is not computed.
 
 What travels on is what a face's own photo can be asked about: points lie in pixels of the photo, not of a crop, and a
-confidence is the model's own times the share of the face that is to be seen, so that a face turned away or cut off is not
-described as surely as one seen in full. Probabilities stay as the model gave them.
+confidence is the model's own times the share of the face that is to be seen, so that a face turned away, cut off or covered is not
+described as surely as one seen in full; a model that finds more hidden itself counts. Probabilities stay as the model gave them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.attributes.measured import VISIBILITY
 from models.spec import Attribute, Estimate, Kind, ModelSpec
+from models.vocabulary import OCCLUSION_29
 from tasks.guard import guarded
 from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
@@ -119,18 +120,31 @@ def handed_out(photos: Sequence[PhotoFaces], version: ModelVersion, found: Colum
     results, end = [], 0
     for photo in photos:
         start, end = end, end + photo.face_count
+        if not photo.face_count:
+            results.append(photo)
+            continue
         rows = {name: column[start:end] for name, column in found.items()}
-        for attribute in version.spec.attributes if photo.face_count else ():
-            _as_in_photo(photo, version, attribute, rows)
-        results.append(photo.having(**rows) if photo.face_count else photo)
+        seen = _seen(photo, version, rows)
+        for attribute in version.spec.attributes:
+            _as_in_photo(photo, version, attribute, rows, photo.arrays[VISIBLE] if attribute == OCCLUSION_29 else seen)
+        results.append(photo.having(**rows))
     return results
 
 
-def _as_in_photo(photo: PhotoFaces, version: ModelVersion, attribute: Attribute, rows: Columns) -> None:
+def _seen(photo: PhotoFaces, version: ModelVersion, rows: Columns) -> np.ndarray:
+    """Share (n,) of each face that is to be seen, as measured, or less if the version itself holds more points for hidden."""
+    hidden = rows.get(estimate(version.contract, OCCLUSION_29.name, "value"))
+    visible = photo.arrays[VISIBLE]
+    return visible if hidden is None else np.minimum(visible, (hidden <= 0.5).mean(axis=1))
+
+
+def _as_in_photo(
+    photo: PhotoFaces, version: ModelVersion, attribute: Attribute, rows: Columns, seen: np.ndarray
+) -> None:
     value, confidence = (estimate(version.contract, attribute.name, what) for what in ("value", "confidence"))
     if value not in rows:
         return
-    rows[confidence] = rows[confidence] * photo.arrays[VISIBLE]
+    rows[confidence] = rows[confidence] * seen
     if attribute.kind is Kind.POINTS and version.spec.preprocess is not None:
         boxes, landmarks = (torch.from_numpy(np.array(photo.arrays[name])) for name in (BOXES, LANDMARKS))
         to_photo = version.spec.preprocess.template.transforms(boxes, landmarks).numpy()

@@ -25,7 +25,7 @@ from tasks.embedding_decision import Decision, decision_for
 from tasks.install import ModelVersion, NotInstalled, find_version
 
 PORTRAIT_TEMPLATE = QUALITY_TEMPLATE  # also wide enough for every other template, should a model be added
-MEASURED_VERSION = ModelVersion(MEASURED.name, 1, "", Path(), MEASURED)  # nothing to load
+MEASURED_VERSION = ModelVersion(MEASURED.name, 2, "", Path(), MEASURED)  # nothing to load
 STAGES_VERSION = 2  # raise it when a change outside the models (quality, gates, decoding) must reprocess everything
 
 

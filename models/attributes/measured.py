@@ -11,12 +11,14 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from models.covered import covered_share
 from models.quality import Quality
 from models.spec import CheckpointMismatch, Estimate, ModelSpec, Role, StateDict
 from models.vocabulary import (
     BEYOND_BORDER,
     BRIGHTNESS,
     COLOR,
+    COVERED,
     EXPOSURE,
     INTER_EYE_DISTANCE,
     PITCH,
@@ -43,6 +45,7 @@ def measured(quality: Quality, crops: Tensor, beyond_border: Tensor) -> Mapping[
     `quality` of the faces, the `crops` (N, S, S, 3) uint8 RGB that it was assessed on, and the share (N,) of each face that
     lies beyond the photo's border.
     """
+    covered = covered_share(crops)
     values = {
         INTER_EYE_DISTANCE: quality.inter_eye_distance,
         SHARPNESS: quality.sharpness,
@@ -52,20 +55,22 @@ def measured(quality: Quality, crops: Tensor, beyond_border: Tensor) -> Mapping[
         YAW: quality.yaw,
         ROLL: quality.roll,
         BEYOND_BORDER: beyond_border,
-        VISIBILITY: visible_share(quality.yaw, quality.pitch, beyond_border),
+        COVERED: covered,
+        VISIBILITY: visible_share(quality.yaw, quality.pitch, beyond_border, covered),
         COLOR: color(crops),
     }
     return {attribute.name: without_confidence(value.float()) for attribute, value in values.items()}
 
 
-def visible_share(yaw: Tensor, pitch: Tensor, beyond_border: Tensor) -> Tensor:
-    """Share (N,) in 0..1 of a face that is to be seen: inside the photo, and not foreshortened; angles (N,) in degrees.
+def visible_share(yaw: Tensor, pitch: Tensor, beyond_border: Tensor, covered: Tensor) -> Tensor:
+    """Share (N,) in 0..1 of a face that is to be seen: inside the photo, not foreshortened, not covered; angles in degrees.
 
-    A plane that is turned shows the cosine of the angle; 1 up to SEEN_WHOLE, 0 from 90 degrees on. What lies before a face,
-    a hand or a mask, is not known to it.
+    A plane that is turned shows the cosine of the angle; 1 up to SEEN_WHOLE, 0 from 90 degrees on. A face that is cut or far
+    turned looks covered as well: the same loss is not counted twice, so that the smaller of the two shares holds.
     """
     turned = yaw.deg2rad().cos() * pitch.deg2rad().cos()
-    return (turned / math.cos(math.radians(SEEN_WHOLE))).clamp(0, 1) * (1 - beyond_border)
+    whole = (turned / math.cos(math.radians(SEEN_WHOLE))).clamp(0, 1)
+    return torch.minimum(whole * (1 - beyond_border), 1 - covered)
 
 
 def color(crops: Tensor) -> Tensor:
@@ -107,8 +112,9 @@ MEASURED = ModelSpec(
     source="Visage",
     paper="",
     build=_build,
-    settings="formulas 1",
+    settings="formulas 2",
     attributes=(
-        INTER_EYE_DISTANCE, SHARPNESS, EXPOSURE, BRIGHTNESS, PITCH, YAW, ROLL, BEYOND_BORDER, VISIBILITY, COLOR,
+        INTER_EYE_DISTANCE, SHARPNESS, EXPOSURE, BRIGHTNESS, PITCH, YAW, ROLL, BEYOND_BORDER, COVERED, VISIBILITY,
+        COLOR,
     ),
 )  # fmt: skip

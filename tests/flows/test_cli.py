@@ -234,7 +234,7 @@ def test_faces_are_listed_with_all_that_is_known(archive: Settings) -> None:
             "color",
             "inter_eye_distance",
         } <= said.keys()
-        assert (said["yaw"]["unit"], said["yaw"]["kind"], said["yaw"]["model"]) == ("degrees", "degrees", "measured@1")
+        assert (said["yaw"]["unit"], said["yaw"]["kind"], said["yaw"]["model"]) == ("degrees", "degrees", "measured@2")
         assert 0 <= face["quality"] <= 1
     best = max(face["quality"] for face in faces)
     assert len(visage("faces", "--min-quality", best, "--json").json) >= 1

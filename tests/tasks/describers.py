@@ -54,7 +54,7 @@ class Many(nn.Module):
             "yaw": 10 * mean,
             "eyeglasses": mean,
             "landmarks_29": middle,
-            "occlusion_29": mean[:, None].expand(-1, 29),
+            "occlusion_29": -mean.abs()[:, None].expand(-1, 29),  # none is hidden
             "parsing": logits,
         }
         return {name: value for name, value in raw.items() if name in wanted}

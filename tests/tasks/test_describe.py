@@ -22,7 +22,7 @@ from models.vocabulary import PARSING
 from tasks.align import align_faces
 from tasks.assess import assess
 from tasks.decode import DecodeLimits, decode
-from tasks.describe import Describe
+from tasks.describe import Describe, handed_out
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
 from tasks.install import ModelVersion
@@ -31,6 +31,7 @@ from tasks.photo_faces import EMBEDDING, LANDMARKS, PhotoFaces, estimate
 from tasks.pipeline import face_stages
 from tasks.recipe import MEASURED_VERSION, Recipe, current_recipe, enter
 from tasks.record import record
+from tests.coverings import cover
 from tests.models.attributes.golden import empty_checkpoint
 from tests.portraits import Pixels, jpeg, pair, portrait
 from tests.tasks.describers import GIVEN, by_chance, many, version_of
@@ -125,12 +126,12 @@ def test_what_is_measured_is_recorded_of_every_face_without_any_model(
     faces = place.faces()
     assert len(faces) == 3
     for face in faces:
-        found = said(face, "measured@1")
+        found = said(face, "measured@2")
         assert found.keys() == MEASURES == {attribute.name for attribute in face.attributes}
         assert (found["yaw"].unit, found["color"].label, found["beyond_border"].value) == ("degrees", "color", 0)
         assert all(attribute.confidence is None for attribute in found.values())
         assert face.quality_parts.keys() == {"sharpness", "size", "frontalness", "exposure", "detection"}
-    first, left, right = (said(face, "measured@1") for face in faces)
+    first, left, right = (said(face, "measured@2") for face in faces)
     assert first["inter_eye_distance"].value == pytest.approx(400 / 12, abs=4)
     assert left["yaw"].value == pytest.approx(-right["yaw"].value, abs=5)  # one is the other's mirror image
 
@@ -139,7 +140,7 @@ def test_a_face_that_the_border_cuts_is_known_to_be_cut(place: Place, detect: De
     cut = portrait(600)[:, 232:]
     recorded(place, detect, plain, cut)
     [face] = place.faces()
-    found = said(face, "measured@1")
+    found = said(face, "measured@2")
     assert 0.05 < found["beyond_border"].value < 0.6
     assert found["visibility"].value <= 1 - found["beyond_border"].value
 
@@ -225,7 +226,7 @@ def test_two_versions_of_a_model_speak_side_by_side_and_are_compared(
         assert {o.model for o in found.disagreements[0].opinions} == {"many@1", "many@2"}
         yaws = opinions(session, ["yaw"], None, 2)
         assert [(a.first, a.second) for a in yaws.agreements] == [
-            ("measured@1", "many@1"), ("measured@1", "many@2"), ("many@1", "many@2"),
+            ("measured@2", "many@1"), ("measured@2", "many@2"), ("many@1", "many@2"),
         ]  # fmt: skip
         differences = [row.difference for row in yaws.disagreements]
         assert differences == sorted(differences, reverse=True)
@@ -247,6 +248,38 @@ def test_a_face_turned_away_or_cut_off_is_described_less_surely(detect: Detect, 
     assert visible[1] < visible[0] == pytest.approx(1, abs=0.02)
     for photo, share in zip((whole, cut), visible, strict=True):
         assert sure(photo, "confidence") == pytest.approx(sure(photo, "probabilities") * share)
+
+
+def test_a_masked_face_is_described_less_surely_though_as_likely(detect: Detect, plain: Recipe, tmp_path: Path) -> None:
+    recipe = describing(plain, many(tmp_path))
+    stage = Describe(recipe.describers, recipe.attributes, "cpu")
+    [bare] = stage(prepared(detect, recipe, portrait(512)))
+    masked = cover(portrait(512), bare.arrays[LANDMARKS][0], "surgical mask", np.random.default_rng(0))
+    [masked] = stage(prepared(detect, recipe, masked))
+
+    def said(photo: PhotoFaces, version: ModelVersion, attribute: str, what: str) -> np.ndarray:
+        return photo.arrays[estimate(version.contract, attribute, what)][0]
+
+    for photo, share in ((bare, 0), (masked, 0.6)):
+        assert said(photo, MEASURED_VERSION, "covered", "value") == pytest.approx(share)
+        assert said(photo, MEASURED_VERSION, "visibility", "value") == pytest.approx(1 - share, abs=0.02)
+        visible = said(photo, MEASURED_VERSION, "visibility", "value")
+        surest = said(photo, recipe.describers[0], "expression", "probabilities").max()
+        assert said(photo, recipe.describers[0], "expression", "confidence") == pytest.approx(surest * visible)
+
+
+def test_a_model_that_holds_points_for_hidden_is_less_sure_of_its_other_attributes(
+    detect: Detect, plain: Recipe, tmp_path: Path
+) -> None:
+    version = many(tmp_path)
+    [photo] = prepared(detect, describing(plain, version), portrait(400))
+    hidden = np.linspace(0, 1, 29)[None].astype(np.float32)  # fourteen of 29 above one half
+    sure = np.full(1, 0.9, np.float32)
+    names = {n: [estimate(version.contract, n, w) for w in ("value", "confidence")] for n in ("age", "occlusion_29")}
+    found = {names["age"][0]: sure, names["age"][1]: sure, names["occlusion_29"][0]: hidden, names["occlusion_29"][1]: sure}
+    [given] = handed_out([photo], version, found)
+    assert given.arrays[names["age"][1]].item() == pytest.approx(0.9 * 15 / 29)
+    assert given.arrays[names["occlusion_29"][1]].item() == pytest.approx(0.9, abs=0.02)
 
 
 # --- models of the literature, with weights of chance in their released layouts

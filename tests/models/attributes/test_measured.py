@@ -46,12 +46,19 @@ def test_what_lies_beyond_the_border_speaks_for_no_color() -> None:
 
 def test_a_face_is_seen_less_the_farther_it_is_turned_and_cut() -> None:
     none = torch.zeros(5)
-    turned = visible_share(torch.tensor([0.0, 29, 45, 75, 95]), none, none)
+    turned = visible_share(torch.tensor([0.0, 29, 45, 75, 95]), none, none, none)
     assert turned[:2].tolist() == [1, 1]
     assert (turned[1:].diff() < 0).all()
     assert turned[4] == 0
-    assert visible_share(torch.tensor([-60.0]), torch.tensor([20.0]), torch.tensor([0.0])) < 0.6
-    assert visible_share(torch.zeros(1), torch.zeros(1), torch.tensor([0.25])).item() == pytest.approx(0.75)
+    none = torch.zeros(1)
+    assert visible_share(torch.tensor([-60.0]), torch.tensor([20.0]), none, none) < 0.6
+    assert visible_share(none, none, torch.tensor([0.25]), none).item() == pytest.approx(0.75)
+
+
+def test_what_is_cut_off_and_covered_counts_once() -> None:
+    none = torch.zeros(2)
+    visible = visible_share(none, none, torch.tensor([0.25, 0.25]), torch.tensor([0.6, 0.1]))
+    torch.testing.assert_close(visible, torch.tensor([0.4, 0.75]))
 
 
 def test_every_measure_is_of_the_vocabulary_has_a_unit_and_claims_no_confidence() -> None:
