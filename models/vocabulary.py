@@ -45,8 +45,12 @@ SHARPNESS = Attribute("sharpness", Kind.FRACTION)
 EXPOSURE = Attribute("exposure", Kind.FRACTION)
 BRIGHTNESS = Attribute("brightness", Kind.FRACTION)
 BEYOND_BORDER = Attribute("beyond_border", Kind.FRACTION)  # share of the face that the photo's border cuts off
-COVERED = Attribute("covered", Kind.FRACTION)  # share of the face that looks as if a mask, a hand or a bar lay before it
-VISIBILITY = Attribute("visibility", Kind.FRACTION)  # share of the face that pose, border and coverings leave to be seen
+COVERED = Attribute(
+    "covered", Kind.FRACTION
+)  # share of the face that looks as if a mask, a hand or a bar lay before it
+VISIBILITY = Attribute(
+    "visibility", Kind.FRACTION
+)  # share of the face that pose, border and coverings leave to be seen
 COLOR = Attribute("color", Kind.CATEGORY, ("grey", "toned", "color"))  # toned: of one hue, as sepia is
 
 LANDMARKS_68 = Attribute("landmarks_68", Kind.POINTS)  # iBUG / 300W order

@@ -1,8 +1,9 @@
 """Describe: estimates of a face's attributes. A sensitive attribute that is not switched on is not computed.
 
 What travels on is what a face's own photo can be asked about: points lie in pixels of the photo, not of a crop, and a
-confidence is the model's own times the share of the face that is to be seen, so that a face turned away, cut off or covered is not
-described as surely as one seen in full; a model that finds more hidden itself counts. Probabilities stay as the model gave them.
+confidence is the model's own times the share of the face that is to be seen, so that a face turned away, cut off or covered
+is not described as surely as one seen in full; a model that finds more hidden itself is heard. Probabilities stay as the
+model gave them.
 """
 
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,7 @@
 """What may lie before a face, drawn on photographs: masks, hands, scarves, sunglasses, bars. No photograph is copied.
 
 Everything is drawn in the face's own coordinates: the middle between the eyes is (0, 0), the eyes are 1 apart, y points to the
-chin. There the nose's tip lies at (0, 0.6), the mouth at y = 1.05, the chin near y = 1.75, and the cheeks end near x = -0.95, 0.95.
+chin. There the nose's tip lies at (0, 0.6), the mouth at y = 1.05, the chin near y = 1.75; the cheeks end near x = -0.95, 0.95.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,13 +16,21 @@ Map = NDArray[np.float64]
 Layer = tuple[Map, Map]  # how far each pixel is covered (H, W) 0..1, and by what color (H, W, 3) 0..255
 Drawing = Callable[[Map, Map, Map, np.random.Generator], Layer]
 
-CLOTH = ((150, 195, 225), (245, 245, 245), (25, 25, 30), (120, 175, 140), (225, 170, 185), (60, 70, 120), (150, 145, 140))
+CLOTH = (
+    (150, 195, 225),
+    (245, 245, 245),
+    (25, 25, 30),
+    (120, 175, 140),
+    (225, 170, 185),
+    (60, 70, 120),
+    (150, 145, 140),
+)
 EDGE = 0.03  # eye distances over which a covering's edge fades
 BLUR = 0.015  # eye distances: as sharp as the faces of LFW are
 
 
 def cover(picture: Pixels, landmarks: Map, kind: str, rng: np.random.Generator) -> Pixels:
-    """Draw a covering of this kind before the face whose five landmarks (5, 2) are given, in pixels of the picture (H, W, 3)."""
+    """Draw a covering of this kind before the face whose five landmarks (5, 2) lie there in pixels of the picture (H, W, 3)."""
     left, right = landmarks[0].astype(float), landmarks[1].astype(float)
     middle, along = (left + right) / 2, right - left
     scale = float(np.hypot(*along))
@@ -31,7 +39,9 @@ def cover(picture: Pixels, landmarks: Map, kind: str, rng: np.random.Generator) 
     mouth = (landmarks[3] + landmarks[4]) / 2 - middle
     y, x = np.mgrid[: picture.shape[0], : picture.shape[1]].astype(float)
     u, v = (((x - middle[0]) * axis[0] + (y - middle[1]) * axis[1]) / scale for axis in (along, down))
-    u = u - v * float(mouth @ along) / max(float(mouth @ down), 0.5 * scale)  # a head that is turned carries it to one side
+    u = u - v * float(mouth @ along) / max(
+        float(mouth @ down), 0.5 * scale
+    )  # a head that is turned carries it to one side
     v = v * 1.05 / np.clip(float(mouth @ down) / scale, 0.7, 1.4)
     face = picture[np.hypot(u / 0.8, (v - 0.3) / 0.9) < 1].astype(float)
     alpha, color = COVERINGS[kind](u, v, face, rng)
@@ -66,9 +76,7 @@ def _loops(u: Map, v: Map, outline: Map) -> Map:
 
 def _folds(u: Map, v: Map, rng: np.random.Generator) -> Map:
     """Shade of cloth over a nose and a chin: pleats, light from one side, and the nose's ridge."""
-    pleats = sum(
-        np.exp(-(((v - at - 0.06 * u**2) / 0.02) ** 2)) for at in 0.75 + np.arange(3) * rng.uniform(0.2, 0.28)
-    )
+    pleats = sum(np.exp(-(((v - at - 0.06 * u**2) / 0.02) ** 2)) for at in 0.75 + np.arange(3) * rng.uniform(0.2, 0.28))
     ridge = 0.12 * np.exp(-((u / 0.2) ** 2)) * np.clip(1.2 - v, 0, 1)
     side = rng.uniform(-0.15, 0.15) * u - 0.25 * np.abs(u) ** 3
     return np.clip(1 - rng.uniform(0.05, 0.25) * pleats + ridge + side - 0.1 * np.clip(v - 1.2, 0, 1), 0.2, 1.2)
@@ -122,8 +130,10 @@ def _hand(u: Map, v: Map, face: Map, rng: np.random.Generator, at: tuple[float, 
     palm = _inside(np.maximum(np.maximum(np.abs(across) - 2 * width, 0.35 - away), away - 2.2))
     back = np.clip(palm - 0.5 * (away < 0.5), 0, 1)
     shade = np.where(back > 0.5, 0.9 + 0.08 * np.cos(2 * np.pi * across / width), shade)
-    skin = np.percentile(face, 65, axis=0) * rng.uniform(0.85, 1.15) / np.clip(
-        np.percentile(face.mean(axis=1), 75) / 170, 0.5, 1.15
+    skin = (
+        np.percentile(face, 65, axis=0)
+        * rng.uniform(0.85, 1.15)
+        / np.clip(np.percentile(face.mean(axis=1), 75) / 170, 0.5, 1.15)
     )
     return np.maximum(alpha, palm), _plain(skin, shade)
 
@@ -152,7 +162,10 @@ def object_before_the_mouth(u: Map, v: Map, face: Map, rng: np.random.Generator)
 def sunglasses(u: Map, v: Map, face: Map, rng: np.random.Generator) -> Layer:
     width, height, power = rng.uniform(0.36, 0.46), rng.uniform(0.26, 0.36), rng.uniform(2, 4)
     lens = ((np.abs(np.abs(u) - 0.5) / width) ** power + (np.abs(v - 0.05) / height) ** power) ** (1 / power) - 1
-    bridge, arms = np.maximum(np.abs(v + 0.05) - 0.04, np.abs(u) - 0.2), np.maximum(np.abs(v + 0.08) - 0.04, 0.8 - np.abs(u))
+    bridge, arms = (
+        np.maximum(np.abs(v + 0.05) - 0.04, np.abs(u) - 0.2),
+        np.maximum(np.abs(v + 0.08) - 0.04, 0.8 - np.abs(u)),
+    )
     arms = np.maximum(arms, np.abs(u) - 1.1)
     shine = np.exp(-((((np.abs(u) - 0.5) * 0.7 + v + rng.uniform(-0.1, 0.2)) / 0.06) ** 2)) * rng.choice([0, 0.5, 1])
     shade = 0.12 + rng.uniform(0, 0.3) * np.clip(v + 0.3, 0, 1) + 0.5 * shine
@@ -161,7 +174,9 @@ def sunglasses(u: Map, v: Map, face: Map, rng: np.random.Generator) -> Layer:
 
 
 def bar_over_the_eyes(u: Map, v: Map, face: Map, rng: np.random.Generator) -> Layer:
-    return _inside(np.maximum(np.abs(u) - 1, np.abs(v) - rng.uniform(0.2, 0.35))), _plain((0.0, 0.0, 0.0), np.ones_like(u))
+    return _inside(np.maximum(np.abs(u) - 1, np.abs(v) - rng.uniform(0.2, 0.35))), _plain(
+        (0.0, 0.0, 0.0), np.ones_like(u)
+    )
 
 
 def bar_over_the_mouth(u: Map, v: Map, face: Map, rng: np.random.Generator) -> Layer:

@@ -2,12 +2,14 @@
 
     python -m tests.benchmarks.covered fit        make models/covered.safetensors from one half of LFW's people
     python -m tests.benchmarks.covered            judge on the other half
+    python -m tests.benchmarks.covered expression how right and how sure mini-Xception is there
 
-Coverings are drawn (tests/coverings.py) on the pictures of `lfw_grey_128.tar`, stored as JPEG, and go the whole way: a face that
-the detector no longer finds has no row to be wrong in, and is counted apart. Thresholds come from the half of `fit`. `factor` is the
-mean of what confidences are multiplied by.
+Coverings are drawn (tests/coverings.py) on the pictures of `lfw_grey_128.tar`, stored as JPEG, and go the whole way: a face
+that the detector no longer finds has no row to be wrong in, and is counted apart. Thresholds come from the half of `fit`;
+`shipped` is how often at least a fifth of a face counts as covered, `factor` the mean of what confidences are multiplied by.
 """
 
+import csv
 import sys
 import tarfile
 import zlib
@@ -26,9 +28,12 @@ from infra.settings import Settings, load_settings
 from models.covered import AREAS, STATISTICS, Area, covered_share, descriptors, likeness, statistics
 from models.quality import QUALITY_TEMPLATE
 from models.spec import Role
+from models.vocabulary import EXPRESSION
+from tasks.describe import describe_crops
 from tasks.detect import Decoded
-from tasks.evaluation import GROUP, FaceFinder, read_images
-from tasks.photo_faces import LANDMARKS, PORTRAIT
+from tasks.evaluation import GROUP, FaceFinder, read_images, template_of
+from tasks.inference import load_for_inference
+from tasks.photo_faces import LANDMARKS, PORTRAIT, crop, estimate
 from tasks.recipe import version_for
 from tests.coverings import COVERINGS, cover
 from tests.portraits import jpeg
@@ -72,7 +77,7 @@ def fit() -> None:
         covariance += REGULARISATION * covariance.trace() / len(mean) * torch.eye(len(mean))
         whitening = torch.linalg.cholesky(torch.linalg.inv(covariance)).half().float()
         typical = [F.normalize(mean @ whitening, dim=0)]
-        if name == "mouth":  # a cloth's pattern is as strong as the mean, but the same everywhere: ask for what is not
+        if name == "mouth":  # a cloth's pattern is like the mean in being strong everywhere: ask for the rest as well
             same = F.normalize(torch.ones_like(mean) @ whitening, dim=0)
             typical.append(F.normalize(typical[0] - typical[0] @ same * same, dim=0))
         area = Area(whitening, torch.stack(typical), torch.zeros(0), torch.zeros(0))
@@ -102,21 +107,22 @@ class Judged:
     covered: NDArray[np.float64]
 
 
+def drawn(find: FaceFinder, found: Sequence[Decoded], kind: str | None, rng: np.random.Generator) -> list[Decoded]:
+    """Those of the pictures in which a face is found although a covering is drawn before it."""
+    if kind is None:
+        return list(found)
+    pictures = [cover(item.picture.pixels, item.photo.arrays[LANDMARKS][0], kind, rng) for item in found]
+    return find([(item.photo.key, jpeg(pixels)) for item, pixels in zip(found, pictures, strict=True)])
+
+
 def judged(find: FaceFinder, names: Sequence[str], kind: str | None) -> Judged:
     """Look at pictures, with a covering drawn where the face was found without it."""
     rng, pictures = np.random.default_rng(6), read_images(shared(ARCHIVE), names)
     surprises, shares, count = [np.zeros(0)], [np.zeros(0)], 0
     while group := list(islice(pictures, GROUP)):
         found = find(group)
-        if kind is not None:
-            drawn = [
-                cover(item.picture.pixels, item.photo.arrays[LANDMARKS][0], kind, rng) for item in found
-            ]
-            found = find([(item.photo.key, jpeg(pixels)) for item, pixels in zip(found, drawn, strict=True)])
-            count += len(drawn)
-        else:
-            count += len(found)
-        crops = portraits(find, found)
+        count += len(found)
+        crops = portraits(find, drawn(find, found, kind, rng))
         surprises.append(surprise(crops))
         shares.append(covered_share(crops).double().numpy())
     return Judged(count, np.concatenate(surprises), np.concatenate(shares))
@@ -139,5 +145,35 @@ def measure() -> None:
         )
 
 
+def expression() -> None:
+    """Print mini-Xception's accuracy on covered faces beside the confidence that it states and that the catalog keeps."""
+    settings = load_settings()
+    find, version = finder(settings), version_for(Role.DESCRIBE, "mini-xception", settings)
+    network, template = load_for_inference(version), template_of(version)
+    with shared("data/lfw_expressions.csv").open(encoding="utf-8", newline="") as file:
+        labels = {row["image"]: row["expression"] for row in csv.DictReader(file)}
+    names = [name for name in names_of_half(1) if labels.get(name) in EXPRESSION.classes]
+    print(f"{'':24} {'faces':>6} {'right':>6} {'states':>7} {'kept':>6} {'over 0.6: stated':>17} {'kept':>6}")
+    for kind in (None, *COVERINGS):
+        rng, pictures = np.random.default_rng(6), read_images(shared(ARCHIVE), names[:: len(names) // SHOWN])
+        rows = [np.zeros((0, 3))]
+        while group := list(islice(pictures, GROUP)):
+            found = drawn(find, find(group), kind, rng)
+            crops = [find.align(item, [template]).arrays[crop(template)] for item in found]
+            if not crops:
+                continue
+            said = describe_crops(version, network, np.concatenate(crops), frozenset({EXPRESSION.name}), "cpu")
+            value, sure = (said[estimate(version.contract, EXPRESSION.name, what)] for what in ("value", "confidence"))
+            right = [EXPRESSION.classes[int(v)] == labels[item.photo.key] for v, item in zip(value, found, strict=True)]
+            seen = 1 - covered_share(portraits(find, found)).numpy()
+            rows.append(np.stack([right, sure, sure * seen], axis=1))
+        right, stated, kept = np.concatenate(rows).T
+        print(
+            f"{kind or 'ordinary':24} {len(right):6} {right.mean():6.2f} {stated.mean():7.2f} {kept.mean():6.2f}"
+            f" {(stated > 0.6).mean():17.1%} {(kept > 0.6).mean():6.1%}",
+            flush=True,
+        )
+
+
 if __name__ == "__main__":
-    fit() if sys.argv[1:] == ["fit"] else measure()
+    {(): measure, ("fit",): fit, ("expression",): expression}[tuple(sys.argv[1:])]()

@@ -13,7 +13,9 @@ from models.quality import QUALITY_TEMPLATE
 from tests.coverings import cover
 from tests.portraits import Pixels, jpeg, portrait
 
-LANDMARKS = np.array([[204.8, 101.5], [247.5, 103.9], [225.5, 129.2], [201.1, 139.8], [245.7, 142.1]])  # in portrait(512)
+LANDMARKS = np.array(
+    [[204.8, 101.5], [247.5, 103.9], [225.5, 129.2], [201.1, 139.8], [245.7, 142.1]]
+)  # in portrait(512)
 BEFORE_THE_MOUTH = (
     "surgical mask", "mask below the nose", "patterned mask", "scarf", "hand before the mouth", "bar over the mouth",
 )  # fmt: skip

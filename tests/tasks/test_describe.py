@@ -276,7 +276,12 @@ def test_a_model_that_holds_points_for_hidden_is_less_sure_of_its_other_attribut
     hidden = np.linspace(0, 1, 29)[None].astype(np.float32)  # fourteen of 29 above one half
     sure = np.full(1, 0.9, np.float32)
     names = {n: [estimate(version.contract, n, w) for w in ("value", "confidence")] for n in ("age", "occlusion_29")}
-    found = {names["age"][0]: sure, names["age"][1]: sure, names["occlusion_29"][0]: hidden, names["occlusion_29"][1]: sure}
+    found = {
+        names["age"][0]: sure,
+        names["age"][1]: sure,
+        names["occlusion_29"][0]: hidden,
+        names["occlusion_29"][1]: sure,
+    }
     [given] = handed_out([photo], version, found)
     assert given.arrays[names["age"][1]].item() == pytest.approx(0.9 * 15 / 29)
     assert given.arrays[names["occlusion_29"][1]].item() == pytest.approx(0.9, abs=0.02)
