@@ -94,8 +94,7 @@ def _log_rows(run: Run, comparison: Comparison) -> None:
     run.table(columns(comparison), "comparison.json")
     for row in comparison.rows:
         numbers = {name: value for name, value in asdict(row).items() if isinstance(value, int | float)}
-        model = row.model.replace("@", " ")  # which MLflow takes in no metric's name
-        run.metrics({f"{name}/{model}": value for name, value in numbers.items()})
+        run.metrics({f"{name}/{row.model}": value for name, value in numbers.items()})
 
 
 def _circumstances(detector: ModelVersion, images: Path, pairs_file: Path) -> dict[str, str]:

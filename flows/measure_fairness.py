@@ -2,7 +2,6 @@
 
 import base64
 import io
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from infra.settings import Settings
-from infra.tracking import track
+from infra.tracking import plain, track
 from models.spec import Role
 from tasks.attribute_evaluation import opinions_on
 from tasks.evaluation import Progress
@@ -67,11 +66,11 @@ def measure_fairness(
                 "far_target": question.far_target,
             }
         )
-        run.metrics({_plain(f"gap/{gap.measure}/{' and '.join(gap.by)}"): gap.difference for gap in report.gaps})
+        run.metrics({f"gap/{gap.measure}/{' and '.join(gap.by)}": gap.difference for gap in report.gaps})
         run.text(report.model_dump_json(indent=2), "fairness.json")
         run.text(page, "fairness.html")
         for name, figure in figures.items():
-            run.figure(figure, f"{_plain(name).replace(' ', '_')}.png")
+            run.figure(figure, f"{plain(name).replace(' ', '_')}.png")
     return Judged(report, page, run.run_id)
 
 
@@ -86,8 +85,3 @@ def _data_url(figure: "Figure") -> str:
     file = io.BytesIO()
     figure.savefig(file, format="png")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def _plain(name: str) -> str:
-    """A name as MLflow takes it for a metric or a file: columns of a table may be called anything."""
-    return re.sub(r"[^\w\-. /]", "", name.replace("@", " "))

@@ -57,7 +57,7 @@ def measure_restoration(
         run.params({**facts, "detector": detector.reference, "embedder": f"{embedder.reference} {embedder.contract}"})
         run.table(columns(evaluation.rows), "rows.json")
         for name in ("psnr", "ssim", "perceptual", "identity", "gain", "accuracy"):
-            run.metrics({f"{name}/{_named(row.method)}/{row.size}px": getattr(row, name) for row in evaluation.rows})
+            run.metrics({f"{name}/{row.method}/{row.size}px": getattr(row, name) for row in evaluation.rows})
         run.figure(plot(evaluation.rows), "by_size.png")
         run.bytes(_png(evaluation.pictures), "faces.png")
         run.text(evaluation.legend, "faces.txt")
@@ -103,11 +103,6 @@ def _keep(
     for restorer in restorers:
         sizes = evaluation.decisions[restorer.reference]
         keep(settings.mlflow_uri, restorer, decision(embedder, sizes, tracking_run))
-
-
-def _named(method: str) -> str:
-    """A method's name in characters that MLflow takes in a metric's name."""
-    return method.replace("@", " ").replace("+", "p")
 
 
 def _png(pixels: np.ndarray) -> bytes:

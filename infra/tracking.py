@@ -1,5 +1,6 @@
 """Run tracking with MLflow: parameters, metrics and artifacts of one run, in a database and a folder, without a server."""
 
+import re
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,17 +23,17 @@ class Run:
     _client: Any
 
     def params(self, values: Mapping[str, object]) -> None:
-        """Log parameters, by their text. MLflow refuses another value for one that is logged already."""
+        """Log parameters, by their text. MLflow refuses another value for one that is logged already. Names become `plain`."""
         from mlflow.entities import Param  # noqa: PLC0415
 
-        self._client.log_batch(self.run_id, params=[Param(name, str(value)) for name, value in values.items()])
+        self._client.log_batch(self.run_id, params=[Param(plain(name), str(value)) for name, value in values.items()])
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log numbers at a step."""
+        """Log numbers at a step. Names become `plain`."""
         from mlflow.entities import Metric  # noqa: PLC0415
 
         now = time.time_ns() // 1_000_000
-        batch = [Metric(name, float(value), now, step) for name, value in values.items()]
+        batch = [Metric(plain(name), float(value), now, step) for name, value in values.items()]
         self._client.log_batch(self.run_id, metrics=batch)
 
     def text(self, content: str, name: str) -> None:
@@ -57,6 +58,11 @@ class Run:
     def table(self, columns: Mapping[str, Sequence[object]], name: str) -> None:
         """Keep a table, by column, that MLflow's page shows as one. The name ends in .json."""
         self._client.log_table(self.run_id, dict(columns), name)
+
+
+def plain(name: str) -> str:
+    """A name in characters that MLflow takes: models are called restoreformer++ or NAME@VERSION, columns of tables anything."""
+    return re.sub(r"[^\w\-. :/]", "", name.replace("@", " ").replace("+", "p"))
 
 
 def remove_artifact(uri: str, run_id: str, name: str) -> None:

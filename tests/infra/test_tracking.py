@@ -30,8 +30,8 @@ def test_a_run_keeps_what_it_was_given(uri: str, tmp_path: Path, monkeypatch: py
     source = tmp_path / "report.html"
     source.write_text("<p>")
     with track(uri, tmp_path / "my artifacts", "nightly", "archive 7", {"collection": "archive"}) as run:
-        run.params({"detector": "mtcnn", "batch": 32})
-        run.metrics({"images": 3, "seconds/embed": 0.5})
+        run.params({"detector": "mtcnn", "batch": 32, "restore/restoreformer++": "1 abc"})
+        run.metrics({"images": 3, "seconds/embed": 0.5, "dlib-resnet@1": 0.98})
         run.metrics({"loss": 2.0}, step=1)
         run.metrics({"loss": 1.0}, step=2)
         run.text("grüezi", "notes/hello.txt")
@@ -44,8 +44,8 @@ def test_a_run_keeps_what_it_was_given(uri: str, tmp_path: Path, monkeypatch: py
     assert kept.info.status == "FINISHED"
     assert kept.info.run_name == "archive 7"
     assert kept.data.tags["collection"] == "archive"
-    assert kept.data.params == {"detector": "mtcnn", "batch": "32"}
-    assert kept.data.metrics == {"images": 3.0, "seconds/embed": 0.5, "loss": 1.0}
+    assert kept.data.params == {"detector": "mtcnn", "batch": "32", "restore/restoreformerpp": "1 abc"}
+    assert kept.data.metrics == {"images": 3.0, "seconds/embed": 0.5, "dlib-resnet 1": 0.98, "loss": 1.0}
     assert [m.value for m in connect(uri).get_metric_history(run.run_id, "loss")] == [2.0, 1.0]
     folder = tmp_path / "my artifacts" / "nightly" / run.run_id / "artifacts"
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
