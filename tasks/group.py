@@ -18,7 +18,9 @@ from tasks.search import open_index
 
 BLOCK = 4_000  # faces grouped at once: time grows with the square of how many of them are one person
 KNOWN_AT_ONCE = 50_000  # exemplars up to which comparing with all of them is faster than asking an index
-CANDIDATES = (32, 128)  # faces of the catalog looked at for each new one; the more where too few people are among them
+# How many faces of the catalog are looked at for each new one, and how many people among them are enough. More are looked at
+# where one person fills all places, and many more where other new faces do.
+CANDIDATES = ((32, PEOPLE + 1), (128, 1), (1_024, 1))
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def _known(
     """The faces that stand for people known so far: all, or, where they are many, of those whom new faces resemble most.
 
     Then the search index tells who that is, so that a night costs what is new and not what is there. What `group` makes of
-    them is the same, but for what the index misses, and where so many faces near to a new one are of too few people.
+    them is the same, but for what the index misses, and for who lies behind a person's 128 nearest faces.
     """
     dimension = version.dimension or 0
     if people.count_exemplars(session, version.id, KNOWN_AT_ONCE + 1) <= KNOWN_AT_ONCE:
@@ -96,7 +98,7 @@ def _known(
     index = open_index(session, version, settings)
     known: set[int] = set()
     waiting = np.arange(len(new))
-    for count in CANDIDATES:
+    for count, enough in CANDIDATES:
         faces, similarities = index.scan(session, new.embeddings[waiting], count)
         alike = (faces >= 0) & (similarities >= policy.propose - HALF_ERROR)
         row, column = np.nonzero(alike)
@@ -107,7 +109,7 @@ def _known(
         chosen = nearest_people(row, identities, similarities[row, column], PEOPLE + 1)
         known.update(identities[chosen].tolist())
         found = np.bincount(row[chosen], minlength=len(waiting))
-        waiting = waiting[(found <= PEOPLE) & alike[:, -1:].any(axis=1)]
+        waiting = waiting[(found < enough) & alike[:, -1:].any(axis=1)]
         if not len(waiting):
             break
     return people.exemplars_of(session, version.id, dimension, known)

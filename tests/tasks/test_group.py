@@ -1,6 +1,7 @@
 """Grouping in the catalog: the same through an index as by comparing with all, and faces found anew keep their place."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from sqlalchemy import insert, select
 from infra.catalog import hnsw, people, projection
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
+from infra.catalog.people import FaceVectors
 from infra.catalog.schema import Face, FaceIdentity, Identity, Image, ModelVersion
 from infra.settings import Settings
 from tasks import decisions
@@ -45,6 +47,11 @@ def test_an_approximate_index_finds_the_people_that_comparing_with_all_finds(
     for module, name in ((grouping, "KNOWN_AT_ONCE"), (projection, "FLAT_UP_TO"), (hnsw, "EXACT_UP_TO")):
         monkeypatch.setattr(module, name, 500)
     vectors, owners = crowds.vectors(1_600, 32), crowds.people_of(1_600, 32) + 1
+    flood = vectors[:1] + np.random.default_rng(0).normal(scale=[[0.04]] + [[0.001]] * 140, size=(141, 32))
+    flood = (flood[0] - vectors[0] + flood[1:]).astype(
+        np.float32
+    )  # new ones that are nearer to each other than to whom they show
+    vectors = np.concatenate([vectors, flood / np.linalg.norm(flood, axis=1, keepdims=True)])
     crowds.enter(catalog, vectors)
     policy = Policy(join=0.96, propose=0.95)
     settings = Settings(home=tmp_path, database_url=catalog.url)
@@ -64,8 +71,10 @@ def test_an_approximate_index_finds_the_people_that_comparing_with_all_finds(
         ]
         session.execute(insert(FaceIdentity), places)
         version = session.get_one(ModelVersion, crowds.EMBEDDER)
-        new = people.ungrouped(session, version.id, 32, 100)
+        new = people.ungrouped(session, version.id, 32, 240)
         known = grouping._known(session, version, new, policy, settings)
+        behind = FaceVectors(*(getattr(new, column.name)[100:] for column in fields(new)))
+        behind = grouping._known(session, version, behind, policy, settings)
         everybody = people.exemplars(session, version.id, 32)
         results = [
             grouping.group(
@@ -73,6 +82,8 @@ def test_an_approximate_index_finds_the_people_that_comparing_with_all_finds(
             ).identities
             for of in (known, everybody)
         ]
+    assert len(new) == 240
+    assert owners[0] in behind.identities
     near = new.embeddings @ vectors[:1_500].T
     wanted: list[int] = []  # the people that comparing each new face with all considers
     for row in near:
