@@ -53,31 +53,57 @@ class HnswIndex:
             "enable_sort": "off",
         }
         session.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
-        rows = session.execute(self._nearest_to_each(queries, count)).all()
+        half = cast(HALF, HALFVEC(self.dimension))  # what the index is over
+        if len(queries) == 1:
+            found, similarities = (part[None] for part in self._nearest(session, half, queries[0], count, ()))
+        else:
+            found, similarities = self._nearest_to_each(session, half, queries, count)
         session.execute(
             select(func.set_config("enable_seqscan", "on", True), func.set_config("enable_sort", "on", True))
         )
-        return _as_table(len(queries), np.array(rows, np.float64).reshape(-1, 3))
+        return found, similarities
 
     def within(
         self, session: Session, query: np.ndarray, count: int, clauses: Sequence[ColumnElement[bool]]
     ) -> tuple[np.ndarray, np.ndarray]:
-        asked = bindparam("asked", query.astype(np.float32), HALFVEC(self.dimension))
-        rows = session.execute(self._nearest(HALF, asked, count, clauses)).all()  # no index is over HALF as it stands
-        found, similarities = _as_table(1, np.array([(1, *row) for row in rows], np.float64).reshape(-1, 3))
-        return found[0], similarities[0]
+        return self._nearest(session, HALF, query, count, clauses)  # an expression that no index is over
 
-    def _nearest_to_each(self, queries: np.ndarray, count: int) -> Select[tuple[int, int, float]]:
-        """(query from 1, face, distance) for a block of queries (Q, D), which the database goes through by itself."""
+    def _nearest(
+        self,
+        session: Session,
+        half: ColumnElement[object],
+        query: np.ndarray,
+        count: int,
+        clauses: Sequence[ColumnElement[bool]],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        asked = bindparam("asked", query.astype(np.float32), HALFVEC(self.dimension))
+        rows = session.execute(self._statement(half, asked, count, clauses)).all()
+        ids = np.array([face for face, _ in rows], np.int64)
+        similarities = -np.array([distance for _, distance in rows], np.float64)
+        order = np.argsort(-similarities, kind="stable")
+        return ids[order], similarities[order]
+
+    def _nearest_to_each(
+        self, session: Session, half: ColumnElement[object], queries: np.ndarray, count: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """As `_nearest` for a block (Q, D), asked once: the database goes through it by itself."""
         vector = HALFVEC(self.dimension)
         block = cast(bindparam("asked", [*queries.astype(np.float32)], ARRAY(vector)), ARRAY(vector))
         vectors = func.unnest(block).table_valued(column("vector", vector), with_ordinality="place")
         asked = vectors.render_derived(name="asked")
-        half = cast(HALF, vector)  # what the index is over
-        nearest = self._nearest(half, asked.c.vector, count, ()).lateral("nearest")
-        return select(asked.c.place, nearest.c.face_id, nearest.c.distance).select_from(asked.join(nearest, true()))
+        nearest = self._statement(half, asked.c.vector, count, ()).lateral("nearest")
+        statement = select(asked.c.place, nearest.c.face_id, nearest.c.distance)
+        found = session.execute(statement.select_from(asked.join(nearest, true()))).all()
+        rows = np.array(found, np.float64).reshape(-1, 3)
+        rows = rows[np.lexsort((rows[:, 2], rows[:, 0]))]
+        place = rows[:, 0].astype(np.int64) - 1
+        rank = np.arange(len(place)) - np.searchsorted(place, place)
+        shape = len(queries), int(rank.max(initial=-1)) + 1
+        ids, similarities = np.full(shape, -1, np.int64), np.full(shape, -np.inf)
+        ids[place, rank], similarities[place, rank] = rows[:, 1].astype(np.int64), -rows[:, 2]
+        return ids, similarities
 
-    def _nearest(
+    def _statement(
         self,
         half: ColumnElement[object],
         asked: ColumnElement[object],
@@ -91,14 +117,3 @@ class HnswIndex:
         if clauses:
             statement = statement.join(Face, Face.id == Embedding.face_id).where(*clauses)
         return statement.order_by(distance).limit(count)
-
-
-def _as_table(count: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Lay rows (N, 3) of query, from 1, face and distance out by query and falling similarity: (Q, most of any) each."""
-    order = np.lexsort((rows[:, 2], rows[:, 0]))
-    place = rows[order, 0].astype(np.int64) - 1
-    rank = np.arange(len(place)) - np.searchsorted(place, place)
-    shape = count, int(rank.max(initial=-1)) + 1
-    ids, similarities = np.full(shape, -1, np.int64), np.full(shape, -np.inf)
-    ids[place, rank], similarities[place, rank] = rows[order, 1].astype(np.int64), -rows[order, 2]
-    return ids, similarities

@@ -7,8 +7,9 @@
 
 `quality` and `limit` need the models of `visage models install` and embed all crops (minutes). `limit` chooses the threshold on
 one half of the people and judges it on the other: of average linkage over all pairs, as in the literature; of the same with
-similarities lessened by how near strangers are (those of the other half); and of one night. `speed` uses random people and the
-exact search, whose time is stated apart: everything else should not grow with the catalog.
+similarities lessened by how near strangers are (those of the other half), or whoever is near (of the same half); and of one
+night. `speed` uses random people and the exact search, whose time is stated apart: everything else should not grow with the
+catalog.
 """
 
 import argparse
@@ -130,6 +131,7 @@ def limit(mirrored: bool) -> None:
             for what, distances in (
                 ("average linkage", lambda rows, others: 1 - vectors[rows] @ vectors[rows].T),
                 ("less strangers", lambda rows, others: _less_strangers(vectors[rows], vectors[others])),
+                ("less whoever is near", lambda rows, others: _less_strangers(vectors[rows], vectors[rows])),
             ):
                 tree, other = (_tree(distances(rows, ~rows)) for rows in (chosen, judged))
                 cut = max(np.quantile(tree[:, 2], CUTS), key=lambda c: _cut(tree, c, truth[chosen]).f)
@@ -249,7 +251,8 @@ def catalog(count: int) -> None:
         grouped = group_version(opened, EMBEDDER, 2, settings)
         print(
             f"{count:,} faces: {perf_counter() - start:.2f} s, {process_time() - worked:.2f} s of them at work, for {NEW:,} "
-            f"new ones ({grouped.grouped:,} placed); once {indexed:.1f} s for the index, {filled:.1f} s to fill the catalog",
+            f"new ones ({grouped.grouped:,} placed, {grouped.merged} merges of people who are two); once {indexed:.1f} s for "
+            f"the index, {filled:.1f} s to fill the catalog",
             flush=True,
         )
         opened.close()
