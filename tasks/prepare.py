@@ -48,8 +48,8 @@ class Prepare:
     One thread takes the groups, since of copies the first one that is claimed is processed; several may prepare them.
     """
 
-    def __init__(self, job: Job) -> None:
-        self.job = job
+    def __init__(self, job: Job, group: int = GROUP) -> None:
+        self.job, self.group = job, group
         self.catalog = Catalog(job.settings.catalog_url)
         self.store = job.photographs()
         self.detect = Detect(job.recipe.detector, job.device)
@@ -67,7 +67,7 @@ class Prepare:
             CatalogUnavailable: if the catalog is away for longer than patience reaches.
         """
         work = self._pending(page)
-        groups = [work[start : start + GROUP] for start in range(0, len(work), GROUP)]
+        groups = [work[start : start + self.group] for start in range(0, len(work), self.group)]
         reading = self._begin_reading(groups[0]) if groups else []
         for group, following in zip(groups, [*groups[1:], []], strict=True):
             read = [self._await(call, _photo(work), "read") for call, work in zip(reading, group, strict=True)]

@@ -2,7 +2,8 @@
 
 import pytest
 
-from tasks.pipeline import _Shares
+from tasks.pipeline import _Shares, even
+from tasks.prepare import GROUP
 
 STAGES = ["restore", "embed", "describe"]
 
@@ -30,3 +31,13 @@ def test_stages_that_share_gpus_have_actors_of_their_own() -> None:
 
 def test_where_there_is_no_processor_one_is_waited_for() -> None:
     assert 0 < _Shares.of(0, 0, STAGES, most=1000).wanted["CPU"] < 1
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 5, 16, 21, 40, 63, 200, 299])
+@pytest.mark.parametrize("threads", [2, 4])
+def test_groups_of_a_small_job_keep_all_threads_busy_to_the_end(count: int, threads: int) -> None:
+    size = even(count, threads)
+    assert 1 <= size <= GROUP
+    groups = -(-count // size)
+    assert groups <= threads * -(-count // (GROUP * threads))
+    assert 2 * groups >= min(count, threads)
