@@ -70,6 +70,15 @@ class PendingServer:
     folder: Path
     given: str | None = None
 
+    def address(self) -> str:
+        """The URL of its API as soon as it is known, which is before the server answers there.
+
+        Raises:
+            ServerUnavailable: as `url`.
+        """
+        server = None if self.given is not None else _await_state(self.folder)
+        return self.url() if server is None else server.url
+
     def url(self, timeout: float = 60.0) -> str:
         """Wait until the server answers and return the URL of its API.
 

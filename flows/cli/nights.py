@@ -95,8 +95,10 @@ def run_nightly(collection: str, keys: KeyRange = EVERY_KEY) -> dict[str, Any]:
     server = prefect_server.begin(settings.home_folder)  # starts while the rest is imported
     from flows import night  # noqa: F401, PLC0415 - torch and the models
 
-    os.environ.update(prefect_server.environment(server.url(), settings.home_folder))
+    os.environ.update(prefect_server.environment(server.address(), settings.home_folder))
     from flows.nightly import nightly, observer  # noqa: PLC0415 - Prefect reads its settings when imported
+
+    server.url()  # it may still be starting
 
     columns = (
         TextColumn("{task.description:10}"),

@@ -94,6 +94,15 @@ def test_many_callers_at_once_share_one_server_that_survives_them(home: Path) ->
     assert servers_of(home) == [pid_of(home)]
 
 
+def test_the_address_is_known_before_the_server_answers_there(home: Path) -> None:
+    prefect_server.stop(home)
+    server = prefect_server.begin(home)
+    address, started = server.address(), prefect_server.status(home)
+    assert started is not None
+    assert not started.healthy(timeout=0.05)
+    assert address == server.url()
+
+
 def test_a_flow_and_its_tasks_are_kept_as_completed(home: Path) -> None:
     url = prefect_server.begin(home).url()
     environment = prefect_server.environment(url, home)
@@ -179,7 +188,8 @@ def test_a_server_that_dies_says_why(tmp_path: Path) -> None:
 
 def test_the_users_own_server_is_used_and_none_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
-    assert prefect_server.begin(tmp_path).url() == "http://prefect.example/api"
+    server = prefect_server.begin(tmp_path)
+    assert server.url() == server.address() == "http://prefect.example/api"
     assert not (tmp_path / "prefect").exists()
     environment = prefect_server.environment("http://prefect.example/api", tmp_path)
     assert environment["PREFECT_API_URL"] == "http://prefect.example/api"
