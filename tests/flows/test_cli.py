@@ -448,7 +448,12 @@ def test_an_interrupted_run_is_closed_as_such_and_the_next_one_finishes(
     assert visage("collections", "add", "archive", photos).code == 0
     catalog = Catalog(f"sqlite:///{machine_of_its_own / 'home' / 'catalog.db'}")
     with subprocess.Popen(
-        [VISAGE, "run", "archive"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [VISAGE, "run", "archive"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's job in the background ignores SIGINT, and so does what it starts, this test among it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509 - it takes no lock
     ) as process:
         done = 0
         while not done and process.poll() is None:
