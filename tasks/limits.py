@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, cast
 
 import numpy as np
@@ -20,7 +19,7 @@ from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
 from tasks.job import Job
 from tasks.photo_faces import TO_RESTORE, PhotoFaces, crop, restored_crop
-from tasks.pipeline import PAGE, face_stages
+from tasks.pipeline import PAGE, AnyStage, face_stages, through
 from tasks.prepare import Prepare
 
 
@@ -87,10 +86,9 @@ def processed(catalog: Catalog, job: Job) -> list[PhotoFaces]:
     """Take all pending images of a job through its stages, and keep everything instead of recording it."""
     with catalog.read() as session:
         pages = pending_pages(session, job.collection_id, job.run_id, PAGE)
-    stages = [build() for _, build in face_stages(job)]
     with closing(Prepare(job)) as prepare:
-        groups = (photos for page in pages for photos in map(prepare, prepare.take(page)))
-        return [photo for photos in groups for photo in reduce(lambda batch, stage: stage(batch), stages, photos)]
+        stages: list[AnyStage] = [prepare, *(build() for _, build in face_stages(job))]
+        return [photo for page in pages for group in prepare.take(page) for photo in through(stages, group)]
 
 
 def _on_crops(

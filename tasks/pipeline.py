@@ -103,12 +103,10 @@ def process(
 
 def _on_ray(catalog: Catalog, job: Job, keep: Callable[[Generator[list[PhotoFaces]]], None]) -> None:
     settings = job.settings
-    with catalog.read() as session:
-        count = count_pending(session, job.collection_id, job.keys)
-    even = count // (4 * settings.cpu_count)  # pages so small that no actor ends long after all others
+    small = _count(catalog, job) // (4 * settings.cpu_count)  # pages so small that no actor ends long after all others
     # Pages whose worker died twice (out of memory, a crash in a decoder) are missing: once more, image by image, so that only
     # the one that kills its worker is lost. In a connection of its own: what is left of those that died may hold room.
-    for size, alone in ((min(PAGE, max(even, 1)), False), (1, True)):
+    for size, alone in ((min(PAGE, max(small, 1)), False), (1, True)):
         if pages := _pages(catalog, job, size):
             with connected(settings.ray_address or None, settings.cpu_count):
                 keep(_execute(job, pages, alone))
@@ -136,18 +134,23 @@ def _pages(catalog: Catalog, job: Job, size: int) -> list[Page]:
         return pending_pages(session, job.collection_id, job.run_id, size, job.keys)
 
 
+@patient
+def _count(catalog: Catalog, job: Job) -> int:
+    with catalog.read() as session:
+        return count_pending(session, job.collection_id, job.keys)
+
+
 def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     keep_freed_memory()
     threads = hands(job.settings)
-    with catalog.read() as session:
-        size = even(count_pending(session, job.collection_id, job.keys), threads)
+    size = even(_count(catalog, job), threads)
     with torch_threads(max(1, job.settings.cpu_count // threads)):
         set_time_limit(job.settings.item_seconds, threads)
         with closing(Prepare(job, size)) as prepare:
             stages: list[AnyStage] = [prepare, *(build() for _, build in face_stages(job))]
             pages = _pages(catalog, job, PAGE // size * size)
             groups = (group for page in pages for group in prepare.take(page))
-            with closing(side_by_side(groups, partial(_through, stages), threads)) as results:
+            with closing(side_by_side(groups, partial(through, stages), threads)) as results:
                 yield from results
 
 
@@ -162,8 +165,8 @@ def hands(settings: Settings) -> int:
     return max(2, min(settings.cpu_count, MOST_HANDS))
 
 
-def _through(stages: Sequence[AnyStage], group: Any) -> list[PhotoFaces]:
-    """Take a group through all stages."""
+def through(stages: Sequence[AnyStage], group: Any) -> list[PhotoFaces]:
+    """Take a group that `Prepare` has claimed through all stages."""
     return cast(list[PhotoFaces], reduce(lambda taken, stage: stage(taken), stages, group))
 
 
@@ -286,7 +289,7 @@ class _FrontActor:
         try:
             for first, last in zip(batch["first"], batch["last"], strict=True):
                 for group in self.prepare.take((int(first), int(last))):
-                    yield _packed(_through(self.stages, group))
+                    yield _packed(through(self.stages, group))
         except Exception as error:
             yield _broken(error)
 

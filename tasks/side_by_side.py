@@ -59,7 +59,7 @@ def side_by_side(items: Iterable[Item], work: Callable[[Item], Result], threads:
 
 @contextmanager
 def torch_threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads in each thread that begins within the context."""
+    """Let torch compute with `count` threads in this thread, and in each that begins within the context."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

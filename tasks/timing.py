@@ -5,14 +5,12 @@ others take, so that a figure belongs to the code and not to its neighbours.
 """
 
 import platform
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from time import thread_time
 
 import numpy as np
-import torch
 
 from tasks.detect import Decoded
 from tasks.embed import BATCH, embed
@@ -20,20 +18,10 @@ from tasks.evaluation import FaceFinder, template_of
 from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
 from tasks.photo_faces import crop
+from tasks.side_by_side import torch_threads
 
 SECONDS = 2.0  # for which a measurement repeats its work
 AT_LEAST = 3  # times, however long they take
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch compute in the calling thread alone, and so on one processor at a time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def median_ms(work: Callable[[], object]) -> float:
@@ -53,7 +41,7 @@ def embedding_ms(version: ModelVersion, faces: Sequence[Decoded], finder: FaceFi
     crops = np.concatenate([face.arrays[crop(template_of(version))] for face in found])
     batch = np.resize(crops, (BATCH, *crops.shape[1:]))  # repeats them where there are fewer
     network = load_for_inference(version)
-    with one_thread():
+    with torch_threads(1):
         alone = median_ms(lambda: embed(network, version.spec, batch[:1], "cpu"))
         together = median_ms(lambda: embed(network, version.spec, batch, "cpu")) / BATCH
     return alone, together
@@ -68,7 +56,7 @@ def pipeline_ms(version: ModelVersion, faces: Sequence[Decoded], finder: FaceFin
         crops = finder.align(found, [template_of(version)]).arrays[crop(template_of(version))]
         embed(network, version.spec, crops, "cpu")
 
-    with one_thread():
+    with torch_threads(1):
         work(faces[0])
         times = []
         for face in faces:

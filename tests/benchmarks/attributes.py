@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.spec import EMBEDDING, ModelSpec
 from models.table import MODELS
-from tasks.timing import one_thread
+from tasks.side_by_side import torch_threads
 from tests.benchmarks import machine
 from tests.models.attributes.golden import empty_checkpoint
 from tests.reference import seeded
@@ -128,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no network is called {', '.join(unknown)}; there are {', '.join(SHARED_OUT)}")
     described = machine.describe()
     RESULTS.parent.mkdir(exist_ok=True)
-    with one_thread(), torch.inference_mode():
+    with torch_threads(1), torch.inference_mode():
         bundled = measure_bundled()
         results = {name: measure(name) for name in names}
     RESULTS.write_text(json.dumps({"machine": described, "networks": results, "bundled": bundled}, indent=2))

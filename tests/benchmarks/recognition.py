@@ -29,7 +29,7 @@ from infra.allocator import keep_freed_memory
 from models.table import MODELS
 from tasks.embed import embed
 from tasks.inference import for_inference, processor_has_bfloat16
-from tasks.timing import one_thread
+from tasks.side_by_side import torch_threads
 from tests.benchmarks import machine
 from tests.models.recognition.weights import WEIGHTS
 from tests.reference import seeded
@@ -54,7 +54,7 @@ def measure(name: str) -> dict[str, Any]:
         "weights_bytes": sum(value.nbytes for value in bare.state_dict().values()),
     }
     keep_freed_memory()  # as every job does
-    with one_thread(), torch.inference_mode():
+    with torch_threads(1), torch.inference_mode():
         found["peak_bytes"] = peak_bytes(lambda: embed(network, spec, crops, "cpu"))
         for count in BATCHES:
             batch, inputs = crops[:count], spec.preprocess(torch.from_numpy(crops[:count])).contiguous()

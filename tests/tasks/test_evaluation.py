@@ -18,7 +18,8 @@ from tasks.detect import Decoded, Detect
 from tasks.evaluation import ImagesMissing, calibrate, evaluate_verification
 from tasks.install import ModelVersion
 from tasks.recipe import WrongRole, version_for
-from tasks.timing import median_ms, one_thread
+from tasks.side_by_side import torch_threads
+from tasks.timing import median_ms
 from tasks.verification import Pairs, UnusablePairs, read_pairs
 from tests.pairs import few_pairs, pictures
 
@@ -147,7 +148,7 @@ def test_comparison_has_a_row_a_model_with_what_decides_between_them(
 def test_work_is_timed_in_one_thread_which_does_all_of_it() -> None:
     layer, x = torch.nn.Conv2d(64, 64, 3), torch.randn(4, 64, 64, 64)
     before = torch.get_num_threads()
-    with one_thread(), torch.inference_mode():
+    with torch_threads(1), torch.inference_mode():
         assert torch.get_num_threads() == 1
         layer(x)
         own, every = time.thread_time(), time.process_time()
