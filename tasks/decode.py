@@ -12,6 +12,7 @@ from io import BytesIO
 
 import numpy as np
 import simplejpeg
+import torch
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageFile
 from PIL.AvifImagePlugin import AvifImageFile
@@ -132,8 +133,11 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
             notes.append("first_frame_only")
         raster = _eight_bits(file, bits)
     orientation, exif_time = _exif(file, format, notes)
-    if isinstance(raster, Image.Image) or shrink < scale:
-        raster = _finish(raster, (width, height), scale, shrink, profile, notes)
+    if scale > shrink:
+        size = (max(round(width / scale), 1), max(round(height / scale), 1))
+        raster = _reduced(raster, size, (width / shrink, height / shrink))
+    if profile or isinstance(raster, Image.Image):
+        raster = _srgb(raster, profile, notes)
     if orientation > 4:
         width, height = height, width
     return Photo(_upright(raster, orientation), scale, width, height, format, mode, bits, exif_time, tuple(notes))
@@ -180,7 +184,7 @@ _BEYOND_TURBOJPEG = re.compile("subsampling|arithmetic")  # rare, and left to li
 def _jpeg_pixels(
     header: JpegImageFile, data: bytes, shrink: int, has_profile: bool, notes: list[str]
 ) -> Image.Image | Pixels:
-    """Decode a JPEG, shrunk by 1, 2, 4 or 8; RGB that needs no more colour work comes as an array.
+    """Decode a JPEG, shrunk by 1, 2, 4 or 8; RGB comes as an array.
 
     Only these factors: for others TurboJPEG has no vector code, and 5/8 takes longer than the full picture (measured).
     """
@@ -200,9 +204,7 @@ def _jpeg_pixels(
     if colours == "CMYK":
         pixels = 255 - pixels  # as Adobe writes them: how much ink is missing
         return Image.frombytes("CMYK", (width, height), pixels.tobytes())
-    if has_profile:
-        return Image.fromarray(pixels[..., 0] if colours == "GRAY" else pixels)
-    return pixels
+    return Image.fromarray(pixels[..., 0]) if colours == "GRAY" else pixels
 
 
 def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
@@ -229,20 +231,26 @@ def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
     raise DecodeFailure(Reason.UNSUPPORTED_FORMAT, f"colours of the kind {mode} are not decoded; save it as RGB")
 
 
-def _finish(
-    raster: Image.Image | Pixels,
-    size: tuple[int, int],
-    scale: float,
-    shrink: int,
-    profile: bytes | None,
-    notes: list[str],
-) -> Pixels:
-    """Reduce by averaging areas, lay on white, and bring to sRGB. `size` is the original's, `shrink` what it lost already."""
+def _reduced(raster: Image.Image | Pixels, size: tuple[int, int], span: tuple[float, float]) -> Image.Image | Pixels:
+    """Reduce the first `span` of a raster's pixels, (width, height) and maybe a fraction, to `size`.
+
+    RGB by torch, whose vector code does what Pillow does (to a grey level) in a third of the time.
+    """
+    if isinstance(raster, Image.Image):
+        if raster.mode != "RGB":
+            return raster.resize(size, Image.Resampling.BICUBIC, box=(0, 0, *span))
+        raster = np.array(raster)
+    (width, height), (across, down) = size, span
+    reduced = np.empty((height, width, 3), np.uint8)
+    pixels, target = (torch.from_numpy(array).permute(2, 0, 1)[None] for array in (raster, reduced))
+    # Not through torch.nn.functional, which knows no span and gives the channels one after the other.
+    torch.ops.aten._upsample_bicubic2d_aa.out(pixels, (height, width), False, height / down, width / across, out=target)
+    return reduced
+
+
+def _srgb(raster: Image.Image | Pixels, profile: bytes | None, notes: list[str]) -> Pixels:
+    """Lay on white, and bring to sRGB."""
     image = raster if isinstance(raster, Image.Image) else Image.fromarray(raster)
-    if scale > shrink:
-        width, height = size
-        target = (max(round(width / scale), 1), max(round(height / scale), 1))
-        image = image.resize(target, Image.Resampling.BOX, box=(0, 0, width / shrink, height / shrink))
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, (255, 255, 255))
         white.paste(image, mask=image)
@@ -252,7 +260,7 @@ def _finish(
             return np.array(to_srgb(image, profile))
         except ValueError:
             notes.append("icc_ignored")
-    return np.array(image.convert("RGB"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def _upright(pixels: Pixels, orientation: int) -> Pixels:
