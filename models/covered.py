@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from models.constant import constant
 from models.quality import LUMA
 
 STATISTICS = Path(__file__).with_name("covered.safetensors")
@@ -72,7 +73,7 @@ def likeness(descriptors: Tensor, area: Area) -> Tensor:
 def descriptors(crops: Tensor) -> dict[str, Tensor]:
     """What is compared: for each area (N, D) roots of mean gradients by cell and direction, relative to the face's contrast."""
     face = crops[:, FACE[0], FACE[1]]
-    luma = F.avg_pool2d((face.float() @ torch.tensor(LUMA, device=crops.device))[:, None], BLOCK)[:, 0]
+    luma = F.avg_pool2d((face.float() @ constant(LUMA, crops.device))[:, None], BLOCK)[:, 0]
     gradient = torch.stack([luma[:, 1:-1, 2:] - luma[:, 1:-1, :-2], luma[:, 2:, 1:-1] - luma[:, :-2, 1:-1]], dim=1)
     contrast = (
         gradient[:, :, LOWER].square().sum(dim=1).mean(dim=(1, 2)).sqrt().clamp_min(1)

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.constant import constant
 from models.template import FFHQ_512
 
 QUALITY_TEMPLATE = FFHQ_512.scaled("ffhq-256", 256)  # eyes 63 pixels apart
@@ -85,7 +86,7 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
         )
     landmarks = landmarks.float()
     faces = crops[:, FACE[0], FACE[1]]
-    luma = faces.float() @ torch.tensor(LUMA, device=crops.device)
+    luma = faces.float() @ constant(LUMA, crops.device)
     yaw, pitch, roll = _pose(landmarks)
     inter_eye_distance = torch.linalg.vector_norm(landmarks[:, 0] - landmarks[:, 1], dim=1)
     parts = {
@@ -105,7 +106,7 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
 def sharpness(crops: Tensor) -> Tensor:
     """The quality's part `sharpness` (N,) float32, 0..1, of crops (N, 256, 256, 3) uint8 aligned to QUALITY_TEMPLATE."""
     faces = crops[:, FACE[0], FACE[1]]
-    luma = faces.float() @ torch.tensor(LUMA, device=crops.device)
+    luma = faces.float() @ constant(LUMA, crops.device)
     return _saturating(_detail(luma, outside=faces.amax(dim=-1) == 0), HALF_SHARPNESS)
 
 
@@ -124,14 +125,14 @@ def _detail(luma: Tensor, outside: Tensor) -> Tensor:
     """
     if not len(luma):
         return luma.new_zeros(0)  # quantiles of nothing are an error in torch
-    kernel = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], device=luma.device) / 16
+    kernel = constant((1.0, 4.0, 6.0, 4.0, 1.0), luma.device) / 16
     smooth = F.conv2d(luma[:, None], kernel.outer(kernel)[None, None])[:, 0]
     inner = (slice(None), slice(REACH, -REACH), slice(REACH, -REACH))
     unseen = outside[inner].flatten(1)
     face = luma[inner].flatten(1).masked_fill(unseen, torch.nan)
     finest = (face - smooth.flatten(1)).abs()
     contrast = (face - face.nanmean(dim=1, keepdim=True)).square().nanmean(dim=1).sqrt()
-    skin, edges = finest.nanquantile(torch.tensor([0.25, 0.95], device=luma.device), dim=1)
+    skin, edges = finest.nanquantile(constant((0.25, 0.95), luma.device), dim=1)
     # Less contrast than one grey level is rounding, not detail. A face wholly outside (NaN) has none.
     return ((skin * edges).sqrt() / contrast.clamp_min(1)).nan_to_num(nan=0.0)
 
@@ -153,7 +154,7 @@ def _pose(landmarks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Pose from orthography and scaling (DeMenthon and Davis, IJCV 1995, Section 2), without iterations: the rows of the scaled
     rotation are the least-squares map from the model to the image. People differ: expect errors of 5 to 10 degrees in pitch.
     """
-    model = torch.tensor(FACE_3D, device=landmarks.device)
+    model = constant(FACE_3D, landmarks.device)
     model = model - model.mean(dim=0)
     image = landmarks - landmarks.mean(dim=1, keepdim=True)
     rows = F.normalize((torch.linalg.pinv(model) @ image).transpose(1, 2), dim=2)

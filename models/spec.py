@@ -6,9 +6,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from models.constant import constant
 from models.template import Template
 
 StateDict = Mapping[str, Tensor]
@@ -55,8 +55,8 @@ class Preprocess:
         if self.color is Color.BGR:
             x = x.flip(1)
         elif self.color is Color.GREY:
-            x = (x * torch.tensor([0.299, 0.587, 0.114], device=x.device)[:, None, None]).sum(dim=1, keepdim=True)
-        mean, std = (torch.tensor(v, device=x.device)[:, None, None] for v in (self.mean, self.std))
+            x = (x * constant((0.299, 0.587, 0.114), x.device)[:, None, None]).sum(dim=1, keepdim=True)
+        mean, std = (constant(v, x.device)[:, None, None] for v in (self.mean, self.std))
         return (x - mean) / std
 
     @property

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from models.constant import constant
 from models.covered import covered_share
 from models.quality import Quality
 from models.spec import CheckpointMismatch, Estimate, ModelSpec, Role, StateDict
@@ -82,7 +83,7 @@ def color(crops: Tensor) -> Tensor:
     if not len(crops):
         return torch.zeros(0, dtype=torch.int64, device=crops.device)
     pixels = crops[:, ::STEP, ::STEP].flatten(1, 2).float()
-    luma = pixels @ torch.tensor([0.299, 0.587, 0.114], device=crops.device)
+    luma = pixels @ constant((0.299, 0.587, 0.114), crops.device)
     chroma = torch.stack([0.564 * (pixels[..., 2] - luma), 0.713 * (pixels[..., 0] - luma)], dim=2)  # BT.601's Cb, Cr
     seen = (pixels.amax(dim=2) > 0).float()
     bins = torch.arange(len(crops), device=crops.device)[:, None] * LUMA_BINS + (luma * LUMA_BINS / 256).long()

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from models.constant import constant
+
 # Rows summed per step of a two-level prefix sum: about the square root of a photo's height, so both levels have few steps.
 BLOCK = 32
 
@@ -25,6 +27,7 @@ class PaddedPhotos:
         self.sizes = [(photo.shape[0], photo.shape[1]) for photo in photos]
         self.padding = list(padding)
         self.grey = grey
+        self.device = device
         alike: dict[tuple[int, int], list[int]] = {}
         for k, size in enumerate(self.sizes):
             alike.setdefault(size, []).append(k)
@@ -39,13 +42,11 @@ class PaddedPhotos:
             table = self._sums[end : end + one * len(members)].view(len(members), height + 1, width + 1, 3)
             _fill(table, torch.stack([photos[k] for k in members]).to(device))
             self._tables[height, width], end = table, end + one * len(members)
-        self._geometry = torch.tensor(
-            [
-                (height, width, pad, offset)
-                for (height, width), pad, offset in zip(self.sizes, padding, offsets, strict=True)
-            ],
-            device=device,
-        ).view(-1, 4)
+        geometry = [
+            (height, width, pad, offset)
+            for (height, width), pad, offset in zip(self.sizes, padding, offsets, strict=True)
+        ]
+        self._geometry = constant(geometry, device).view(-1, 4)
         self.extents = (self._geometry[:, :2] + 2 * self._geometry[:, 2:3]).flip(1)
 
     def padded_size(self, photo: int) -> tuple[int, int]:
@@ -98,6 +99,15 @@ class PaddedPhotos:
             (y1 - y0)[:, :, None] * (x1 - x0)[:, None, :],
             (bottom - top)[:, :, None] * (right - left)[:, None, :],
         )
+
+    def sums(self, photos: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        """Sums over what of photos (N,) lies above rows `y` and left of columns `x`, both (N, ...) int64; border not counted.
+
+        Int32 (N, ..., 3), which may have wrapped around.
+        """
+        _, width, _, offset = self._geometry[photos].view(-1, 4, *(1 for _ in y.shape[1:])).unbind(dim=1)
+        cells = y * (width + 1) + x + offset
+        return self._sums.index_select(0, cells.flatten()).view(*cells.shape, 3)
 
     def _means(self, sums: Tensor, inside: Tensor, whole: Tensor) -> Tensor:
         if any(self.padding):

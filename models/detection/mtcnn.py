@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.checkpoint import load
+from models.constant import constant
 from models.detection.area import PaddedPhotos
 from models.detection.nms import intersection_over_smaller, suppress
 from models.detection.pyramid import FIELD, STRIDE, Tile, gather, plan
@@ -230,16 +231,16 @@ class MTCNN(nn.Module):
             ]
             probability, offsets = self.pnet(_network_input(torch.cat(levels)))
             item, row, column = (probability >= settings.thresholds[0]).nonzero().unbind(dim=1)
-            ordinals = torch.tensor(call, device=device)[item]
+            ordinals = constant(call, device)[item]
             parts.append((ordinals, row, column, probability[item, row, column], offsets[item, :, row, column]))
         ordinal, row, column, scores, offsets = (torch.cat(part) for part in zip(*parts, strict=True))
         # Row by row within a level, as if it had been scanned alone: equal scores then fall the same way in any batch.
         order = torch.argsort(ordinal, stable=True)
         ordinal, row, column, scores, offsets = (t[order] for t in (ordinal, row, column, scores, offsets))
-        table = torch.tensor([(t.photo, t.level, t.columns.start, t.rows.start) for t in tiles], device=device)[ordinal]
+        table = constant([(t.photo, t.level, t.columns.start, t.rows.start) for t in tiles], device)[ordinal]
         corner = table[:, 2:] + STRIDE * torch.stack([column, row], dim=1)
         # Float32 and true division as in the published code: their rounding decides on which side of a pixel floor falls.
-        scale = torch.tensor([t.scale for t in tiles], dtype=torch.float32, device=device)[ordinal, None]
+        scale = constant([t.scale for t in tiles], device)[ordinal, None]
         boxes = torch.cat([((corner + 1) / scale).floor(), ((corner + FIELD) / scale).floor()], dim=1)
         found = Candidates(table[:, 0], boxes, scores)
         kept = suppress(found.boxes, found.scores, table[:, 1], 0.5)

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
+from models import alignment
 from models.alignment import align, outside_share
 from models.recognition.dlib_resnet import DLIB_RESNET
-from models.template import ARCFACE_112, DLIB_150, FFHQ_512, BoxTemplate, Template
+from models.template import ARCFACE_112, DLIB_64, DLIB_150, FFHQ_512, BoxTemplate, Template
 from tests.models.bundled import golden_faces, photo
 from tests.reference import shared
 
@@ -58,6 +59,32 @@ def test_every_crop_pixel_comes_from_where_the_template_says(template: Template,
     # Half a grey level from rounding the photo, half from rounding the crop: together a fifth of a photo pixel in place.
     assert (crop - expected).abs().max() <= 1.01
     assert (crop - expected).mean(dim=(0, 1)).abs().max() < 0.06
+
+
+@given(
+    height=st.integers(1, 200),
+    width=st.integers(1, 200),
+    centre=st.tuples(st.floats(-60, 260), st.floats(-60, 260)),
+    eyes=st.floats(2, 300),
+    angle=st.floats(-3.2, 3.2),
+    template=st.sampled_from([DLIB_64, ARCFACE_112, BOX_64, STRETCHED_64]),
+    seed=st.integers(0, 99),
+)
+def test_faces_cut_all_at_once_as_on_a_gpu_are_those_cut_one_by_one(height, width, centre, eyes, angle, template, seed):
+    generator = torch.Generator().manual_seed(seed)
+    photos = [
+        torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator)
+        for size in ((90, 50), (height, width))
+    ]
+    faces = [face(centre, eyes, angle), face((30.0, 40.0), 20), face((50.0, 45.0), eyes)]
+    transforms = torch.cat([template.transforms(*found) for found in faces])
+    index = torch.tensor([1, 0, 1])
+    one_by_one = align(photos, transforms, index, template.size)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(alignment, "_one_by_one", alignment._together)
+        patch.setattr(alignment, "PIXELS_AT_ONCE", 2 * template.size**2)
+        at_once = align(photos, transforms, index, template.size)
+    assert (one_by_one.int() - at_once.int()).abs().max() <= 1
 
 
 def test_whole_pixel_shift_is_a_copy():
