@@ -173,8 +173,7 @@ def _sample_together(tables: PaddedPhotos, look: _Look, photo_index: Tensor) -> 
         sums = [tables.sums(photo, y, x) for x, _ in (edge.unbind(dim=1) for edge in edges)]
         strips.append((sums[1] - sums[0], sums[2] - sums[1]))
     upper, lower = (
-        torch.lerp(*((end - start).float() for start, end in zip(above, below, strict=True)), across)
-        for above, below in pairwise(strips)
+        torch.lerp((end[0] - start[0]).float(), (end[1] - start[1]).float(), across) for start, end in pairwise(strips)
     )
     means = torch.lerp(upper, lower, down) / block.prod(dim=1)[..., None]
     return means.round_().byte()

@@ -58,7 +58,7 @@ def covered_share(crops: Tensor) -> Tensor:
     shares = torch.zeros(len(crops), device=crops.device)
     for name, rows in AREAS.items():
         area = statistics()[name]
-        low, high = area.low.to(crops.device), area.high.to(crops.device)
+        low, high = (part.to(crops.device, non_blocking=True) for part in (area.low, area.high))
         unlike = ((high - likeness(areas[name], area)) / (high - low)).clamp(0, 1).amax(dim=1)
         shares += unlike * (rows.stop - rows.start) / ROWS
     return shares
@@ -66,8 +66,8 @@ def covered_share(crops: Tensor) -> Tensor:
 
 def likeness(descriptors: Tensor, area: Area) -> Tensor:
     """Cosines (N, K) of descriptors (N, D) with what is typical of an area."""
-    whitened = F.normalize(descriptors @ area.whitening.to(descriptors.device), dim=1)
-    return whitened @ area.typical.to(descriptors.device).T
+    whitened = F.normalize(descriptors @ area.whitening.to(descriptors.device, non_blocking=True), dim=1)
+    return whitened @ area.typical.to(descriptors.device, non_blocking=True).T
 
 
 def descriptors(crops: Tensor) -> dict[str, Tensor]:

@@ -72,8 +72,8 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
     """Assess N faces.
 
     `crops` (N, 256, 256, 3) uint8 RGB, aligned to QUALITY_TEMPLATE; `landmarks` (N, 5, 2) in photo pixels; `scores` (N,) of
-    the detector, 0..1. overall = product of the parts, each to the power of its weight (a weighted geometric mean: no strength
-    makes up for a part that is zero).
+    the detector, 0..1. Crops may lie on another device than these two, where the results do. overall = product of the parts,
+    each to the power of its weight (a weighted geometric mean: no strength makes up for a part that is zero).
 
     Raises:
         ValueError: if the crops are not of QUALITY_TEMPLATE's size.
@@ -89,15 +89,18 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
     luma = faces.float() @ constant(LUMA, crops.device)
     yaw, pitch, roll = _pose(landmarks)
     inter_eye_distance = torch.linalg.vector_norm(landmarks[:, 0] - landmarks[:, 1], dim=1)
+    brightness = luma.mean(dim=(1, 2)) / 255
+    sharp, exposure, brightness = (
+        part.to(landmarks.device) for part in (sharpness(crops), _exposure(luma), brightness)
+    )
     parts = {
-        "sharpness": sharpness(crops),
+        "sharpness": sharp,
         "size": _saturating(inter_eye_distance, HALF_SIZE),
         "frontalness": torch.exp(-(yaw.square() + pitch.square()) / (2 * POSE_SPREAD**2)),
-        "exposure": _exposure(luma),
+        "exposure": exposure,
         "detection": scores.float(),
     }
     overall = torch.stack([parts[name].pow(weight) for name, weight in WEIGHTS.items()]).prod(dim=0)
-    brightness = luma.mean(dim=(1, 2)) / 255
     return Quality(
         overall, **parts, inter_eye_distance=inter_eye_distance, yaw=yaw, pitch=pitch, roll=roll, brightness=brightness
     )

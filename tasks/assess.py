@@ -25,6 +25,7 @@ from tasks.photo_faces import (
     quality_part,
 )
 from tasks.recipe import MEASURED_VERSION, Recipe
+from tasks.transfer import upload
 
 EYE_DISTANCE = estimate(MEASURED_VERSION.contract, INTER_EYE_DISTANCE.name, "value")
 
@@ -36,19 +37,20 @@ MAX_RESTORED_SHARPNESS = 0.35  # of 0..1; blurring a sharp portrait by a sigma o
 MIN_RESTORED_QUALITY = 0.5  # seen on the demo's old scans and on old photographs: 0.47 grotesque, 0.51 and up plausible
 
 
-def assess(photos: Sequence[PhotoFaces], recipe: Recipe) -> list[PhotoFaces]:
+def assess(photos: Sequence[PhotoFaces], recipe: Recipe, device: str = "cpu") -> list[PhotoFaces]:
     """Add what is measured and the quality score with its parts, and select the crops of the faces that need restoring.
 
     The restorer's view of the others is dropped, unless another model looks at faces in the same view.
     """
-    return [_to_restore(photo, recipe) for photo in measure(photos)]
+    return [_to_restore(photo, recipe) for photo in measure(photos, device)]
 
 
-def measure(photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
-    """Add what is measured of each face, and the quality score with its parts."""
+def measure(photos: Sequence[PhotoFaces], device: str = "cpu") -> list[PhotoFaces]:
+    """Add what is measured of each face, and the quality score with its parts. Pixels are looked at on `device`."""
     if not photos:
         return []
-    crops, landmarks, scores = (torch.from_numpy(_of_all(photos, name)) for name in (PORTRAIT, LANDMARKS, SCORES))
+    crops = upload(_of_all(photos, PORTRAIT), device)
+    landmarks, scores = (torch.from_numpy(_of_all(photos, name)) for name in (LANDMARKS, SCORES))
     quality = assess_quality(crops, landmarks, scores)
     arrays = {quality_part(name): value.numpy() for name, value in quality.parts().items()}
     arrays[QUALITY] = quality.overall.numpy()

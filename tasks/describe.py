@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from models.attributes.measured import VISIBILITY
 from models.spec import Attribute, Estimate, Kind, ModelSpec
 from models.vocabulary import OCCLUSION_29
+from tasks.cuda_graph import Network, recorded
 from tasks.guard import guarded
-from tasks.inference import load_for_inference
+from tasks.inference import example, load_for_inference
 from tasks.install import ModelVersion
 from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, PhotoFaces, crop, estimate
 from tasks.recipe import MEASURED_VERSION
+from tasks.transfer import download, upload
 
 BATCH = 64  # crops per forward, but never more than
 BATCH_PIXELS = 2**20  # in all: a network that draws maps holds a dozen numbers for each
@@ -43,8 +45,14 @@ class Describe:
         device: str,
         heads: frozenset[str] = frozenset(),
     ) -> None:
-        self.models = [(version, load_for_inference(version, device)) for version in versions]
         self.wanted, self.device, self.heads = wanted, device, heads
+        self.models = [(version, self._for_batches(version)) for version in versions]
+
+    def _for_batches(self, version: ModelVersion) -> Any:
+        network, spec = load_for_inference(version, self.device), version.spec
+        if version.contract in self.heads:
+            return network
+        return recorded(network, example(spec, batch_of(spec), self.device), *asked(spec, self.wanted))
 
     def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         return guarded("describe", photos, self._describe)
@@ -64,18 +72,17 @@ class Describe:
 
 
 def describe_crops(
-    version: ModelVersion, network: nn.Module, crops: np.ndarray, wanted: frozenset[str], device: str
+    version: ModelVersion, network: Network, crops: np.ndarray, wanted: frozenset[str], device: str
 ) -> Columns:
     """Estimate the wanted attributes of crops (N, S, S, 3) uint8, as columns of N rows; points in pixels of the crop."""
     spec = version.spec
     assert spec.preprocess is not None
     assert spec.interpret is not None
-    batch = max(1, min(BATCH, BATCH_PIXELS // spec.preprocess.template.size**2))
-    found = []
+    batch, found = batch_of(spec), []
     with torch.inference_mode():
         for start in range(0, len(crops), batch):
-            faces = torch.from_numpy(np.ascontiguousarray(crops[start : start + batch])).to(device)
-            raw = forward(spec, network, spec.preprocess(faces), wanted)
+            faces = upload(np.ascontiguousarray(crops[start : start + batch]), device)
+            raw = network(spec.preprocess(faces), *asked(spec, wanted))
             found.append(columns(version, spec.interpret(raw), wanted))
     return joined(found)
 
@@ -86,19 +93,26 @@ def describe_embeddings(
     """Estimate the wanted attributes by a head of the network that made the embeddings (N, D) float32 of unit length."""
     assert version.spec.interpret is not None
     with torch.inference_mode():
-        raw = network.get_submodule("head")(torch.from_numpy(np.ascontiguousarray(vectors)).to(device))
+        raw = network.get_submodule("head")(upload(np.ascontiguousarray(vectors), device))
         return columns(version, version.spec.interpret(raw), wanted) if len(vectors) else {}
 
 
-def forward(spec: ModelSpec, network: nn.Module, batch: Tensor, wanted: frozenset[str]) -> Any:
-    """A network of many attributes computes those that are wanted; one of a single attribute runs or does not."""
+def batch_of(spec: ModelSpec) -> int:
+    """How many crops a describing network is given at once."""
+    assert spec.preprocess is not None
+    return max(1, min(BATCH, BATCH_PIXELS // spec.preprocess.template.size**2))
+
+
+def asked(spec: ModelSpec, wanted: frozenset[str]) -> tuple[frozenset[str], ...]:
+    """What a describing network is given beside the crops: one of many attributes computes those that are wanted, one of a
+    single attribute runs or does not."""
     names = frozenset(attribute.name for attribute in spec.attributes)
-    return network(batch) if len(names) == 1 else network(batch, names & wanted)
+    return () if len(names) == 1 else (names & wanted,)
 
 
 def columns(version: ModelVersion, estimates: Mapping[str, Estimate], wanted: frozenset[str]) -> Columns:
     """The wanted estimates under the names that they travel by."""
-    found: Columns = {}
+    found: dict[str, Tensor] = {}
     for attribute in version.spec.attributes:
         if attribute.name not in wanted or attribute.name not in estimates:
             continue
@@ -107,8 +121,8 @@ def columns(version: ModelVersion, estimates: Mapping[str, Estimate], wanted: fr
         parts = {"value": value, "confidence": opinion.confidence, "probabilities": opinion.probabilities}
         for what, part in parts.items():
             if part is not None:
-                found[estimate(version.contract, attribute.name, what)] = part.cpu().numpy()
-    return found
+                found[estimate(version.contract, attribute.name, what)] = part
+    return download(found)
 
 
 def joined(batches: Sequence[Columns]) -> Columns:

@@ -7,21 +7,32 @@ from typing import cast
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from models.detection.mtcnn import MTCNN
 from tasks.decode import Photo
 from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
 from tasks.photo_faces import BOXES, LANDMARKS, SCORES, PhotoFaces
+from tasks.transfer import upload
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A photo with its pixels, as decoded for detection, and its bytes for a second look at full resolution."""
+    """A photo with its pixels, as decoded for detection, and its bytes for a second look at full resolution.
+
+    `uploaded` are the picture's pixels on the device of detection, once that has seen them.
+    """
 
     photo: PhotoFaces
     picture: Photo
     data: bytes
+    uploaded: Tensor | None = None
+
+    @property
+    def pixels(self) -> Tensor:
+        """(H, W, 3) uint8 RGB, where they are nearest to who computes."""
+        return torch.from_numpy(self.picture.pixels) if self.uploaded is None else self.uploaded
 
     @property
     def factor(self) -> float:
@@ -36,20 +47,21 @@ class Detect:
     """
 
     def __init__(self, version: ModelVersion, device: str) -> None:
-        self.network = cast(MTCNN, load_for_inference(version, device))
+        self.network, self.device = cast(MTCNN, load_for_inference(version, device)), device
 
     def __call__(self, pictures: Sequence[Decoded]) -> list[Decoded]:
         start = time.perf_counter()
-        detections = self.network.detect([torch.from_numpy(item.picture.pixels) for item in pictures])
+        pixels = [upload(item.picture.pixels, self.device) for item in pictures]
+        detections = self.network.detect(pixels)
         share = (time.perf_counter() - start) / max(len(pictures), 1)
         results = []
-        for item, found in zip(pictures, detections, strict=True):
+        for item, there, found in zip(pictures, pixels, detections, strict=True):
             arrays = {
-                BOXES: to_original(found.boxes.cpu().numpy().reshape(-1, 2, 2), item.factor).reshape(-1, 4),
-                LANDMARKS: to_original(found.landmarks.cpu().numpy(), item.factor),
-                SCORES: found.scores.cpu().numpy(),
+                BOXES: to_original(found.boxes.numpy().reshape(-1, 2, 2), item.factor).reshape(-1, 4),
+                LANDMARKS: to_original(found.landmarks.numpy(), item.factor),
+                SCORES: found.scores.numpy(),
             }
-            results.append(replace(item, photo=item.photo.having(**arrays).timed("detect", share)))
+            results.append(replace(item, photo=item.photo.having(**arrays).timed("detect", share), uploaded=there))
         return results
 
 

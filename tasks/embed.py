@@ -11,9 +11,10 @@ from torch import Tensor
 
 from models.spec import EMBEDDING as EMBEDDING_OUTPUT
 from models.spec import ModelSpec
+from tasks.cuda_graph import recorded
 from tasks.describe import Columns, columns, handed_out, joined
 from tasks.guard import guarded, halving
-from tasks.inference import load_for_inference
+from tasks.inference import example, load_for_inference
 from tasks.install import ModelVersion
 from tasks.photo_faces import (
     EMBEDDING,
@@ -25,6 +26,7 @@ from tasks.photo_faces import (
     crop,
     restored_crop,
 )
+from tasks.transfer import upload
 
 log = logging.getLogger("visage")
 BATCH = 32  # crops per forward: beyond it a CPU gains nothing and memory grows
@@ -47,9 +49,11 @@ class Embed:
     ) -> None:
         assert version.spec.preprocess is not None
         self.spec, self.template = version.spec, version.spec.preprocess.template
-        self.network = load_for_inference(describing or version, device)
         self.describing, self.device = describing, device
         self.wanted = wanted if describing is None else wanted & {a.name for a in describing.spec.attributes}
+        self.network = load_for_inference(describing or version, device)
+        asked = () if describing is None else (self.wanted | {EMBEDDING_OUTPUT},)
+        self.forward = recorded(self.network, example(self.spec, BATCH, device), *asked)
 
     def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         return guarded("embed", photos, self._embed)
@@ -61,7 +65,7 @@ class Embed:
         described: list[Columns] = []
         if self.describing is None:
             vectors = iter(
-                _split(embed(self.network, self.spec, np.concatenate(crops + again), self.device), crops + again)
+                _split(embed(self.forward, self.spec, np.concatenate(crops + again), self.device), crops + again)
             )
         else:
             own = embed(partial(self._both, described), self.spec, np.concatenate(crops), self.device)
@@ -86,7 +90,7 @@ class Embed:
         """Return the embeddings of a batch, and note what else the same forward says of it."""
         assert self.describing is not None
         assert self.describing.spec.interpret is not None
-        raw: Mapping[str, Any] = self.network(faces, self.wanted | {EMBEDDING_OUTPUT})
+        raw: Mapping[str, Any] = self.forward(faces, self.wanted | {EMBEDDING_OUTPUT})
         described.append(columns(self.describing, self.describing.spec.interpret(raw), self.wanted))
         return raw[EMBEDDING_OUTPUT]
 
@@ -112,7 +116,7 @@ class EmbedBeside:
     def _embed(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         template = crop(self.embed.template)
         crops = [photo.arrays[template] for photo in photos]
-        vectors = _split(embed(self.embed.network, self.embed.spec, np.concatenate(crops), self.embed.device), crops)
+        vectors = _split(embed(self.embed.forward, self.embed.spec, np.concatenate(crops), self.embed.device), crops)
         return [photo.having(**{EMBEDDING_BESIDE: own}) for photo, own in zip(photos, vectors, strict=True)]
 
 
@@ -131,12 +135,12 @@ def embed(network: Callable[[Tensor], Tensor], spec: ModelSpec, crops: np.ndarra
     parts = []
     with torch.inference_mode():
         for start in range(0, len(crops), BATCH):
-            faces = spec.preprocess(torch.from_numpy(np.ascontiguousarray(crops[start : start + BATCH])).to(device))
+            faces = spec.preprocess(upload(np.ascontiguousarray(crops[start : start + BATCH]), device))
             vectors = network(faces).float()
-            parts.append((vectors + network(faces.flip(3)).float() if spec.mirror else vectors).cpu())
+            parts.append(vectors + network(faces.flip(3)).float() if spec.mirror else vectors)
         if not parts:
             return np.zeros((0, spec.dimension or 0), np.float32)
-        vectors = torch.cat(parts)
+        vectors = torch.cat(parts).cpu()
         lengths = vectors.norm(dim=1, keepdim=True)
     if not bool(torch.isfinite(vectors).all()) or bool((lengths < 1e-6).any()):
         raise FloatingPointError("the network gave an embedding that is not finite or of length zero")

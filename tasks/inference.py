@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from models.spec import ModelSpec
 from tasks.install import ModelVersion, load_network
 
 
@@ -23,9 +24,14 @@ class InBfloat16(nn.Module):
 def load_for_inference(version: ModelVersion, device: str = "cpu") -> nn.Module:
     """Load a version's network onto `device`, in eval mode, as the stages run it.
 
+    Whatever computes in float32 on a GPU does so in full from then on, in all of this process: torch's default for convolutions
+    is TF32, which keeps three digits, and by which a face could come to lie on the other side of a threshold.
+
     Raises:
         WeightsError, CheckpointMismatch: as `load_network`.
     """
+    if torch.device(device).type == "cuda":
+        torch.backends.cudnn.allow_tf32 = False  # and matrix products have it off by default
     return for_inference(load_network(version).to(device), bfloat16_parts(version, device))
 
 
@@ -39,13 +45,21 @@ def for_inference(network: nn.Module, bfloat16: Sequence[str] = ()) -> nn.Module
     return network
 
 
+def example(spec: ModelSpec, count: int, device: str) -> Tensor:
+    """A network's input (count, C, S, S) float32 on `device`, in the layout that preprocessing gives, of black crops."""
+    assert spec.preprocess is not None
+    size = spec.preprocess.template.size
+    return spec.preprocess(torch.zeros(count, size, size, 3, dtype=torch.uint8, device=device))
+
+
 def bfloat16_parts(version: ModelVersion, device: str) -> tuple[str, ...]:
     """The parts of a version's network that compute in bfloat16 on `device` of this machine: those that the model table names
-    (`ModelSpec.bfloat16`) on a processor that does, unless the version asks for float32."""
-    there = torch.device(device).type == "cpu" and processor_has_bfloat16()
-    return version.spec.bfloat16 if there and version.precision == "auto" else ()
+    (`ModelSpec.bfloat16`) where the device does, unless the version asks for float32."""
+    return version.spec.bfloat16 if version.precision == "auto" and has_bfloat16(device) else ()
 
 
-def processor_has_bfloat16() -> bool:
-    """Whether the processor multiplies in bfloat16 itself. Where torch would only imitate it, float32 is faster."""
+def has_bfloat16(device: str) -> bool:
+    """Whether `device` multiplies in bfloat16 itself. Where torch would only imitate it, float32 is faster."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     return any(torch.cpu.get_capabilities().get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))

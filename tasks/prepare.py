@@ -181,7 +181,7 @@ class Prepare:
             photo = align_faces(self._without_erased(item), self.limits, self.job.templates)
             photos.append(photo.timed("align", time.perf_counter() - start))
         start = time.perf_counter()
-        photos = assess(photos, recipe)
+        photos = assess(photos, recipe, self.job.device)
         share = (time.perf_counter() - start) / max(len(photos), 1)
         return [photo.timed("assess", share) for photo in photos]
 

@@ -29,6 +29,7 @@ from tasks.photo_faces import (
     restored_crop,
 )
 from tasks.restorer import Restorer
+from tasks.transfer import download, upload
 
 MIN_FIDELITY = 23.0  # dB; under it the restored face no longer shows what the photo shows (seen on shared photographs)
 
@@ -52,23 +53,22 @@ class Restore:
         needing = [photo for photo in photos if TO_RESTORE in photo.arrays]
         if not needing:
             return list(photos)
-        crops = torch.from_numpy(np.concatenate([photo.arrays[TO_RESTORE] for photo in needing]))
+        crops = upload(np.concatenate([photo.arrays[TO_RESTORE] for photo in needing]), self.restorer.device)
         landmarks = torch.cat([landmarks_in_crop(photo, self.restorer.template) for photo in needing])
         restored = self.restorer(crops, landmarks)
-        scores = fidelity(crops, restored.pixels).numpy()
+        scores = fidelity(crops, restored.pixels)
         results, end = {}, 0
         for photo in needing:
             start, end = end, end + len(photo.arrays[TO_RESTORE])
             pixels = restored.pixels[start:end]
-            results[photo.image_id] = photo.having(
-                **{
-                    RESTORED: pixels.numpy(),
-                    REPEATED: restored.repeated[start:end],
-                    FIDELITY: scores[start:end],
-                    RESTORED_SHARPNESS: sharpness(self.seen_as(QUALITY_TEMPLATE, photo, pixels)).numpy(),
-                    restored_crop(self.embed_template): self.seen_as(self.embed_template, photo, pixels).numpy(),
-                }
-            )
+            found = {
+                RESTORED: pixels,
+                FIDELITY: scores[start:end],
+                RESTORED_SHARPNESS: sharpness(self.seen_as(QUALITY_TEMPLATE, photo, pixels)),
+                restored_crop(self.embed_template): self.seen_as(self.embed_template, photo, pixels),
+            }
+            repeated = {REPEATED: restored.repeated[start:end]}
+            results[photo.image_id] = photo.having(**download(found), **repeated)
         return [results.get(photo.image_id, photo) for photo in photos]
 
     def seen_as(self, view: Template, photo: PhotoFaces, pixels: Tensor) -> Tensor:

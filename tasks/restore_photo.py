@@ -123,7 +123,7 @@ class PhotoRestorer:
             return PhotoReport(name, None, str(failure), ())
         photo = PhotoFaces(0, name, len(data), width=picture.width, height=picture.height)
         [found] = self.detect([Decoded(photo, picture, data)])
-        [photo] = assess([align_faces(found, self.limits, self.recipe.templates)], self.recipe)
+        [photo] = assess([align_faces(found, self.limits, self.recipe.templates)], self.recipe, self.detect.device)
         [photo] = self.embed(self.restore([photo]))
         if photo.failure is not None:
             return PhotoReport(name, None, photo.failure.message, ())

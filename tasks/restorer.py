@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.constant import constant
 from models.spec import ModelSpec
 from models.template import Template
-from tasks.inference import load_for_inference
+from tasks.inference import bfloat16_parts, load_for_inference
 from tasks.install import ModelVersion
 
 BATCH = 4  # restoration networks hold hundreds of full-size feature maps
@@ -20,8 +21,8 @@ LUMA = (0.299, 0.587, 0.114)
 
 @dataclass(frozen=True)
 class Restored:
-    """Restored crops: `pixels` (N, S * scale, S * scale, 3) uint8, and which of them `repeated` (N,) bool says had to be made
-    again in float32, because half precision had overflowed.
+    """Restored crops: `pixels` (N, S * scale, S * scale, 3) uint8 on the restorer's device, and which of them `repeated` (N,)
+    bool says had to be made again in float32, because half precision had overflowed.
     """
 
     pixels: Tensor
@@ -30,7 +31,7 @@ class Restored:
 
 class Restorer:
     """Restore aligned crops with one model version. On a GPU it computes in half precision, unless `half` or the
-    version says otherwise.
+    version says otherwise, or parts of it compute in bfloat16.
     """
 
     def __init__(self, version: ModelVersion, device: str, half: bool | None = None) -> None:
@@ -39,7 +40,8 @@ class Restorer:
         self.template: Template = version.spec.preprocess.template
         self.network: nn.Module = load_for_inference(version, device)
         on_gpu = torch.device(device).type == "cuda"
-        self.half = on_gpu and version.precision == "auto" if half is None else half
+        plain = version.precision == "auto" and not bfloat16_parts(version, device)
+        self.half = on_gpu and plain if half is None else half
 
     def __call__(self, crops: Tensor, landmarks: Tensor) -> Restored:
         """Restore crops (N, S, S, 3) uint8 of the template, in which the five landmarks (N, 5, 2) lie as they say.
@@ -55,10 +57,10 @@ class Restorer:
             batch = crops[start : start + BATCH].to(self.device)
             guide = None if guides is None else guides[start : start + BATCH].to(self.device)
             pixels, again = self._restore(batch, guide)
-            parts.append(pixels.cpu())
+            parts.append(pixels)
             repeated.append(again)
         size = self.template.size * self.spec.scale
-        empty = torch.zeros(0, size, size, 3, dtype=torch.uint8)
+        empty = torch.zeros(0, size, size, 3, dtype=torch.uint8, device=self.device)
         return Restored(torch.cat([empty, *parts]), np.concatenate([np.zeros(0, bool), *repeated]))
 
     def _restore(self, crops: Tensor, guide: Tensor | None) -> tuple[Tensor, np.ndarray]:
@@ -72,7 +74,7 @@ class Restorer:
         pixels = to_pixels(output, self.spec)
         grey = (crops == crops[..., :1]).flatten(1).all(dim=1)
         if bool(grey.any()):
-            luma = (pixels[grey].float() @ torch.tensor(LUMA, device=pixels.device)).round().byte()
+            luma = (pixels[grey].float() @ constant(LUMA, pixels.device)).round().byte()
             pixels[grey] = luma[..., None].expand(-1, -1, -1, 3)
         return pixels, (overflowed.cpu().numpy() if self.half else np.zeros(len(crops), bool))
 
@@ -92,7 +94,5 @@ def forward(network: nn.Module, spec: ModelSpec, crops: Tensor, guide: Tensor | 
 def to_pixels(output: Tensor, spec: ModelSpec) -> Tensor:
     """Undo the preprocessing: a network's finite output (N, 3, H, W) to pixels (N, H, W, 3) uint8."""
     assert spec.preprocess is not None
-    mean, std = (
-        torch.tensor(v, device=output.device)[:, None, None] for v in (spec.preprocess.mean, spec.preprocess.std)
-    )
+    mean, std = (constant(v, output.device)[:, None, None] for v in (spec.preprocess.mean, spec.preprocess.std))
     return (output * std + mean).clamp(0, 255).round().byte().permute(0, 2, 3, 1).contiguous()

@@ -44,9 +44,9 @@ def measured(quality: Quality, crops: Tensor, beyond_border: Tensor) -> Mapping[
     """State by name, without a confidence, what is measured of N faces.
 
     `quality` of the faces, the `crops` (N, S, S, 3) uint8 RGB that it was assessed on, and the share (N,) of each face that
-    lies beyond the photo's border.
+    lies beyond the photo's border. Results lie where `quality` does.
     """
-    covered = covered_share(crops)
+    covered, colored = (part.to(quality.overall.device) for part in (covered_share(crops), color(crops)))
     values = {
         INTER_EYE_DISTANCE: quality.inter_eye_distance,
         SHARPNESS: quality.sharpness,
@@ -58,7 +58,7 @@ def measured(quality: Quality, crops: Tensor, beyond_border: Tensor) -> Mapping[
         BEYOND_BORDER: beyond_border,
         COVERED: covered,
         VISIBILITY: visible_share(quality.yaw, quality.pitch, beyond_border, covered),
-        COLOR: color(crops),
+        COLOR: colored,
     }
     return {attribute.name: without_confidence(value.float()) for attribute, value in values.items()}
 

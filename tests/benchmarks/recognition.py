@@ -28,7 +28,7 @@ import torch
 from infra.allocator import keep_freed_memory
 from models.table import MODELS
 from tasks.embed import embed
-from tasks.inference import for_inference, processor_has_bfloat16
+from tasks.inference import for_inference, has_bfloat16
 from tasks.side_by_side import torch_threads
 from tests.benchmarks import machine
 from tests.models.recognition.weights import WEIGHTS
@@ -44,7 +44,7 @@ def measure(name: str) -> dict[str, Any]:
     spec = MODELS[name]
     assert spec.preprocess is not None
     bare = spec.build(spec.official(WEIGHTS[name]()))
-    network = for_inference(deepcopy(bare), spec.bfloat16 if processor_has_bfloat16() else ())
+    network = for_inference(deepcopy(bare), spec.bfloat16 if has_bfloat16("cpu") else ())
     size = spec.preprocess.template.size
     faces = torch.cat([255 * seeded().seeded_image(f"face-{index}", size) for index in range(max(BATCHES))])
     crops = faces.permute(0, 2, 3, 1).to(torch.uint8).contiguous().numpy()

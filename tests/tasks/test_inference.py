@@ -19,14 +19,14 @@ from tasks.align import align_faces
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed, embed
-from tasks.inference import InBfloat16, bfloat16_parts, load_for_inference, processor_has_bfloat16
+from tasks.inference import InBfloat16, bfloat16_parts, has_bfloat16, load_for_inference
 from tasks.install import ModelVersion, load_network
 from tasks.photo_faces import PhotoFaces, crop
 from tasks.recipe import version_for
 from tests.portraits import jpeg, mirrored, pair, portrait
 
 needs_bfloat16 = pytest.mark.skipif(
-    not processor_has_bfloat16(), reason="this processor does not compute in bfloat16 (AVX512-BF16)"
+    not has_bfloat16("cpu"), reason="this processor does not compute in bfloat16 (AVX512-BF16)"
 )
 
 
@@ -97,14 +97,12 @@ def test_precision_is_no_part_of_what_a_result_is(embedder: ModelVersion) -> Non
 def test_only_what_was_shown_to_lose_nothing_computes_in_bfloat16(
     embedder: ModelVersion, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inference, "processor_has_bfloat16", lambda: True)
+    monkeypatch.setattr(inference, "has_bfloat16", lambda device: device == "cuda")
     named = {name: spec.bfloat16 for name, spec in MODELS.items() if spec.bfloat16}
     assert named == {"dlib-resnet": ("blocks",), "real-esrgan-x4plus": ("body",)}
-    assert bfloat16_parts(embedder, "cpu") == ("blocks",)
-    assert not bfloat16_parts(replace(embedder, spec=replace(embedder.spec, bfloat16=())), "cpu")
-    assert not bfloat16_parts(replace(embedder, precision="float32"), "cpu")
-    assert not bfloat16_parts(embedder, "cuda")
-    monkeypatch.setattr(inference, "processor_has_bfloat16", lambda: False)
+    assert bfloat16_parts(embedder, "cuda") == ("blocks",)
+    assert not bfloat16_parts(replace(embedder, spec=replace(embedder.spec, bfloat16=())), "cuda")
+    assert not bfloat16_parts(replace(embedder, precision="float32"), "cuda")
     assert not bfloat16_parts(embedder, "cpu")
 
 
