@@ -11,29 +11,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from models.spec import ModelSpec
+
 log = logging.getLogger("visage")
 WARM_UP = 3  # forwards before the record, in which libraries choose their kernels and set their workspaces up
 
 Network = Callable[..., Any]
 
 
-def recorded(network: Network, example: Tensor, *options: Any) -> Network:
-    """Return `network`, or on a GPU what does the same and replays a record for inputs of the example's shape.
+def recorded(network: Network, spec: ModelSpec, count: int, device: str, *options: Any) -> Network:
+    """Return `network`, or on a GPU what does the same and replays a record for batches of `count` crops.
 
-    `network` takes a batch and `options`, and returns a tensor or a mapping of tensors. It must not ask the GPU for a value,
-    nor copy one to it. To be called before other threads of this process work on the GPU.
+    `network` takes what the preprocessing of its `spec` gives and `options`, and returns a tensor or a mapping of tensors. It
+    must not ask the GPU for a value, nor copy one to it. To be called before other threads of this process work on the GPU.
     """
-    if not example.is_cuda:
+    if torch.device(device).type != "cuda":
         return network
     try:
-        return Recorded(network, example, *options)
+        return Recorded(network, example(spec, count, device), *options)
     except torch.OutOfMemoryError:
-        log.warning("not enough memory on the GPU for a record of %s: it computes without one", type(network).__name__)
+        log.warning("not enough memory on the GPU for a record of %s: it computes without one", spec.name)
         return network
+
+
+def example(spec: ModelSpec, count: int, device: str) -> Tensor:
+    """A batch of `count` black crops (count, C, S, S) float32 on `device`, in the layout that preprocessing gives."""
+    assert spec.preprocess is not None
+    size = spec.preprocess.template.size
+    return spec.preprocess(torch.zeros(count, size, size, 3, dtype=torch.uint8, device=device))
 
 
 class Recorded:
-    """A network with the record of its forward of one shape and some options; whatever else comes is computed as ever.
+    """A network with the record of its forward of one shape with some options; whatever else comes is computed as ever.
 
     The record reads and writes always the same memory: threads take turns, and each gets a copy of the output.
     """

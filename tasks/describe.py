@@ -18,7 +18,7 @@ from models.spec import Attribute, Estimate, Kind, ModelSpec
 from models.vocabulary import OCCLUSION_29
 from tasks.cuda_graph import Network, recorded
 from tasks.guard import guarded
-from tasks.inference import example, load_for_inference
+from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
 from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, PhotoFaces, crop, estimate
 from tasks.recipe import MEASURED_VERSION
@@ -52,7 +52,7 @@ class Describe:
         network, spec = load_for_inference(version, self.device), version.spec
         if version.contract in self.heads:
             return network
-        return recorded(network, example(spec, batch_of(spec), self.device), *asked(spec, self.wanted))
+        return recorded(network, spec, batch_of(spec), self.device, *asked(spec, self.wanted))
 
     def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         return guarded("describe", photos, self._describe)

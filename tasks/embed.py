@@ -14,7 +14,7 @@ from models.spec import ModelSpec
 from tasks.cuda_graph import recorded
 from tasks.describe import Columns, columns, handed_out, joined
 from tasks.guard import guarded, halving
-from tasks.inference import example, load_for_inference
+from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
 from tasks.photo_faces import (
     EMBEDDING,
@@ -53,7 +53,7 @@ class Embed:
         self.wanted = wanted if describing is None else wanted & {a.name for a in describing.spec.attributes}
         self.network = load_for_inference(describing or version, device)
         asked = () if describing is None else (self.wanted | {EMBEDDING_OUTPUT},)
-        self.forward = recorded(self.network, example(self.spec, BATCH, device), *asked)
+        self.forward = recorded(self.network, self.spec, BATCH, device, *asked)
 
     def __call__(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
         return guarded("embed", photos, self._embed)

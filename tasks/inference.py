@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from models.spec import ModelSpec
 from tasks.install import ModelVersion, load_network
 
 
@@ -31,7 +30,7 @@ def load_for_inference(version: ModelVersion, device: str = "cpu") -> nn.Module:
         WeightsError, CheckpointMismatch: as `load_network`.
     """
     if torch.device(device).type == "cuda":
-        torch.backends.cudnn.allow_tf32 = False  # and matrix products have it off by default
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     return for_inference(load_network(version).to(device), bfloat16_parts(version, device))
 
 
@@ -43,13 +42,6 @@ def for_inference(network: nn.Module, bfloat16: Sequence[str] = ()) -> nn.Module
     for name in bfloat16:
         network.set_submodule(name, InBfloat16(network.get_submodule(name)))
     return network
-
-
-def example(spec: ModelSpec, count: int, device: str) -> Tensor:
-    """A network's input (count, C, S, S) float32 on `device`, in the layout that preprocessing gives, of black crops."""
-    assert spec.preprocess is not None
-    size = spec.preprocess.template.size
-    return spec.preprocess(torch.zeros(count, size, size, 3, dtype=torch.uint8, device=device))
 
 
 def bfloat16_parts(version: ModelVersion, device: str) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ from tasks.side_by_side import side_by_side, torch_threads
 log = logs.logger()
 
 PAGE = 64  # images that one call of an actor works through, at most
+APART = 4 * GROUP  # photos that a stage of its own takes at once: on a GPU, their faces then fill whole batches
 FRONT = "front"  # the fused stages before those that `face_stages` names
 MOST_HANDS = 4  # each holds the pixels of up to 16 photos; what has more processors and much to do takes Ray
 Stage = Callable[[Sequence[PhotoFaces]], list[PhotoFaces]]
@@ -208,7 +209,7 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool) -> Generator[list[Pho
         dataset = dataset.map_batches(
             _StageActor,
             fn_constructor_args=(name, job),
-            batch_size=1 if alone else GROUP,
+            batch_size=1 if alone else APART,
             **share.options(name, alone),
         )
     batches = iter(dataset.iter_batches(batch_size=GROUP, batch_format="numpy", prefetch_batches=1))

@@ -1,5 +1,7 @@
 """Shared test set-up."""
 
+import pytest
+import torch
 from hypothesis import settings
 
 pytest_plugins = (
@@ -14,3 +16,9 @@ pytest_plugins = (
 
 settings.register_profile("visage", deadline=None)  # a busy machine is not a failure
 settings.load_profile("visage")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip tests marked `gpu` where torch has none."""
+    if item.get_closest_marker("gpu") is not None and not torch.cuda.is_available():
+        pytest.skip("this machine has no GPU, or this torch is a build without CUDA")

@@ -106,6 +106,17 @@ def computed_elsewhere(work: Callable[[], Any]) -> list[str]:
     return noted.operations
 
 
+def strays(network: nn.Module) -> list[str]:
+    """Tensors that modules keep beside their parameters and buffers: they would stay behind when the network moves."""
+    own = {"_parameters", "_buffers", "_modules"}
+    return [
+        f"{place}.{name}"
+        for place, module in network.named_modules()
+        for name, value in vars(module).items()
+        if name not in own and any(isinstance(leaf, Tensor) for leaf in tree_leaves(value))
+    ]
+
+
 def test_every_model_is_walked() -> None:
     """Embedding models: `tests.models.recognition.test_table` sees to it. Restorers of other sizes are the same network."""
     with_weights = {
@@ -122,6 +133,7 @@ def test_a_forward_computes_on_its_device_and_asks_for_no_value(name: str) -> No
     assert spec.preprocess is not None
     with DEVICE:
         network = spec.build(spec.official(made()))
+    assert strays(network) == []
     size = spec.preprocess.template.size
     faces = spec.preprocess(torch.zeros(2, size, size, 3, dtype=torch.uint8, device=DEVICE))
     assert computed_elsewhere(lambda: network(faces)) == []
@@ -134,6 +146,7 @@ def test_a_forward_computes_on_its_device_and_asks_for_no_value(name: str) -> No
 def test_the_networks_of_the_detector_compute_on_their_device(network: type[nn.Module], size: int) -> None:
     with DEVICE:
         built = network().eval()
+    assert strays(built) == []
     assert computed_elsewhere(lambda: built(torch.empty(3, 3, size, size, device=DEVICE))) == []
 
 

@@ -199,14 +199,6 @@ def test_read_only_pixels_are_accepted(network):
     assert len(network.detect([tensor])[0]) == 1
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
-def test_gpu_finds_what_the_cpu_finds(network, photos):
-    expected = network.detect(photos)
-    on_gpu = mtcnn.build(network.state_dict()).cuda().detect(photos)
-    for found, wanted in zip(on_gpu, expected, strict=True):
-        assert_same(found, wanted, 0.05)
-
-
 @pytest.mark.parametrize(
     "wrong",
     [

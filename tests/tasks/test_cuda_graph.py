@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from models.attributes.mini_xception import MINI_XCEPTION
 from tasks import cuda_graph
 from tasks.cuda_graph import Recorded, recorded
 
@@ -75,4 +76,4 @@ def test_threads_do_not_mix_their_batches_up(replays: list[int]) -> None:
 
 
 def test_on_a_cpu_a_network_is_left_as_it_is() -> None:
-    assert recorded(network, torch.zeros(4, 3)) is network
+    assert recorded(network, MINI_XCEPTION, 4, "cpu") is network

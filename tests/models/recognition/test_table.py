@@ -98,10 +98,14 @@ def test_embedding_does_not_depend_on_batch_neighbours(network, faces, embedding
             assert torch.dist(alone, F.normalize(embeddings)[index]) < 1e-5
 
 
-@pytest.mark.parametrize(("device", "dtype"), [("cpu", torch.bfloat16), ("cuda", torch.float16)], ids=["cpu", "gpu"])
+@pytest.mark.parametrize(
+    ("device", "dtype"),
+    [
+        pytest.param("cpu", torch.bfloat16, id="cpu"),
+        pytest.param("cuda", torch.float16, id="gpu", marks=pytest.mark.gpu),
+    ],
+)
 def test_half_precision_keeps_the_embedding(network, faces, embeddings, device, dtype):
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("this machine has no GPU")
     half = copy.deepcopy(network).to(device, dtype)
     with torch.inference_mode():
         found = half(faces[:2].to(device, dtype)).float().cpu()
