@@ -11,10 +11,11 @@ from infra.archive_file import ArchiveReader, InvalidArchive
 from infra.catalog import erasing, obedience
 from infra.catalog.custody_tables import Errand
 from infra.catalog.database import exclusive
+from infra.catalog.filters import visible
 from infra.catalog.portable import CARRIED, Carried
 from infra.catalog.renumbering import DanglingReference, Renumbering
 from infra.catalog.schema import Content, Erasure, Face, Image, ModelVersion, now
-from infra.catalog.upgrades import SERVING, lacks, visible
+from infra.catalog.upgrades import SERVING, lacks
 from infra.catalog.vectors import create_index
 from infra.catalog.versions import serve_when_complete, serving_id
 from models.spec import Role

@@ -46,7 +46,7 @@ SeenTogether = Callable[[Ints], Ints]
 """Identities (I,) -> pairs of them (S, 2) that appear in one photo, in any of their faces."""
 
 NEAREST = 32  # new faces considered per new face
-PEOPLE = 4  # known people considered per new face: those whose exemplars are nearest
+PEOPLE = 2  # known people considered per new face: those whose exemplars are nearest
 PRODUCTS = 1 << 24  # similarities held at once by the exact search: 64 MB
 NO_IDS = np.empty(0, dtype=np.int64)
 NO_PAIRS = np.empty((0, 2), dtype=np.int64)
@@ -180,10 +180,11 @@ def _candidates(new: Faces, exemplars: Exemplars, policy: Policy, search: Neighb
     return among_new, np.stack([face[chosen], near[chosen]], axis=1)
 
 
-def nearest_people(faces: Ints, identities: Ints, similarities: Vectors, most: int) -> Ints:
+def nearest_people(faces: Ints, identities: Ints, similarities: Vectors, most: int, slack: float = 0.0) -> Ints:
     """Of comparisons (C,) of faces with somebody's, the nearest of each face and person, for at most so many people a face.
 
-    Comparisons with NOBODY do not count. Equally near people go by their number.
+    Comparisons with NOBODY do not count. Equally near people go by their number. `slack`: whoever is farther than the last
+    of these by less than that counts as well.
     """
     far = -np.round(similarities, 6)
     order = np.lexsort((far, identities, faces))
@@ -191,8 +192,12 @@ def nearest_people(faces: Ints, identities: Ints, similarities: Vectors, most: i
     begins = np.diff(faces[order], prepend=-1) | np.diff(identities[order], prepend=NOBODY) != 0
     nearest = order[begins]
     nearest = nearest[np.lexsort((identities[nearest], far[nearest], faces[nearest]))]
-    rank = np.arange(len(nearest)) - np.searchsorted(faces[nearest], faces[nearest])
-    return nearest[rank < most]
+    first = np.searchsorted(faces[nearest], faces[nearest])
+    last = nearest[
+        np.minimum(first + most - 1, len(nearest) - 1)
+    ]  # of each face; another's, where there are not so many
+    rank = np.arange(len(nearest)) - first
+    return nearest[(rank < most) | (far[nearest] < far[last] + slack)]
 
 
 def _result(groups: Groups, next_identity: int) -> Grouping:

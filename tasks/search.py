@@ -186,7 +186,7 @@ def nearest(
             "are"
         )
     index = open_index(session, version, settings)
-    clauses = [visible(), *(conditions.clauses() if conditions else ())]
+    clauses = [visible(), *(conditions.clauses(session) if conditions else ())]
     found = [nearest_faces(session, index, version.id, query, limit, clauses) for query in queries]
     return [_matches(session, version, neighbours) for neighbours in found]
 
@@ -341,7 +341,7 @@ def _answer(session: Session, index: VectorIndex, version: ModelVersionRow, quer
         raise InvalidQuery("the faces asked with have nothing in common: their mean vector is zero")
     question = _question(version, query)
     after, seen = _continued(query, question)
-    clauses = [visible(), *query.filter.clauses(), *asked.without]
+    clauses = [visible(), *query.filter.clauses(session), *asked.without]
     found = nearest_faces(session, index, version.id, mean / length, query.limit + 1, clauses, after, seen)
     more = len(found.ids) > query.limit
     found = Neighbours(found.ids[: query.limit], found.similarities[: query.limit], found.method)

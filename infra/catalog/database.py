@@ -70,10 +70,24 @@ def create_catalog_engine(url: str, busy_seconds: float = BUSY_SECONDS) -> Engin
     """
     location = location_of(url)
     if location.get_backend_name() == "postgresql":
-        engine = create_engine(location, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+        engine = _postgresql_engine(location)
     else:
         engine = _sqlite_engine(location, busy_seconds)
     explain(engine)
+    return engine
+
+
+def _postgresql_engine(location: URL) -> Engine:
+    engine = create_engine(location, pool_pre_ping=True, connect_args={"connect_timeout": CONNECT_SECONDS})
+
+    @event.listens_for(engine, "connect")
+    def _plan_anew(connection: Any, _: object) -> None:
+        # From the eleventh time on PostgreSQL would take one plan for whatever a filter asks: a filter that keeps 1% of a
+        # million faces then takes 6 s instead of 0.1.
+        connection.autocommit = True
+        connection.execute("SET plan_cache_mode = force_custom_plan")
+        connection.autocommit = False
+
     return engine
 
 

@@ -126,11 +126,12 @@ class FaceFilter(_Condition):
         if self.identity_id is not None and session.get(Identity, self.identity_id) is None:
             raise InvalidFilter(f"the catalog knows no person {self.identity_id}; 'visage identities' lists them")
 
-    def clauses(self) -> list[ColumnElement[bool]]:
+    def clauses(self, session: Session) -> list[ColumnElement[bool]]:
         """Conditions on `Face`, all of which must hold. That its photo is still there is not among them: see `visible`."""
         clauses: list[ColumnElement[bool]] = [attribute.clause() for attribute in self.attributes]
         if self.collections:
-            of = select(Collection.id).where(Collection.name.in_(self.collections))
+            # Numbers, not a subquery: only of numbers does PostgreSQL know how few faces they keep, and plan accordingly.
+            of = session.scalars(select(Collection.id).where(Collection.name.in_(self.collections))).all()
             clauses.append(exists().where(Content.id == Face.content_id, Content.collection_id.in_(of)))
         taken: list[ColumnElement[bool]] = []  # EXIF times are text without a zone, whose order is that of time
         if self.taken_from is not None:

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
+from math import ceil
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,6 +26,7 @@ from filelock import FileLock
 from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
+from infra.catalog import neighbours
 from infra.catalog.neighbours import EXACT
 from infra.catalog.schema import EmbeddingChange, Face, ModelVersion
 from infra.catalog.vectors import CHUNK, changed_faces, count_vectors, journal_position, stored_vectors, vectors_of
@@ -123,6 +125,10 @@ class Projection:
         return self.note.probes == 0
 
     @property
+    def most(self) -> int:
+        return neighbours.MOST
+
+    @property
     def method(self) -> str:
         return EXACT if self.exact else "ivf"
 
@@ -135,8 +141,11 @@ class Projection:
         """Whether it is time to merge what changed."""
         return self.erased or self.view.changes > WRITE_AFTER * self.view.count
 
-    def scan(self, session: Session, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        return self.view.search(queries, count, None, self.note.probes * max(1, count // NEAR))
+    def scan(
+        self, session: Session, queries: np.ndarray, count: int, effort: float = 1.0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        probes = ceil(effort * self.note.probes) * max(1, count // NEAR)
+        return self.view.search(queries, count, None, probes)
 
     def within(
         self, session: Session, query: np.ndarray, count: int, clauses: Sequence[ColumnElement[bool]]

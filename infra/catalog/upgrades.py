@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.database import upsert
+from infra.catalog.filters import visible
 from infra.catalog.people_tables import DecidedMove
 from infra.catalog.schema import (
     Collection as CollectionRow,
@@ -78,11 +79,6 @@ def _close(session: Session, status: UpgradeStatus, model_version_id: int | None
         pair = or_(Upgrade.former_id == model_version_id, Upgrade.target_id == model_version_id)
         statement = statement.where(pair)
     session.execute(statement.values(status=status.value, ended_at=now()))
-
-
-def visible() -> ColumnElement[bool]:
-    """That a photo which is still in its collection shows the face."""
-    return exists().where(Image.content_id == Face.content_id, Image.status != ImageStatus.MISSING.value)
 
 
 def lacks(model_version_id: int) -> ColumnElement[bool]:

@@ -65,6 +65,20 @@ def test_a_database_that_stops_while_at_work_is_named_and_found_again(migrated_p
     migrated_postgresql.drop(url)
 
 
+def test_a_question_asked_many_times_is_planned_for_what_it_asks_each_time(migrated_postgresql: PostgreSQL) -> None:
+    url = migrated_postgresql.create("migrated")
+    catalog = Catalog(url)
+    with catalog.read() as session:
+        for name in range(15):
+            session.scalar(select(Collection.id).where(Collection.name == str(name)))
+        plans = text(
+            "SELECT generic_plans, custom_plans FROM pg_prepared_statements WHERE statement LIKE '%collection.name%'"
+        )
+        assert session.execute(plans).all() == [(0, 10)]  # the driver prepares a statement after five times
+    catalog.close()
+    migrated_postgresql.drop(url)
+
+
 def test_programs_that_open_a_new_database_at_once_all_find_it_migrated(postgresql: PostgreSQL, tmp_path: Path) -> None:
     server = postgresql.create()
     for url in (server, f"sqlite:///{tmp_path / 'catalog.db'}"):
