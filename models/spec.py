@@ -165,7 +165,7 @@ class ModelSpec:
     network is a head of: its part `head` takes that model's embeddings, of unit length, where they are known already. With
     `mirror`, a face's embedding is that of its crop plus that of the mirrored crop, as verification protocols have it: twice
     the forwards, fewer errors. `bfloat16` names the parts of the network for which that precision was measured to lose nothing
-    that counts, and which compute so where a processor can. `settings` name what else decides the results.
+    that counts, and which compute so where the device can. `settings` name what else decides the results.
     """
 
     name: str

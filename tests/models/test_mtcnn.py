@@ -199,6 +199,15 @@ def test_read_only_pixels_are_accepted(network):
     assert len(network.detect([tensor])[0]) == 1
 
 
+def test_rounding_as_on_another_device_moves_no_box_by_a_pixel(network, photos, produced):
+    torch.manual_seed(0)
+    noisy = {name: value * (1 + 1e-5 * torch.randn_like(value)) for name, value in network.state_dict().items()}
+    for found, expected in zip(mtcnn.build(noisy).detect(photos[:8]), produced[:8], strict=True):
+        assert len(found) == len(expected)
+        torch.testing.assert_close(found.boxes, expected.boxes, rtol=0, atol=0.1)
+        torch.testing.assert_close(found.landmarks, expected.landmarks, rtol=0, atol=0.1)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
