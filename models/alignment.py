@@ -23,7 +23,7 @@ def align(photos: Sequence[Tensor], transforms: Tensor, photo_index: Tensor, siz
     `transforms` (N, 2, 3) carry crop pixels to photo pixels (centres at whole numbers, see `models.template`);
     `photo_index` (N,) says of which photo. Bilinear; where a crop shrinks the photo by more than two, the photo is first
     averaged over blocks of whole pixels, so that nothing aliases. What lies outside the photo is black. Values are rounded
-    to the nearest. Only the part under a face is touched. Crops are on the photos' device.
+    to the nearest. Crops are on the photos' device.
 
     Raises:
         ValueError: if a transform is not finite, or a photo is not (H, W, 3) uint8; it names the row or the photo.
@@ -35,8 +35,9 @@ def align(photos: Sequence[Tensor], transforms: Tensor, photo_index: Tensor, siz
 def align_views(photos: Sequence[Tensor], views: Sequence[tuple[Tensor, int]], photo_index: Tensor) -> list[Tensor]:
     """Sample the same N faces in several views, each given as `align` takes it: transforms (N, 2, 3) and size.
 
-    On a CPU one crop after the other. On a GPU, where each call costs as much for a crop as for a hundred, all crops of a view
-    at once, out of summed-area tables that the views share. The two differ by rounding: by one grey level at most.
+    On a CPU one crop after the other, and only the parts under faces are touched. On a GPU, where each call costs as much for
+    a crop as for a hundred, all crops of a view at once, out of summed-area tables of whole photos (12 bytes a pixel) that the
+    views share. The two differ by rounding: by one grey level at most.
 
     Raises:
         ValueError: as `align`.
