@@ -17,7 +17,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.settings import Settings
 from infra.storage.base import LITTER
-from tasks.limits import decoding_seconds, forwards, loading_seconds, processed
+from tasks.limits import Stages, forwards, loading_seconds
 from tasks.pipeline import hands
 from tasks.timing import processor
 
@@ -34,7 +34,8 @@ class Bench:
     """What was measured; seconds leave the start of Python and the loading of models out.
 
     `stages`: where the pipeline's time went, of threads that work side by side an equal share each; reading and decoding run
-    beside the others. `limits`: what decoding and each model's forwards take alone, at `batches`, with torch's own threads.
+    beside the others. `alone`: what each stage takes by itself, in as many threads as the pipeline has. `forwards`: what each
+    model's forwards take by themselves, at `batches`, with torch's own threads.
     `cpu_share`: of all processors, how much was used.
     """
 
@@ -47,20 +48,30 @@ class Bench:
     seconds: float
     loading: float
     stages: dict[str, float]
-    limits: dict[str, float]
+    alone: dict[str, float]
+    forwards: dict[str, float]
     batches: dict[str, int]
     cpu_share: float
     peak_bytes: int
 
+    def alone_of(self, stage: str) -> float | None:
+        """What one of `stages` takes by itself."""
+        return self.alone.get("record" if stage == REST else stage)
+
     @property
     def limit(self) -> float:
-        """The bare sum of decoding and forwards, in seconds."""
-        return sum(self.limits.values())
+        """The bare sum of the stages, in seconds."""
+        return sum(self.alone.values())
 
     @property
     def ratio(self) -> float:
-        """The whole pipeline against the bare sum."""
+        """The whole pipeline against the bare sum of its stages."""
         return self.seconds / self.limit
+
+    @property
+    def ratio_to_forwards(self) -> float:
+        """The whole pipeline against the bare sum of its models' forwards."""
+        return self.seconds / sum(self.forwards.values())
 
 
 def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] = lambda step: None) -> Bench:
@@ -81,17 +92,18 @@ def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] 
             catalog.close()
             return made
 
-        on_step("measuring what decoding and the models take alone")
+        on_step("measuring what the stages and the models take alone")
         with night(place("limits"), COLLECTION) as state:
             steps.discover_images(state)
-            photos = processed(state.catalog, state.job)
+            stages = Stages(state.catalog, state.job)
+            photos = stages.through()
             if not any(photo.face_count for photo in photos):
                 raise NoPhotographs(f"{photographs}: no face was found in {len(photos)} pictures; choose others")
+            stages.record(photos)
             store = state.job.photographs()
             files = [store.read(p.key, settings.max_bytes).data for p in photos if p.failure is None and not p.shared]
             models = forwards(state.job, files, photos)
-            limits = {"decode": decoding_seconds(files, settings.detect_long_side)}
-            limits |= {model.name: model.seconds(model.inputs, model.batch) for model in models}
+            taken = {model.name: model.seconds(model.inputs, model.batch) for model in models}
         on_step("processing")
         started, worked = time.perf_counter(), time.process_time()
         with night(place("night"), COLLECTION) as state:
@@ -108,7 +120,8 @@ def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] 
         seconds=whole - loading,
         loading=loading,
         stages=_stages(state, whole, loading),
-        limits=limits,
+        alone=stages.seconds,
+        forwards=taken,
         batches={model.name: model.batch for model in models},
         cpu_share=used / whole / settings.cpu_count,
         peak_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024),
@@ -133,9 +146,9 @@ def plot(result: Bench) -> Figure:
     axes = figure.add_subplot()
     names = sorted(result.stages, key=result.stages.__getitem__)
     axes.barh(names, [result.stages[name] for name in names], color="#b9c7d8", label="in the pipeline")
-    described = sum(value for name, value in result.limits.items() if name not in result.stages)
-    alone = {**result.limits, "describe": described}
-    axes.barh(names, [alone.get(name, 0.0) for name in names], height=0.35, color="#2f4f7f", label="alone, at best")
+    axes.barh(
+        names, [result.alone_of(name) or 0.0 for name in names], height=0.35, color="#2f4f7f", label="alone, at best"
+    )
     axes.set(
         xlabel="seconds",
         title=f"{result.photographs:,} photographs, {result.faces:,} faces: {result.ratio:.2f} x limit",

@@ -1,4 +1,4 @@
-"""The limit of a job on this machine: decoding alone, and each model's forwards alone at their best batch size."""
+"""The limits of a job on this machine: each stage alone, and each model's forwards alone, at their best batch sizes."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -15,12 +15,17 @@ from infra.catalog.images import pending_pages
 from models.detection.mtcnn import MTCNN
 from models.template import Template
 from tasks.decode import decode
+from tasks.detect import Decoded
 from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
 from tasks.job import Job
 from tasks.photo_faces import TO_RESTORE, PhotoFaces, crop, restored_crop
-from tasks.pipeline import PAGE, AnyStage, face_stages, through
-from tasks.prepare import Prepare
+from tasks.pipeline import PAGE, face_stages, hands
+from tasks.prepare import GROUP, Prepare
+from tasks.record import record
+from tasks.side_by_side import side_by_side, torch_threads
+
+BATCHES = (GROUP, 4 * GROUP)  # photos at a time, of a stage alone
 
 
 @dataclass
@@ -65,14 +70,6 @@ def forwards(job: Job, files: Sequence[bytes], photos: Sequence[PhotoFaces]) -> 
     return found
 
 
-def decoding_seconds(files: Sequence[bytes], long_side: int) -> float:
-    """Decode files as large as detection needs them, one after the other."""
-    start = time.perf_counter()
-    for data in files:
-        decode(data, long_side=long_side)
-    return time.perf_counter() - start
-
-
 def loading_seconds(job: Job) -> float:
     """Build every stage as a job in this process does before its first photograph."""
     start = time.perf_counter()
@@ -82,13 +79,59 @@ def loading_seconds(job: Job) -> float:
     return time.perf_counter() - start
 
 
-def processed(catalog: Catalog, job: Job) -> list[PhotoFaces]:
-    """Take all pending images of a job through its stages, and keep everything instead of recording it."""
-    with catalog.read() as session:
-        pages = pending_pages(session, job.collection_id, job.run_id, PAGE)
-    with closing(Prepare(job)) as prepare:
-        stages: list[AnyStage] = [prepare, *(build() for _, build in face_stages(job))]
-        return [photo for page in pages for group in prepare.take(page) for photo in through(stages, group)]
+class Stages:
+    """Takes all pending images of a job through its stages, a stage after the other, and keeps what each takes alone.
+
+    `seconds`: in as many threads as a job in this process has, with nothing beside it: no queue, no claim, no other stage; each
+    at the best of several batch sizes.
+    """
+
+    def __init__(self, catalog: Catalog, job: Job) -> None:
+        self.catalog, self.job, self.threads = catalog, job, hands(job.settings)
+        self.seconds: dict[str, float] = {}
+
+    def through(self) -> list[PhotoFaces]:
+        """Do all work but recording; returns the photos with all that was found of them."""
+        with self.catalog.read() as session:
+            pages = pending_pages(session, self.job.collection_id, self.job.run_id, PAGE)
+        with closing(Prepare(self.job)) as prepare, torch_threads(max(1, self.job.settings.cpu_count // self.threads)):
+            groups = [group for page in pages for group in prepare.take(page)]
+            decoded = self._alone(
+                "decode",
+                lambda batch: [prepare.decode(*item) for item in batch],
+                [item for group in groups for item in group.ours],
+            )
+            pictures = [item for item in decoded if isinstance(item, Decoded)]
+            photos = self._alone("detect", prepare.detect, pictures)
+            photos = self._alone("align and assess", prepare.finish, photos)
+            self._split("align and assess", ("align", "assess"), photos)
+            for name, build in face_stages(self.job):
+                photos = self._alone(name, build(), photos)
+        finished = [photo for group in groups for photo in group.finished]
+        return [*finished, *(item for item in decoded if isinstance(item, PhotoFaces)), *photos]
+
+    def record(self, photos: Sequence[PhotoFaces]) -> None:
+        """Record what was found, which can be done only once. The catalog has one writer."""
+        crops = self.job.crops()
+        start = time.perf_counter()
+        for k in range(0, len(photos), PAGE):
+            record(self.catalog, crops, self.job, photos[k : k + PAGE])
+        self.seconds["record"] = time.perf_counter() - start
+
+    def _split(self, both: str, names: Sequence[str], photos: Sequence[PhotoFaces]) -> None:
+        """Share out what two stages took together as they have counted it themselves."""
+        counted = {name: sum(photo.seconds[name] for photo in photos) for name in names}
+        taken = self.seconds.pop(both) / max(sum(counted.values()), 1e-9)
+        self.seconds |= {name: seconds * taken for name, seconds in counted.items()}
+
+    def _alone(self, name: str, work: Callable[[Any], list[Any]], items: Sequence[Any]) -> list[Any]:
+        self.seconds[name] = float("inf")
+        for size in BATCHES:
+            batches = [items[k : k + size] for k in range(0, len(items), size)]
+            start = time.perf_counter()
+            done = [result for batch in side_by_side(batches, work, self.threads) for result in batch]
+            self.seconds[name] = min(self.seconds[name], time.perf_counter() - start)
+        return done
 
 
 def _on_crops(

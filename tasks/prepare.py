@@ -78,14 +78,14 @@ class Prepare:
     def __call__(self, group: Claimed) -> list[PhotoFaces]:
         """Decode, detect, align and assess a group; returns all of its photos."""
         finished = list(group.finished)
-        calls = [(photo, self.threads.submit(self._decode, photo, data)) for photo, data in group.ours]
+        calls = [(photo, self.threads.submit(self.decode, photo, data)) for photo, data in group.ours]
         decoded = [self._await(call, photo, "decode") for photo, call in calls]
         finished += [item for item in decoded if isinstance(item, PhotoFaces)]
         pictures = [item for item in decoded if isinstance(item, Decoded)]
         detected = halving(pictures, self.detect, lambda item, error: given_up(item.photo, "detect", error))
         finished += [item for item in detected if isinstance(item, PhotoFaces)]
         found = [item for item in detected if isinstance(item, Decoded)]
-        finished += halving(found, self._finish, lambda item, error: given_up(item.photo, "align", error))
+        finished += halving(found, self.finish, lambda item, error: given_up(item.photo, "align", error))
         return finished
 
     def close(self) -> None:
@@ -157,7 +157,8 @@ class Prepare:
             for photo, data in read
         ]
 
-    def _decode(self, photo: PhotoFaces, data: bytes) -> PhotoFaces | Decoded:
+    def decode(self, photo: PhotoFaces, data: bytes) -> PhotoFaces | Decoded:
+        """Decode a photo's bytes as large as detection needs them."""
         start = time.perf_counter()
         try:
             picture = decode(data, self.limits, long_side=self.job.settings.detect_long_side)
@@ -174,7 +175,8 @@ class Prepare:
         )
         return Decoded(photo.timed("decode", time.perf_counter() - start), picture, data)
 
-    def _finish(self, items: Sequence[Decoded]) -> list[PhotoFaces]:
+    def finish(self, items: Sequence[Decoded]) -> list[PhotoFaces]:
+        """Align and assess the faces that were found in photos."""
         recipe, photos = self.job.recipe, []
         for item in items:
             start = time.perf_counter()

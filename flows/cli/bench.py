@@ -15,7 +15,7 @@ def bench(
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Write bench.json and bench.png here.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Measure the nightly job on photographs of yours: whole, by stage, and against what its models take alone.
+    """Measure the nightly job on photographs of yours: whole, by stage, against what its stages and its models take alone.
 
     Everything happens in this process and in a temporary catalog; yours stays as it is. For a figure that can be trusted, let
     nothing else be at work on the machine.
@@ -24,7 +24,12 @@ def bench(
     from flows.bench import environment_note, plot  # noqa: PLC0415
 
     result = measure(load_settings(), photographs, lambda step: errors.print(f"{step} ..."))
-    facts = {**vars(result), "limit": result.limit, "ratio": result.ratio}
+    facts = {
+        **vars(result),
+        "limit": result.limit,
+        "ratio": result.ratio,
+        "ratio_to_forwards": result.ratio_to_forwards,
+    }
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         (out / "bench.json").write_text(json.dumps(plain(facts), indent=2), encoding="utf-8")
@@ -33,10 +38,10 @@ def bench(
         print_json(facts)
         return
     rows = [
-        [name, seconds, 1000 * seconds / result.photographs, result.limits.get(name)]
+        [name, seconds, 1000 * seconds / result.photographs, result.alone_of(name)]
         for name, seconds in sorted(result.stages.items(), key=lambda stage: -stage[1])
     ]
-    rows += [[name, None, None, value] for name, value in result.limits.items() if name not in result.stages]
+    rows += [[f"{name}, forwards only", None, None, value] for name, value in result.forwards.items()]
     print_table(
         f"{result.photographs:,} photographs with {result.faces:,} faces ({result.restored:,} restored) on {result.machine}, "
         f"{result.processors} processors",
@@ -45,7 +50,8 @@ def bench(
     )
     console.print(
         f"{result.photographs / result.seconds:.1f} photographs a second; {result.seconds:.1f} s, {result.ratio:.2f} times "
-        f"the {result.limit:.1f} s that decoding and the models take alone. Loading the models: {result.loading:.1f} s. "
+        f"the {result.limit:.1f} s that the stages take alone, {result.ratio_to_forwards:.2f} times the models' forwards. "
+        f"Loading the models: {result.loading:.1f} s. "
         f"{result.cpu_share:.0%} of the processors used, "
         f"{result.peak_bytes / 2**20:,.0f} MB at the peak; {environment_note()}.",
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""How much the whole job costs beyond its models: both engines against the bare sum of the model forwards."""
+"""How much the whole job costs beyond its work: both engines against the bare sums of the stages and of the models' forwards."""
 
 from pathlib import Path
 from statistics import median
@@ -9,7 +9,7 @@ import torch
 from flows.night import discover_images, night
 from infra.settings import Settings
 from tasks.job import Job
-from tasks.limits import Forward, forwards, loading_seconds, processed
+from tasks.limits import Forward, Stages, forwards, loading_seconds
 from tasks.pipeline import hands
 from tests.benchmarks import photo_sets
 from tests.benchmarks.progress import say
@@ -35,7 +35,7 @@ def measure(photographs: int = 63, crops: int = 200, many: int = 400, rounds: in
 
 
 def against_models(folder: Path, name: str, photos: Path, rounds: int, changes: dict[str, Any]) -> dict[str, Any]:
-    """Run job and bare forwards by turns in this process, with the same threads; the ratio is the rounds' median."""
+    """Run job, bare stages and bare forwards by turns in this process; the ratios are the rounds' medians."""
     settings = make_home(folder, f"{name} 0", photos, engine="inline", **changes)
     bare, job = prepare_forwards(settings, photos)  # also what warms this process up
     say(f"{name}: best batches {', '.join(f'{f.name} {f.batch} of {len(f.inputs)}' for f in bare)}")
@@ -44,10 +44,13 @@ def against_models(folder: Path, name: str, photos: Path, rounds: int, changes: 
         ran = run(make_home(folder, f"{name} {number}", photos, engine="inline", **changes))
         loading = loading_seconds(job)
         models = {f.name: f.seconds(f.inputs, f.batch) for f in bare}
+        stages = bare_stages(make_home(folder, f"{name} {number}, alone", photos, engine="inline", **changes))
         total = ran.seconds - loading
         jobs.append(
             {
-                "ratio": total / sum(models.values()),
+                "ratio": total / sum(stages.values()),
+                "ratio_to_models": total / sum(models.values()),
+                "stages": stages,
                 "seconds": total,
                 "models": models,
                 "loading": loading,
@@ -56,7 +59,10 @@ def against_models(folder: Path, name: str, photos: Path, rounds: int, changes: 
                 "beside": {stage: ran.state.tally.seconds[stage] for stage in ("read", "decode")},
             }
         )
-        say(f"{name}: {seconds(total)} against {seconds(sum(models.values()))}, ratio {jobs[-1]['ratio']:.3f}")
+        say(
+            f"{name}: {seconds(total)}; stages {seconds(sum(stages.values()))}, ratio {jobs[-1]['ratio']:.3f}; "
+            f"models {seconds(sum(models.values()))}, ratio {jobs[-1]['ratio_to_models']:.3f}"
+        )
     tally = ran.state.tally
     return {
         "name": name,
@@ -66,6 +72,7 @@ def against_models(folder: Path, name: str, photos: Path, rounds: int, changes: 
         "threads": torch.get_num_threads(),
         "batches": {forward.name: forward.batch for forward in bare},
         "ratio": median(found["ratio"] for found in jobs),
+        "ratio_to_models": median(found["ratio_to_models"] for found in jobs),
         "rounds": jobs,
     }
 
@@ -74,9 +81,18 @@ def prepare_forwards(settings: Settings, photos: Path) -> tuple[list[Forward], J
     """Take the photographs through the stages once, for what each model will have to compute."""
     with night(settings, COLLECTION) as state:
         discover_images(state)
-        found = processed(state.catalog, state.job)
+        found = Stages(state.catalog, state.job).through()
     files = [path.read_bytes() for path in sorted(photos.iterdir())]
     return forwards(state.job, files, found), state.job
+
+
+def bare_stages(settings: Settings) -> dict[str, float]:
+    """What each stage takes alone."""
+    with night(settings, COLLECTION) as state:
+        discover_images(state)
+        stages = Stages(state.catalog, state.job)
+        stages.record(stages.through())
+    return stages.seconds
 
 
 def parts(ran: Ran, loading: float) -> dict[str, float]:
@@ -112,13 +128,15 @@ def rows(measured: dict[str, Any]) -> list[Row]:
     table = []
     for case in measured["cases"]:
         middle = sorted(case["rounds"], key=lambda found: found["ratio"])[len(case["rounds"]) // 2]
-        models = sum(middle["models"].values())
+        stages, models = sum(middle["stages"].values()), sum(middle["models"].values())
         table.append(
             Row(
-                f"Whole job against the bare sum of its model forwards, in one process: {case['name']} with "
-                f"{case['faces']} faces, {case['restored']} restored (goal {GOAL})",
-                f"{case['ratio']:.2f}",
-                f"{seconds(middle['seconds'])} against {seconds(models)}; {shares(middle['parts'], middle['seconds'])}; "
+                f"Whole job against the bare sum of its stages, and of its models' forwards, in one process: {case['name']} "
+                f"with {case['faces']} faces, {case['restored']} restored (goal {GOAL}, of the stages)",
+                f"{case['ratio']:.2f}, {case['ratio_to_models']:.2f}",
+                f"{seconds(middle['seconds'])} against {seconds(stages)} and {seconds(models)}; "
+                f"{shares(middle['parts'], middle['seconds'])}; the stages alone "
+                f"{shares(middle['stages'], middle['seconds'])}; "
                 f"not counted: {seconds(middle['opening'])} to open, {seconds(middle['loading'])} to load models",
             )
         )

@@ -20,9 +20,11 @@ def test_bench_measures_all_and_leaves_nothing_in_the_catalog(
     assert ended.code == 0, ended.err
     found = json.loads(ended.out)
     assert (found["photographs"], found["faces"], found["failed"]) == (5, 4, 0)
-    assert found["limit"] == pytest.approx(sum(found["limits"].values()))
-    assert {"decode", "detect", "embed"} <= set(found["limits"]) & set(found["stages"])
+    assert found["limit"] == pytest.approx(sum(found["alone"].values()))
+    assert {"decode", "detect", "align", "assess", "embed", "describe", "record"} == set(found["alone"])
+    assert {"decode", "detect", "embed"} <= set(found["stages"])
     assert found["ratio"] == pytest.approx(found["seconds"] / found["limit"])
+    assert found["ratio_to_forwards"] == pytest.approx(found["seconds"] / sum(found["forwards"].values()))
     assert json.loads((tmp_path / "out" / "bench.json").read_text()) == found
     assert (tmp_path / "out" / "bench.png").read_bytes().startswith(b"\x89PNG")
     assert visage("runs", "--json").out == before
