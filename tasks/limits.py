@@ -96,12 +96,9 @@ class Stages:
             pages = pending_pages(session, self.job.collection_id, self.job.run_id, PAGE)
         with closing(Prepare(self.job)) as prepare, torch_threads(max(1, self.job.settings.cpu_count // self.threads)):
             groups = [group for page in pages for group in prepare.take(page)]
-            decoded = self._alone(
-                "decode",
-                lambda batch: [prepare.decode(*item) for item in batch],
-                [item for group in groups for item in group.ours],
-            )
+            decoded = [item for group in groups for item in prepare.decoded(group)]
             pictures = [item for item in decoded if isinstance(item, Decoded)]
+            self._alone("decode", lambda batch: [prepare.decode(item.photo, item.data) for item in batch], pictures)
             photos = self._alone("detect", prepare.detect, pictures)
             photos = self._alone("align and assess", prepare.finish, photos)
             self._split("align and assess", ("align", "assess"), photos)

@@ -36,10 +36,11 @@ Read = PhotoFaces | tuple[PhotoFaces, bytes]
 
 @dataclass(frozen=True)
 class Claimed:
-    """Photos that were read: some are finished, as they failed or another run or copy has their bytes; the others are ours."""
+    """Photos that were read: some are finished, as they failed or another run or copy has their bytes; the others are ours, and
+    about to be decoded."""
 
     finished: list[PhotoFaces]
-    ours: list[tuple[PhotoFaces, bytes]]
+    ours: list[tuple[PhotoFaces, "Call[PhotoFaces | Decoded]"]]
 
 
 class Prepare:
@@ -60,7 +61,7 @@ class Prepare:
         self.refused = 0  # photos that the store has refused, one after the other, until now
 
     def take(self, page: tuple[int, int]) -> Iterator[Claimed]:
-        """Read a page's photos and claim their contents, a group at a time, and read the next one meanwhile.
+        """Read a page's photos, claim their contents, and begin to decode them, a group at a time; read the next one meanwhile.
 
         Raises:
             StoreError: if the collection as a whole cannot be read any more. What was not read stays to be done.
@@ -76,10 +77,9 @@ class Prepare:
             yield self._claimed(read)
 
     def __call__(self, group: Claimed) -> list[PhotoFaces]:
-        """Decode, detect, align and assess a group; returns all of its photos."""
+        """Detect, align and assess a group; returns all of its photos."""
         finished = list(group.finished)
-        calls = [(photo, self.threads.submit(self.decode, photo, data)) for photo, data in group.ours]
-        decoded = [self._await(call, photo, "decode") for photo, call in calls]
+        decoded = self.decoded(group)
         finished += [item for item in decoded if isinstance(item, PhotoFaces)]
         pictures = [item for item in decoded if isinstance(item, Decoded)]
         detected = halving(pictures, self.detect, lambda item, error: given_up(item.photo, "detect", error))
@@ -87,6 +87,10 @@ class Prepare:
         found = [item for item in detected if isinstance(item, Decoded)]
         finished += halving(found, self.finish, lambda item, error: given_up(item.photo, "align", error))
         return finished
+
+    def decoded(self, group: Claimed) -> list[PhotoFaces | Decoded]:
+        """Wait for a group's pictures."""
+        return [self._await(call, photo, "decode") for photo, call in group.ours]
 
     def close(self) -> None:
         """Let go of threads and connections."""
@@ -135,7 +139,7 @@ class Prepare:
         failed = [item for item in read if isinstance(item, PhotoFaces)]
         return Claimed(
             [*failed, *(photo for photo, _ in claimed if photo.shared)],
-            [(photo, data) for photo, data in claimed if not photo.shared],
+            [(photo, self.threads.submit(self.decode, photo, data)) for photo, data in claimed if not photo.shared],
         )
 
     def _unless_erased(self, item: Read) -> Read:

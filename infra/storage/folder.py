@@ -87,7 +87,7 @@ class Folder:
     def put(self, key: str, data: bytes, content_type: str, metadata: Mapping[str, str] | None = None) -> str:
         path = self._path(key)
         directory = os.path.dirname(path)
-        self._check_inside(os.path.realpath(directory), key)
+        self._check_way(directory, key)
         temporary = os.path.join(directory, b".visage-" + secrets.token_hex(8).encode() + b".part")
         try:
             os.makedirs(directory, exist_ok=True)
@@ -110,7 +110,7 @@ class Folder:
 
     def delete(self, key: str) -> None:
         path = self._path(key)
-        self._check_inside(os.path.realpath(os.path.dirname(path)), key)
+        self._check_way(os.path.dirname(path), key)
         try:
             os.unlink(path)
         except OSError as error:
@@ -203,12 +203,35 @@ class Folder:
 
     def _resolve(self, key: str) -> bytes:
         """Return the real path of an existing file, with all links followed; it lies inside the folder."""
+        path = self._path(key)
         try:
-            path = os.path.realpath(self._path(key), strict=True)
+            if not self._linked(path):
+                return path
+            path = os.path.realpath(path, strict=True)
         except OSError as error:
             raise self._error(error, key) from error
         self._check_inside(path, key)
         return path
+
+    def _check_way(self, directory: bytes, key: str) -> None:
+        """Refuse a directory to which a link leads out of the folder. It need not be there yet."""
+        try:
+            linked = self._linked(directory)
+        except FileNotFoundError:
+            linked = False  # nothing lies behind what is not there
+        except OSError:
+            linked = True  # as far as it can be followed
+        if linked:
+            self._check_inside(os.path.realpath(directory), key)
+
+    def _linked(self, path: bytes) -> bool:
+        """Whether a name of a path below the folder is a symbolic link. Without one it lies inside, and realpath is slow."""
+        place = os.fsencode(self.root)
+        for name in filter(None, path[len(place) :].split(b"/")):
+            place = os.path.join(place, name)
+            if stat.S_ISLNK(os.lstat(place).st_mode):
+                return True
+        return False
 
     def _check_inside(self, path: bytes, key: str) -> None:
         root = os.path.realpath(os.fsencode(self.root))

@@ -1,4 +1,4 @@
-"""How much the whole job costs beyond its work: both engines against the bare sums of the stages and of the models' forwards."""
+"""What the whole job costs beyond its work: both engines against the bare sums of its stages and of its models' forwards."""
 
 from pathlib import Path
 from statistics import median

@@ -29,9 +29,9 @@ PER_PHOTOGRAPH = {
     "decodes": 1,
     "objects written": 1,
     "model loads": 0,
-    "SQL statements": 1.75,
-    "calls of Python functions": 2600,
-    "calls of native functions": 2800,
+    "SQL statements": 0.25,
+    "calls of Python functions": 1950,
+    "calls of native functions": 2250,
 }
 
 
