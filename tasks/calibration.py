@@ -12,13 +12,20 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt
-from scipy.special import expit, logit
 
 from tasks.verification import best_accuracy_threshold, threshold_at_far
 
 MIN_PAIRS = 10  # of each kind; below it a curve of two parameters says more about the sample than about the model
 
 Scores = TypeVar("Scores", float, NDArray[np.float64])
+
+
+def _expit(odds: Any) -> Any:
+    return np.exp(-np.logaddexp(0, -odds))  # SciPy has it too, whose import every start would pay for
+
+
+def _logit(probability: float) -> float:
+    return float(np.log(probability) - np.log1p(-probability))
 
 
 class Thresholds(BaseModel):
@@ -53,12 +60,12 @@ class Calibration(BaseModel):
 
     def probability(self, similarity: Scores, prior: float = 0.5) -> Scores:
         """Probability that faces of this similarity are one person, where `prior` is the share of such pairs beforehand."""
-        probability: Scores = expit(self.slope * similarity + self.offset + logit(_proper(prior)))
+        probability: Scores = _expit(self.slope * similarity + self.offset + _logit(_proper(prior)))
         return probability
 
     def similarity(self, probability: float, prior: float = 0.5) -> float:
         """The similarity that `probability` turns into this probability, both strictly between 0 and 1."""
-        return float((logit(_proper(probability)) - logit(_proper(prior)) - self.offset) / self.slope)
+        return float((_logit(_proper(probability)) - _logit(_proper(prior)) - self.offset) / self.slope)
 
 
 def fit(similarities: ArrayLike, same: ArrayLike, *, contract: str, source: str) -> Calibration:
@@ -135,7 +142,7 @@ def _logistic(genuine: NDArray[np.float64], impostor: NDArray[np.float64]) -> tu
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         odds = parameters[0] * standard + parameters[1]
         entropy = weights @ (np.logaddexp(0, odds) - targets * odds)
-        error = weights * (expit(odds) - targets)
+        error = weights * (_expit(odds) - targets)
         return float(entropy), np.array([error @ standard, error.sum()])
 
     from scipy.optimize import minimize  # noqa: PLC0415 - a fifth of a second, and only calibrating needs it

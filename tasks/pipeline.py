@@ -202,13 +202,16 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool) -> Generator[list[Pho
     # A block, which is what is repeated when a worker dies, is one page.
     rows = [{"first": first, "last": last} for first, last in pages]
     dataset = ray.data.from_items(rows, override_num_blocks=len(pages))
+    packed = pickle.dumps(
+        job
+    )  # opaque: Ray Data's own actors look at arguments, and would import torch to understand it
     dataset = dataset.map_batches(
-        _FrontActor, fn_constructor_args=(job, share.apart), batch_size=1, **share.options(FRONT, alone)
+        _FrontActor, fn_constructor_args=(packed, share.apart), batch_size=1, **share.options(FRONT, alone)
     )
     for name in share.apart:
         dataset = dataset.map_batches(
             _StageActor,
-            fn_constructor_args=(name, job),
+            fn_constructor_args=(name, packed),
             batch_size=1 if alone else APART,
             **share.options(name, alone),
         )
@@ -265,8 +268,9 @@ class _Shares:
         }
 
 
-def _here(job: Job) -> Job:
-    """Prepare this process, on whatever machine, for a stage; returns the job as it is to be done here."""
+def _here(packed: bytes) -> Job:
+    """Prepare this process, on whatever machine, for a stage; returns the packed job as it is to be done here."""
+    job: Job = pickle.loads(packed)
     set_threads(1)
     keep_freed_memory()
     set_time_limit(job.settings.item_seconds)
@@ -278,8 +282,8 @@ def _here(job: Job) -> Job:
 class _FrontActor:
     """The front of the pipeline, and all stages that aren't `elsewhere`, as Ray Data runs it: pages in, packed photos out."""
 
-    def __init__(self, job: Job, elsewhere: Sequence[str]) -> None:
-        job = _here(job)
+    def __init__(self, packed: bytes, elsewhere: Sequence[str]) -> None:
+        job = _here(packed)
         self.prepare = Prepare(job)
         self.stages: list[AnyStage] = [
             self.prepare,
@@ -298,8 +302,8 @@ class _FrontActor:
 class _StageActor:
     """A stage as Ray Data runs it: packed photos in and out."""
 
-    def __init__(self, name: str, job: Job) -> None:
-        self.stage = dict(face_stages(_here(job)))[name]()
+    def __init__(self, name: str, packed: bytes) -> None:
+        self.stage = dict(face_stages(_here(packed)))[name]()
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         for error in filter(None, batch["error"]):

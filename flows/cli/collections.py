@@ -65,7 +65,7 @@ def set_(
     as_json: Json = False,
 ) -> None:
     """Say on what grounds a collection is kept, and for how long. What is not given stays; 0 days keep for ever."""
-    from tasks.retention import set_terms  # noqa: PLC0415 - imports scipy
+    from tasks.retention import set_terms  # noqa: PLC0415 - a second of imports
 
     with closing(Catalog(load_settings().catalog_url)) as catalog:
         collection = set_terms(catalog, name, retention_days, legal_basis, consent_note)

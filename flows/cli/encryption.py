@@ -46,7 +46,7 @@ def status(as_json: Json = False) -> None:
 
 
 def _switch(wanted: bool, as_json: bool) -> None:
-    from tasks.encryption import switch  # noqa: PLC0415 - imports scipy
+    from tasks.encryption import switch  # noqa: PLC0415 - a second of imports
 
     settings = load_settings()
     count, finished = switch(settings, settings.acting, wanted)

@@ -36,7 +36,7 @@ def erase(
     """Show what the catalog knows of a face, a person or a photograph, and erase it everywhere. It does not come back."""
     if sum(bool(way) for way in (face, identity is not None, image, photo)) != 1:
         raise typer.BadParameter("say what to erase with exactly one of --face, --identity, --image, --photo")
-    from tasks import erase as erasing  # noqa: PLC0415 - imports scipy
+    from tasks import erase as erasing  # noqa: PLC0415 - a second of imports
 
     settings = load_settings()
     with closing(Catalog(settings.catalog_url)) as catalog:

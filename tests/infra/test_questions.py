@@ -175,7 +175,7 @@ def test_views_have_stable_names_and_columns(catalog: Catalog) -> None:
 
 
 def test_perceptual_hashes_survive_what_copies_suffer_and_tell_pictures_apart() -> None:
-    from tasks.perceptual_hash import perceptual_hash  # noqa: PLC0415 - imports SciPy
+    from tasks.perceptual_hash import perceptual_hash  # noqa: PLC0415
     from tests.portraits import jpeg, landscape, portrait  # noqa: PLC0415
 
     def bits(a: str, b: str) -> int:
