@@ -5,11 +5,12 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -22,6 +23,7 @@ PREFIX = "visage-ray-"
 # A block is what travels at once. With Ray's 128 MiB, blocks of crops fill the object store before a slow consumer can
 # hold their producer back: 1,500 images of 1 MB spilled 1.7 GB to disk where 16 MiB spilled nothing.
 BLOCK_BYTES = 16 * 2**20
+PATIENCE = 30.0  # s, in which a cluster that was begun and is not wanted any more has to end
 
 
 @contextmanager
@@ -34,12 +36,17 @@ def connected(
     between actors; more is spilled to its temporary folder, which only this user can enter and which goes with it.
     SIGTERM leaves the context as SystemExit would, unless a handler of the caller's own is in place.
     """
-    silence()
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    _prepare_environment()
     if address is not None:
         with _connection(address=address):
             yield
         return
+    if _ahead:
+        with closing(_ahead.pop()) as ahead:
+            if begun := ahead.address():
+                with _connection(address=begun):
+                    yield
+                return
     _sweep()
     _require_token()
     # Right under the system's folder: Ray puts sockets in it, and their paths may have 107 characters.
@@ -47,6 +54,64 @@ def connected(
         options = {"num_cpus": cpus, "object_store_memory": object_store_bytes, "include_dashboard": False}
         with _connection(address="local", _temp_dir=f"{folder}/ray", **options):
             yield
+
+
+class _Ahead:
+    """A process that starts a local cluster and keeps it until the pipe to it ends, however this process does."""
+
+    def __init__(self, cpus: int | None) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-P", "-c", f"from infra import ray_cluster; ray_cluster._keep({cpus})"],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # an interrupt from the terminal is ours to answer
+            text=True,
+        )
+
+    def address(self) -> str:
+        """Wait until the cluster is there; empty if it could not be started."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def close(self) -> None:
+        """End the cluster."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        try:
+            self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+
+
+_ahead: list[_Ahead] = []
+
+
+def begin(cpus: int | None = None) -> None:
+    """Begin to start a local cluster, which takes seconds, while this process does other things.
+
+    The next `connected` without an address takes it over, or `end` ends it. It ends with this process, too.
+    """
+    _prepare_environment()
+    _require_token()
+    os.environ["RAY_AUTH_MODE"] = "token"  # in time: who joins a cluster imports Ray later than this
+    _ahead.append(_Ahead(cpus))
+
+
+def end() -> None:
+    """End a cluster that was begun, and that nobody has taken over."""
+    while _ahead:
+        _ahead.pop().close()
+
+
+def _keep(cpus: int | None) -> None:
+    """Be the process that keeps a cluster: say where it is, and wait for the end of whoever asked for it."""
+    with connected(cpus=cpus):
+        import ray  # noqa: PLC0415
+
+        print(ray.get_runtime_context().gcs_address, flush=True)
+        sys.stdin.read()
 
 
 def gpus() -> int:
@@ -135,6 +200,11 @@ def _native_errors_muted() -> Iterator[None]:
 
 def _exit(number: int, frame: FrameType | None) -> NoReturn:
     sys.exit(128 + number)
+
+
+def _prepare_environment() -> None:
+    silence()
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def _require_token() -> None:

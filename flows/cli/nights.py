@@ -2,7 +2,7 @@
 
 import os
 import sys
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,13 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from flows.cli.output import Json, console, errors, literal, print_json, print_table
 from infra.catalog import collections, views
 from infra.catalog.database import Catalog
+from infra.catalog.images import any_image
 from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.settings import load_settings
+from infra.settings import Settings, load_settings
+from infra.storage import StoreError, open_store
 
 if TYPE_CHECKING:
+    from infra.prefect_server import PendingServer
     from tasks.status import Status
 
 EXIT_WITH_FAILURES = 3
@@ -87,13 +90,35 @@ def run_nightly(collection: str, keys: KeyRange = EVERY_KEY) -> dict[str, Any]:
     Raises:
         UnknownCollection: before any server is started.
     """
-    from infra import prefect_server  # noqa: PLC0415 - only this command needs it
+    from infra import prefect_server, ray_cluster  # noqa: PLC0415 - only this command needs them
 
     settings = load_settings()
     with Catalog(settings.catalog_url).read() as session:
-        collections.by_name(session, collection)
+        wanted = collections.by_name(session, collection)
+        first = not any_image(session, wanted.id)
     server = prefect_server.begin(settings.home_folder)  # starts while the rest is imported
+    if first and _will_take_ray(settings, wanted.uri):
+        ray_cluster.begin(settings.cpu_count)  # likewise
+    try:
+        return _run_nightly(collection, keys, settings, server)
+    finally:
+        ray_cluster.end()
+
+
+def _will_take_ray(settings: Settings, uri: str) -> bool:
+    """Whether a collection of which nothing is known yet will take a cluster of ours; its listing's first page tells."""
+    if settings.ray_address or settings.engine == "inline":
+        return False
+    if settings.engine == "ray":
+        return True
+    with suppress(StoreError):  # the night will say what is wrong
+        return len(next(open_store(uri, settings.storage_options).list(), [])) >= settings.ray_from_images
+    return False
+
+
+def _run_nightly(collection: str, keys: KeyRange, settings: Settings, server: "PendingServer") -> dict[str, Any]:
     from flows import night  # noqa: F401, PLC0415 - torch and the models
+    from infra import prefect_server  # noqa: PLC0415
 
     os.environ.update(prefect_server.environment(server.address(), settings.home_folder))
     from flows.nightly import nightly, observer  # noqa: PLC0415 - Prefect reads its settings when imported

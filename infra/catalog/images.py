@@ -151,6 +151,11 @@ def take_up(session: Session, image_ids: Iterable[int]) -> int:
     return len(taken)
 
 
+def any_image(session: Session, collection_id: int) -> bool:
+    """Whether a night has ever seen an image of a collection."""
+    return session.scalar(select(Image.id).where(Image.collection_id == collection_id).limit(1)) is not None
+
+
 def count_pending(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY) -> int:
     statement = select(func.count()).where(
         Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value, keys.holds(Image.key)

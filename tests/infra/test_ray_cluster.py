@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,19 @@ from infra.ray_cluster import connected
 with connected(cpus=1, object_store_bytes={MEMORY}):
     print("up", flush=True)
     time.sleep(100)
+"""
+
+
+BEGUN = f"""
+import time
+from infra import ray_cluster
+from infra.ray_cluster import connected
+ray_cluster.begin(1)
+with connected(cpus=7, object_store_bytes={MEMORY}):
+    import ray
+    print(ray.cluster_resources()["CPU"], flush=True)
+ray_cluster.begin(1)
+time.sleep(100)
 """
 
 
@@ -162,3 +176,16 @@ def test_termination_leaves_no_process_and_no_folder(tmp_path: Path) -> None:
     _, alive = psutil.wait_procs(processes, timeout=10)
     assert alive == []
     assert list(Path(tempfile.gettempdir()).glob(f"{ray_cluster.PREFIX}{run.pid}-*")) == []
+
+
+def test_a_cluster_begun_ahead_is_taken_over_and_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
+    run = python(BEGUN, cwd=tmp_path, PYTHONWARNINGS="ignore::DeprecationWarning")
+    assert run.stdout is not None
+    assert run.stdout.readline() == "1.0\n"  # and not the 7 of a cluster of its own
+    while not (keepers := psutil.Process(run.pid).children()):
+        time.sleep(0.01)
+    run.kill()
+    run.wait()
+    assert psutil.wait_procs(keepers, timeout=20)[1] == []
+    for keeper in keepers:
+        assert list(Path(tempfile.gettempdir()).glob(f"{ray_cluster.PREFIX}{keeper.pid}-*")) == []
