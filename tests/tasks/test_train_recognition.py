@@ -92,7 +92,7 @@ def test_trained_backbone_is_the_challenger_and_the_champion_stays(settings: Set
     assert not list((settings.home_folder / FOLDER).glob("*/")), "faces stay no longer than needed"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_adapters_become_a_model_of_their_own_around_the_very_backbone(settings: Settings) -> None:
     trained = train(settings, TINY.model_copy(update={"lora": 2}))
     model = trained.installed.model

@@ -203,7 +203,9 @@ def test_one_picture_matches_the_official_code(network: Network, golden: Arrays,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("variant", ["full", "layer-attention", "naive"])
+@pytest.mark.parametrize(
+    "variant", ["full", *(pytest.param(name, marks=pytest.mark.long) for name in ("layer-attention", "naive"))]
+)
 def test_pictures_match_the_official_code(network: Network, golden: Arrays, pictures: Tensor, variant: str) -> None:
     dense, prefix = network(f"faceptor-{variant}-dense"), f"{variant.replace('-', '_')}."
     with recorded(dense) as taps, torch.inference_mode():

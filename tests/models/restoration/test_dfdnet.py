@@ -125,7 +125,7 @@ def test_official_weights_give_the_official_intermediates_and_output() -> None:
     assert_output(output, golden())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_restoration_does_not_depend_on_batch_neighbours() -> None:
     faces = torch.cat([face(), seeded().seeded_image("face-1", 512) * 2 - 1])
     where = boxes(0, 20)
