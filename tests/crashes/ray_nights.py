@@ -105,7 +105,7 @@ def _kill(driver: "subprocess.Popen[str]", victim: str, rng: random.Random) -> l
         if _called(family, "ray::MapWorker"):
             break
         time.sleep(0.1)
-    time.sleep(rng.uniform(0, 6))
+    time.sleep(rng.uniform(0, 2))  # 40 photographs take a few seconds
     family = psutil.Process(driver.pid).children(recursive=True)
     actors = _called(family, "ray::MapWorker")
     if victim == "driver":
