@@ -162,9 +162,8 @@ def _sample_together(tables: PaddedPhotos, look: _Look, photo_index: Tensor) -> 
     low, high = bounds[:, :, None, None].split(2, dim=1)  # (N, 2, 1, 1): x and y side by side, as in `_positions`
     block = blocks[:, :, None, None]
     counts = (high - low + block - 1) // block
-    places = (
-        (_positions(to_grid, look.size) + 1) * counts - 1
-    ) / 2  # in blocks from the first one's centre, as grid_sample
+    # In blocks from the first one's centre, as grid_sample.
+    places = ((_positions(to_grid, look.size) + 1) * counts - 1) / 2
     first = places.floor()
     across, down = (places - first)[..., None].unbind(dim=1)
     # Three edges bound a block and the next. Blocks beyond the part have no pixels, and the last one those that it has.

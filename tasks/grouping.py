@@ -193,9 +193,8 @@ def nearest_people(faces: Ints, identities: Ints, similarities: Vectors, most: i
     nearest = order[begins]
     nearest = nearest[np.lexsort((identities[nearest], far[nearest], faces[nearest]))]
     first = np.searchsorted(faces[nearest], faces[nearest])
-    last = nearest[
-        np.minimum(first + most - 1, len(nearest) - 1)
-    ]  # of each face; another's, where there are not so many
+    # Of each face the last that counts; somebody else's where there are not so many, and all count anyway.
+    last = nearest[np.minimum(first + most - 1, len(nearest) - 1)]
     rank = np.arange(len(nearest)) - first
     return nearest[(rank < most) | (far[nearest] < far[last] + slack)]
 

@@ -18,7 +18,6 @@ def perceptual_hash(pixels: NDArray[np.uint8]) -> str:
     factor = min(image.size) // SIDE
     grey = (image.reduce(factor) if factor > 1 else image).convert("L")
     small = np.asarray(grey.resize((SMALL, SMALL), Image.Resampling.LANCZOS), np.float64)
-    coarse = (COSINES @ small @ COSINES.T).round(
-        6
-    )  # what is nothing but rounding, as in a picture of one colour, is zero
+    # What is nothing but rounding, as in a picture of one colour, is zero.
+    coarse = (COSINES @ small @ COSINES.T).round(6)
     return np.packbits(coarse > np.median(coarse)).tobytes().hex()

@@ -202,9 +202,8 @@ def _execute(job: Job, pages: Sequence[Page], alone: bool) -> Generator[list[Pho
     # A block, which is what is repeated when a worker dies, is one page.
     rows = [{"first": first, "last": last} for first, last in pages]
     dataset = ray.data.from_items(rows, override_num_blocks=len(pages))
-    packed = pickle.dumps(
-        job
-    )  # opaque: Ray Data's own actors look at arguments, and would import torch to understand it
+    # Opaque: Ray Data's own actors look at arguments, and would import torch to understand it.
+    packed = pickle.dumps(job)
     dataset = dataset.map_batches(
         _FrontActor, fn_constructor_args=(packed, share.apart), batch_size=1, **share.options(FRONT, alone)
     )

@@ -43,9 +43,7 @@ class HnswIndex:
         few = count_vectors(session, model_version_id, at_most=EXACT_UP_TO + 1) <= EXACT_UP_TO
         self.exact = few or not has_index(session.connection(), model_version_id)
         self.method = EXACT if self.exact else "hnsw"
-        self.most = (
-            LARGEST_SEARCHED  # beyond, a filter that keeps 1% of a million lost 6 of 100, in 2 to 10 times the time
-        )
+        self.most = LARGEST_SEARCHED  # beyond, a filter that keeps 1% of a million lost 6 of 100
 
     def scan(
         self, session: Session, queries: np.ndarray, count: int, effort: float = 1.0

@@ -88,9 +88,9 @@ def nearest_faces(
     """
     exact = index.exact
     count = 2 * (seen + wanted) + SPARE
-    kept = 1.0
+    most = MOST
     while True:
-        if count > (index.most if kept < RARE else MOST):
+        if count > most:
             exact = True
             proposed, roughly = index.within(session, query, count, clauses)
         else:
@@ -100,7 +100,7 @@ def nearest_faces(
         if len(proposed) < count:
             if exact:
                 break
-            count, kept = MOST + 1, 1.0  # the index gives no more: compare all
+            count = MOST + 1  # the index gives no more: compare all
             continue
         enough = len(ids) >= wanted
         if enough and exact:  # could any that was not proposed belong here?
@@ -108,6 +108,8 @@ def nearest_faces(
         if enough:
             break
         kept = (len(ids) + 1) / (len(proposed) + 1)
+        if kept < RARE:
+            most = index.most
         count = max(MORE * count, int(AMPLE * wanted / kept))
     return Neighbours(ids[:wanted], similarities[:wanted], EXACT if exact else index.method)
 
