@@ -13,6 +13,7 @@ from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from tasks.calibration import Calibration
 from tasks.grouping import NOBODY, PEOPLE, Exemplars, Faces, Grouping, Policy, group, nearest_people
+from tasks.hubness import COHORT
 from tasks.job import Job
 from tasks.search import open_index
 
@@ -71,6 +72,7 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
                 Exemplars(_faces(known), known.identities),
                 policy,
                 next_identity=obedience.next_identity_id(session),
+                cohort=people.representatives(session, version_id, dimension, COHORT),
                 seen_together=partial(_apart, session),
                 settled=np.array(people.settled_identities(session, np.unique(known.identities).tolist()), np.int64),
                 cannot_link=_barred(session, version_id, new, known),

@@ -22,6 +22,7 @@ from tasks.agglomeration import (
     adopt,
     agglomerate,
 )
+from tasks.hubness import COHORT, hubness
 
 __all__ = [
     "NOBODY",
@@ -46,6 +47,7 @@ SeenTogether = Callable[[Ints], Ints]
 """Identities (I,) -> pairs of them (S, 2) that appear in one photo, in any of their faces."""
 
 NEAREST = 32  # new faces considered per new face
+ROUNDS = 2  # made first in a young catalog, whose people are among the new faces: each finds better who is a stranger
 PEOPLE = 2  # known people considered per new face: those whose exemplars are nearest
 PRODUCTS = 1 << 24  # similarities held at once by the exact search: 64 MB
 NO_IDS = np.empty(0, dtype=np.int64)
@@ -119,6 +121,7 @@ def group(
     *,
     next_identity: int,
     neighbours: Neighbours | None = None,
+    cohort: Vectors | None = None,
     seen_together: SeenTogether | None = None,
     settled: Ints = NO_IDS,
     must_link: Ints = NO_PAIRS,
@@ -131,7 +134,8 @@ def group(
     exemplars, an exemplar speaking for its identity: what people decided. They go before everything else, photos included;
     a pair with a face that is not at hand is ignored. Two `settled` identities (those that a person named or confirmed)
     are never merged, only proposed. New identities are numbered from `next_identity`, by their smallest face id.
-    `neighbours` searches the exemplars; by default exactly, with numpy. Exemplars of people without any similar to a new face
+    `neighbours` searches the exemplars; by default exactly, with numpy. `cohort` (C, D) are the `representatives` of all known
+    people, by default of those that `exemplars` stand for. Exemplars of people without any similar to a new face
     may be left out. A first run is best given in portions of some thousand faces, whole photos each: time grows with the
     square of how many new faces are one person.
 
@@ -152,19 +156,44 @@ def group(
         exemplars.identities[np.isin(exemplars.faces.ids, must_link)],
     )
     known = exemplars.take(np.flatnonzero(np.isin(exemplars.identities, touched)))
-    _check(known.faces.followed_by(faces), "new faces and exemplars")
-
-    groups = Groups(faces, known, policy, frozenset(settled.tolist()))
+    pool = known.faces.followed_by(faces)
+    _check(pool, "new faces and exemplars")
     unit_of_identity = np.searchsorted(touched, exemplars.identities[near_exemplars[:, 1]])
-    groups.link(np.stack([near_exemplars[:, 0] + len(touched), unit_of_identity], axis=1))
-    groups.link(near_new + len(touched))
     together = NO_PAIRS if seen_together is None else seen_together(touched)
     if not np.isin(together, touched).all():
         raise ValueError("seen_together named identities that it was not asked about")
-    groups.constrain(must_link, cannot_link, np.searchsorted(touched, together))
-    agglomerate(groups, policy.join)
-    adopt(groups, policy.join)
-    return _result(groups, next_identity)
+
+    def arranged(strangers: Vectors) -> Groups:
+        hubs = hubness(pool.embeddings, strangers, policy.join)
+        groups = Groups(faces, known, policy, frozenset(settled.tolist()), hubs)
+        groups.link(np.stack([near_exemplars[:, 0] + len(touched), unit_of_identity], axis=1))
+        groups.link(near_new + len(touched))
+        groups.constrain(must_link, cannot_link, np.searchsorted(touched, together))
+        agglomerate(groups, policy.join)
+        adopt(groups, policy.join)
+        return groups
+
+    strangers = cohort = representatives(exemplars) if cohort is None else cohort
+    for _ in range(ROUNDS if len(cohort) < COHORT else 0):
+        strangers = np.concatenate([cohort, _newcomers(arranged(strangers))])[:COHORT]
+    return _result(arranged(strangers), next_identity)
+
+
+def representatives(exemplars: Exemplars) -> Vectors:
+    """One face each, the first, of the people known longest, COHORT at most: (C, D). What `group` takes for a cohort."""
+    order = np.lexsort((exemplars.faces.ids, exemplars.identities))
+    first = np.unique(exemplars.identities[order], return_index=True)[1]
+    return exemplars.faces.embeddings[order[first[:COHORT]]]
+
+
+def _newcomers(groups: Groups) -> Vectors:
+    """The best face each of the people that nobody knew before, (C, D)."""
+    roots = [
+        unit
+        for unit in range(groups.known, len(groups.parents))
+        if groups.parents[unit] == unit and groups.counts[unit] and groups.people[unit] == NOBODY
+    ]
+    return groups.pool.embeddings[[groups.best(root)[0] for root in sorted(roots, key=lambda r: groups.keys[r])]]
 
 
 def _candidates(new: Faces, exemplars: Exemplars, policy: Policy, search: Neighbours) -> tuple[Ints, Ints]:

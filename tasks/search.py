@@ -21,10 +21,10 @@ from infra.catalog.filters import FaceFilter, of_identity, visible
 from infra.catalog.hnsw import HnswIndex
 from infra.catalog.neighbours import Neighbours, VectorIndex, nearest_faces
 from infra.catalog.projection import KEPT_FROM, folder_of, forget, open_projection
-from infra.catalog.schema import UNIT_TOLERANCE, Face, FaceIdentity, Identity
+from infra.catalog.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity, Identity
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.catalog.sealed import open_sealed
-from infra.catalog.vectors import count_vectors, vectors_of
+from infra.catalog.vectors import count_vectors
 from infra.catalog.versions import serving
 from infra.catalog.views import FaceView, faces_by_id
 from infra.settings import Settings
@@ -276,8 +276,9 @@ def _asked(
     parts: list[np.ndarray] = []
     places: list[tuple[tuple[float, ...], float]] = []
     if faces:
-        parts.append(_stored(session, version, faces))
-        first = session.get_one(Face, faces[0])
+        stored = _stored(session, version, faces)
+        parts.append(np.stack([vector for _, vector in stored]))
+        first = stored[0][0]
         places.append(((first.x1, first.y1, first.x2, first.y2), first.score))
     prober = prober or Prober(settings)
     for photo in query.photos:
@@ -289,15 +290,21 @@ def _asked(
     return _Asked(np.concatenate(parts), box, score, (without,) if faces else ())
 
 
-def _stored(session: Session, version: ModelVersionRow, faces: Sequence[int]) -> np.ndarray:
-    ids, vectors = vectors_of(session, version.id, version.dimension or 0, np.array(faces, np.int64))
-    missing = sorted(set(faces) - set(ids.tolist()))
+def _stored(session: Session, version: ModelVersionRow, faces: Sequence[int]) -> list[tuple[Face, np.ndarray]]:
+    """Faces of the catalog with their vectors, in the order of the question."""
+    rows = session.execute(
+        select(Face, Embedding.vector)
+        .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == version.id))
+        .where(Face.id.in_(faces))
+    ).tuples()
+    found = {face.id: (face, vector) for face, vector in rows}
+    missing = sorted(set(faces) - set(found))
     if missing:
         raise UnknownFace(
             f"face {', '.join(map(str, missing))}: not in the catalog, or without an embedding by {version.name}@"
             f"{version.version}; 'visage faces' lists the faces"
         )
-    return vectors
+    return [found[face] for face in dict.fromkeys(faces)]
 
 
 def _faces_of(session: Session, version: ModelVersionRow, identity_id: int) -> tuple[int, ...]:

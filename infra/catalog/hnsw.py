@@ -25,10 +25,10 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.neighbours import EXACT
 from infra.catalog.schema import Embedding, Face
-from infra.catalog.vectors import count_vectors, has_index
+from infra.catalog.vectors import has_many
 
 EXACT_UP_TO = 10_000  # vectors: a scan takes about as long as the index then
-SEARCHED = 250  # nodes that a search keeps in sight (ef_search); pgvector's 40 loses one of ten at a million
+SEARCHED = 160  # nodes that a search keeps in sight (ef_search); pgvector's 40 loses one of ten at a million
 LARGEST_SEARCHED = 1000  # pgvector's limit; beyond it the scan goes on iteratively
 MAX_TUPLES = 200_000
 
@@ -40,8 +40,7 @@ class HnswIndex:
 
     def __init__(self, session: Session, model_version_id: int, dimension: int) -> None:
         self.model_version_id, self.dimension = model_version_id, dimension
-        few = count_vectors(session, model_version_id, at_most=EXACT_UP_TO + 1) <= EXACT_UP_TO
-        self.exact = few or not has_index(session.connection(), model_version_id)
+        self.exact = not has_many(session, model_version_id, dimension, EXACT_UP_TO)
         self.method = EXACT if self.exact else "hnsw"
         self.most = LARGEST_SEARCHED  # beyond, a filter that keeps 1% of a million lost 6 of 100
 

@@ -90,6 +90,25 @@ def exemplars_of(session: Session, model_version_id: int, dimension: int, identi
     return _vectors(sorted(rows, key=lambda row: row[0]), dimension)
 
 
+def representatives(session: Session, model_version_id: int, dimension: int, limit: int) -> np.ndarray:
+    """One exemplar each, the first, of the people known longest: vectors (N, D)."""
+    first = (
+        select(FaceIdentity.identity_id, func.min(FaceIdentity.face_id).label("face_id"))
+        .where(FaceIdentity.model_version_id == model_version_id, FaceIdentity.exemplar)
+        .group_by(FaceIdentity.identity_id)
+        .order_by(FaceIdentity.identity_id)
+        .limit(limit)
+        .subquery()
+    )
+    vectors = session.scalars(
+        select(Embedding.vector)
+        .join(first, first.c.face_id == Embedding.face_id)
+        .where(Embedding.model_version_id == model_version_id)
+        .order_by(first.c.identity_id)
+    )
+    return np.array([*vectors], np.float32).reshape(-1, dimension)
+
+
 def count_exemplars(session: Session, model_version_id: int, at_most: int) -> int:
     """How many faces stand for identities; counting stops at `at_most`."""
     some = (

@@ -13,6 +13,7 @@ from infra.catalog import vectors
 from infra.catalog.database import MIGRATIONS, Catalog, create_catalog_engine, head
 from infra.catalog.schema import Embedding, ModelVersion
 from infra.settings import Settings
+from tests import crowd
 
 pytestmark = pytest.mark.slow
 
@@ -76,6 +77,22 @@ def test_a_night_recorded_under_the_first_schema_is_whole_under_todays(
     catalog.close()
     if kind == "postgresql":
         request.getfixturevalue("postgresql").drop(url)
+
+
+def test_an_index_of_an_older_version_is_built_anew_with_more_care(fresh_catalog_url: Callable[[str], str]) -> None:
+    catalog = Catalog(fresh_catalog_url("postgresql"))
+    crowd.enter(catalog, crowd.vectors(50, 8))
+    options = text(f"SELECT reloptions FROM pg_class WHERE relname = '{vectors.index_name(crowd.EMBEDDER)}'")
+    with catalog.engine.begin() as connection:
+        made = connection.scalar(options)
+        connection.execute(text(f"ALTER INDEX {vectors.index_name(crowd.EMBEDDER)} SET (ef_construction = 64)"))
+        connection.execute(text("UPDATE alembic_version SET version_num = '0010'"))
+    catalog.close()
+    catalog = Catalog(catalog.url)
+    with catalog.engine.connect() as connection:
+        assert connection.scalar(options) == made == [f"ef_construction={vectors.CONSTRUCTION}"]
+        assert vectors.has_index(connection, crowd.EMBEDDER)
+    catalog.close()
 
 
 def first_schema(engine: Engine) -> MetaData:

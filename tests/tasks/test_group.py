@@ -16,7 +16,8 @@ from infra.catalog.schema import Face, FaceIdentity, Identity, Image, ModelVersi
 from infra.settings import Settings
 from tasks import decisions
 from tasks import group as grouping
-from tasks.grouping import PEOPLE, Exemplars, Policy
+from tasks.grouping import PEOPLE, Exemplars, Policy, representatives
+from tasks.hubness import COHORT
 from tests import crowd as crowds
 from tests.made_up import VERSIONS, Crowd
 
@@ -78,10 +79,17 @@ def test_an_approximate_index_finds_the_people_that_comparing_with_all_finds(
         everybody = people.exemplars(session, version.id, 32)
         results = [
             grouping.group(
-                grouping._faces(new), Exemplars(grouping._faces(of), of.identities), policy, next_identity=9_999
+                grouping._faces(new),
+                Exemplars(grouping._faces(of), of.identities),
+                policy,
+                next_identity=9_999,
+                cohort=people.representatives(session, version.id, 32, COHORT),
             ).identities
             for of in (known, everybody)
         ]
+        everyone = Exemplars(grouping._faces(everybody), everybody.identities)
+        assert np.array_equal(people.representatives(session, version.id, 32, COHORT), representatives(everyone))
+        assert len(people.representatives(session, version.id, 32, 7)) == 7
     assert len(new) == 240
     assert owners[0] in behind.identities
     near = new.embeddings @ vectors[:1_500].T
