@@ -113,6 +113,8 @@ class Groups:
         touched, unit = np.unique(known.identities, return_inverse=True)
         self.policy, self.settled, self.known = policy, settled, len(touched)
         self.pool = known.faces.followed_by(new)
+        order = np.lexsort((self.pool.ids, -self.pool.quality))
+        self.ranks = np.argsort(order).tolist()  # of every face, by what `best` says
         self.unit = np.concatenate([unit, len(touched) + np.arange(len(new))])  # of every face in the pool
         founds = np.concatenate([np.ones(len(known), dtype=bool), new.quality >= policy.founding])
         units = len(touched) + len(new)
@@ -235,8 +237,7 @@ class Groups:
 
     def best(self, root: int) -> list[int]:
         """Rows of the faces that stand for a group: highest quality first, then smallest id."""
-        ranked = sorted(self.members[root], key=lambda row: (-self.pool.quality[row], self.pool.ids[row]))
-        return ranked[: self.policy.exemplars]
+        return sorted(self.members[root], key=self.ranks.__getitem__)[: self.policy.exemplars]
 
 
 def _scale(sums: Floats, counts: NDArray[np.int64]) -> Floats:

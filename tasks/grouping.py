@@ -8,6 +8,7 @@ over the exemplars' ids, people without a neighbour among the new faces are not 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import faiss
 import numpy as np
 
 from tasks.agglomeration import (
@@ -49,7 +50,6 @@ SeenTogether = Callable[[Ints], Ints]
 NEAREST = 32  # new faces considered per new face
 ROUNDS = 2  # made first in a young catalog, whose people are among the new faces: each finds better who is a stranger
 PEOPLE = 2  # known people considered per new face: those whose exemplars are nearest
-PRODUCTS = 1 << 24  # similarities held at once by the exact search: 64 MB
 NO_IDS = np.empty(0, dtype=np.int64)
 NO_PAIRS = np.empty((0, 2), dtype=np.int64)
 
@@ -97,19 +97,13 @@ def bcubed(predicted: Ints, truth: Ints) -> BCubed:
 
 
 def exact_neighbours(embeddings: Vectors) -> Neighbours:
-    """Search (E, D) vectors by computing every inner product, in blocks of queries."""
-    block = max(1, PRODUCTS // max(1, len(embeddings)))
+    """Search (E, D) vectors by computing every inner product."""
 
     def search(queries: Vectors, k: int) -> tuple[Vectors, Ints]:
         k = min(k, len(embeddings))
-        similarities = np.empty((len(queries), k), dtype=np.float32)
-        rows = np.empty((len(queries), k), dtype=np.int64)
-        for start in range(0, len(queries) if k else 0, block):
-            part = slice(start, start + block)
-            products = queries[part] @ embeddings.T
-            rows[part] = np.argpartition(products, len(embeddings) - k, axis=1)[:, -k:]
-            similarities[part] = np.take_along_axis(products, rows[part], axis=1)
-        return similarities, rows
+        if not k:
+            return np.empty((len(queries), 0), np.float32), np.empty((len(queries), 0), np.int64)
+        return faiss.knn(queries, embeddings, k, metric=faiss.METRIC_INNER_PRODUCT)
 
     return search
 

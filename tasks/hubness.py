@@ -7,12 +7,12 @@ Translation Without Parallel Data", ICLR 2018, Section 2.3) and in the adaptive 
 people of the catalog itself, so nobody's face is shipped for it.
 """
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
 COHORT = 2_000  # people that a face is compared with; twice as many gain nothing (tests/benchmarks/grouping.py)
 STRANGERS = 10  # the nearest of them, of whom the mean is taken
-PRODUCTS = 1 << 22  # similarities held at once: 16 MB
 
 Vectors = NDArray[np.float32]
 
@@ -22,20 +22,16 @@ def hubness(embeddings: Vectors, cohort: Vectors, same: float) -> Vectors:
 
     It counts from the cohort's own mean, and only as far as the cohort is large: 0 for the average face, and for all where
     there is no cohort. Among few people nobody is near, and who is nearest says little. From the similarity `same` somebody is
-    no stranger, but most likely the face's own person.
+    no stranger, but most likely the face's own person; more than as many as there are strangers nobody is.
     """
-    if len(cohort) < STRANGERS:
+    if len(cohort) < 2 * STRANGERS:
         return np.zeros(len(embeddings), np.float32)
     more = _nearness(embeddings, cohort, same) - _nearness(cohort, cohort, same).mean()
     return more * np.float32(min(len(cohort) / COHORT, 1))
 
 
 def _nearness(embeddings: Vectors, cohort: Vectors, same: float) -> Vectors:
-    block = max(1, PRODUCTS // len(cohort))
-    near = np.empty(len(embeddings), np.float32)
-    for start in range(0, len(embeddings), block):
-        part = slice(start, start + block)
-        similarities = embeddings[part] @ cohort.T
-        similarities[similarities >= same] = -1
-        near[part] = np.partition(similarities, -STRANGERS, axis=1)[:, -STRANGERS:].mean(axis=1)
-    return near
+    nearest, _ = faiss.knn(embeddings, cohort, 2 * STRANGERS, metric=faiss.METRIC_INNER_PRODUCT)
+    first = np.minimum((nearest >= same).sum(axis=1), STRANGERS)  # they come in order
+    strangers: Vectors = np.take_along_axis(nearest, first[:, None] + np.arange(STRANGERS), axis=1)
+    return strangers.mean(axis=1)

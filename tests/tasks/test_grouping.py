@@ -405,8 +405,7 @@ def test_another_search_may_return_fewer_rows_and_any_order() -> None:
     assert np.array_equal(group(fresh, known, POLICY, next_identity=10, neighbours=search).identities, expected)
 
 
-def test_exact_search_finds_the_nearest_in_every_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.grouping.PRODUCTS", 700)  # 7 queries at a time
+def test_exact_search_finds_the_nearest() -> None:
     random = np.random.default_rng(0)
     vectors, queries = unit(random.normal(size=(100, D))), unit(random.normal(size=(33, D)))
     similarities, rows = exact_neighbours(vectors)(queries, 4)

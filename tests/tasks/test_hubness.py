@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks import hubness as module
 from tasks.grouping import Exemplars, Faces, Policy, group, representatives
 from tasks.hubness import COHORT, STRANGERS, hubness
 
@@ -57,15 +56,8 @@ def test_few_strangers_say_little_and_fewer_nothing(cohort: Vectors) -> None:
     shuffled = cohort[np.random.default_rng(0).permutation(COHORT)]
     whole, half = hubness(face, shuffled, 0.95)[0], hubness(face, shuffled[: COHORT // 2], 0.95)[0]
     assert 0.4 * whole < half < 0.6 * whole
-    assert hubness(face, cohort[: STRANGERS - 1], 0.95).tolist() == [0.0]
+    assert hubness(face, cohort[: 2 * STRANGERS - 1], 0.95).tolist() == [0.0]
     assert hubness(face, cohort[:0], 0.95).tolist() == [0.0]
-
-
-def test_many_faces_are_compared_in_blocks_alike(cohort: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
-    faces = crowd(50, np.eye(D)[0], 0.3, seed=4)
-    expected = hubness(faces, cohort, 0.95)
-    monkeypatch.setattr(module, "PRODUCTS", 3 * COHORT)
-    assert np.allclose(hubness(faces, cohort, 0.95), expected, atol=1e-6)
 
 
 def test_as_alike_as_two_who_look_like_everybody_is_not_as_alike_as_two_who_look_like_nobody(cohort: Vectors) -> None:
