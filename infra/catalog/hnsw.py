@@ -30,7 +30,11 @@ from infra.catalog.vectors import has_many
 EXACT_UP_TO = 10_000  # vectors: a scan takes about as long as the index then
 SEARCHED = 160  # nodes that a search keeps in sight (ef_search); pgvector's 40 loses one of ten at a million
 LARGEST_SEARCHED = 1000  # pgvector's limit; beyond it the scan goes on iteratively
-MAX_TUPLES = 200_000
+BY_INDEX = (
+    "SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL hnsw.max_scan_tuples = 200000; "
+    "SET LOCAL enable_seqscan = off; SET LOCAL enable_sort = off"
+)
+AS_EVER = "SET LOCAL enable_seqscan = on; SET LOCAL enable_sort = on"
 
 HALF: ColumnElement[object] = literal_column("embedding.half", HALFVEC)
 
@@ -50,22 +54,14 @@ class HnswIndex:
         if self.exact:
             found, similarities = zip(*(self.within(session, query, count, ()) for query in queries), strict=True)
             return np.stack(found), np.stack(similarities)
-        settings = {
-            "hnsw.ef_search": str(min(max(ceil(effort * SEARCHED), count), LARGEST_SEARCHED)),
-            "hnsw.iterative_scan": "relaxed_order",
-            "hnsw.max_scan_tuples": str(MAX_TUPLES),
-            "enable_seqscan": "off",
-            "enable_sort": "off",
-        }
-        session.execute(select(*(func.set_config(name, value, True) for name, value in settings.items())))
+        searched = min(max(ceil(effort * SEARCHED), count), LARGEST_SEARCHED)
+        session.connection().exec_driver_sql(f"SET LOCAL hnsw.ef_search = {searched}; {BY_INDEX}")
         half = cast(HALF, HALFVEC(self.dimension))  # what the index is over
         if len(queries) == 1:
             found, similarities = (part[None] for part in self._nearest(session, half, queries[0], count))
         else:
             found, similarities = self._nearest_to_each(session, half, queries, count)
-        session.execute(
-            select(func.set_config("enable_seqscan", "on", True), func.set_config("enable_sort", "on", True))
-        )
+        session.connection().exec_driver_sql(AS_EVER)
         return found, similarities
 
     def within(

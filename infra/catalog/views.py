@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import exists, func, or_, select
+from sqlalchemy import BindParameter, Integer, bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.people_tables import Person
@@ -108,38 +108,54 @@ class FailureView:
     failed_at: datetime
 
 
+# Made once: to put them together takes longer than the database takes to answer them.
+_OF: BindParameter[int] = bindparam("faces", expanding=True)
+_FACES = (
+    select(Face, Collection.name, Identity.id, Identity.name)
+    .join(Content, Content.id == Face.content_id)
+    .join(Collection, Collection.id == Content.collection_id)
+    .outerjoin(
+        FaceIdentity,
+        (FaceIdentity.face_id == Face.id) & (FaceIdentity.model_version_id == bindparam("embedder", type_=Integer)),
+    )
+    .outerjoin(Identity, Identity.id == FaceIdentity.identity_id)
+    .where(Face.id.in_(_OF))
+)
+_KEYS = (
+    select(Face.id, Image.key)
+    .join(Image, Image.content_id == Face.content_id)
+    .where(Face.id.in_(_OF))
+    .order_by(Image.key)
+)
+_ATTRIBUTES = (
+    select(Attribute, ModelVersion.name, ModelVersion.version)
+    .join(ModelVersion, ModelVersion.id == Attribute.model_version_id)
+    .where(Attribute.face_id.in_(_OF))
+    .order_by(Attribute.name)
+)
+_RESTORATIONS = (
+    select(Restoration, ModelVersion.name, ModelVersion.version)
+    .join(ModelVersion, ModelVersion.id == Restoration.model_version_id)
+    .where(Restoration.face_id.in_(_OF))
+)
+
+
 def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) -> dict[int, FaceView]:
     """Everything about some faces; who they are believed to be, by one embedding version."""
-    rows = session.execute(
-        select(Face, Collection.name, Identity.id, Identity.name)
-        .join(Content, Content.id == Face.content_id)
-        .join(Collection, Collection.id == Content.collection_id)
-        .outerjoin(FaceIdentity, (FaceIdentity.face_id == Face.id) & (FaceIdentity.model_version_id == embedder_id))
-        .outerjoin(Identity, Identity.id == FaceIdentity.identity_id)
-        .where(Face.id.in_(face_ids))
-    ).tuples()
+    of = {"faces": face_ids}
+    rows = session.execute(_FACES, of | {"embedder": embedder_id}).tuples()
     found = {face.id: (face, collection, identity, name) for face, collection, identity, name in rows}
     keys: dict[int, list[str]] = {}
-    images = select(Face.id, Image.key).join(Image, Image.content_id == Face.content_id)
-    for face_id, key in session.execute(images.where(Face.id.in_(face_ids)).order_by(Image.key)).tuples():
+    for face_id, key in session.execute(_KEYS, of).tuples():
         keys.setdefault(face_id, []).append(key)
     attributes: dict[int, list[AttributeView]] = {}
-    for row, model, version in session.execute(
-        select(Attribute, ModelVersion.name, ModelVersion.version)
-        .join(ModelVersion, ModelVersion.id == Attribute.model_version_id)
-        .where(Attribute.face_id.in_(face_ids))
-        .order_by(Attribute.name)
-    ).tuples():
+    for row, model, version in session.execute(_ATTRIBUTES, of).tuples():
         attributes.setdefault(row.face_id, []).append(attribute_view(row, f"{model}@{version}"))
     restorations = {
         row.face_id: RestorationView(
             row.crop_key, row.accepted, row.reason, row.identity_similarity, row.fidelity, f"{model}@{version}"
         )
-        for row, model, version in session.execute(
-            select(Restoration, ModelVersion.name, ModelVersion.version)
-            .join(ModelVersion, ModelVersion.id == Restoration.model_version_id)
-            .where(Restoration.face_id.in_(face_ids))
-        ).tuples()
+        for row, model, version in session.execute(_RESTORATIONS, of).tuples()
     }
     return {
         face_id: FaceView(
