@@ -6,6 +6,7 @@ picture, not the person: sharpness is relative to the face's own contrast, and c
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -85,13 +86,12 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
             " aligned to QUALITY_TEMPLATE"
         )
     landmarks = landmarks.float()
-    faces = crops[:, FACE[0], FACE[1]]
-    luma = faces.float() @ constant(LUMA, crops.device)
+    luma = _luma(crops)
     yaw, pitch, roll = _pose(landmarks)
     inter_eye_distance = torch.linalg.vector_norm(landmarks[:, 0] - landmarks[:, 1], dim=1)
     brightness = luma.mean(dim=(1, 2)) / 255
     sharp, exposure, brightness = (
-        part.to(landmarks.device) for part in (sharpness(crops), _exposure(luma), brightness)
+        part.to(landmarks.device) for part in (_sharpness(luma), _exposure(luma), brightness)
     )
     parts = {
         "sharpness": sharp,
@@ -108,9 +108,16 @@ def assess_quality(crops: Tensor, landmarks: Tensor, scores: Tensor) -> Quality:
 
 def sharpness(crops: Tensor) -> Tensor:
     """The quality's part `sharpness` (N,) float32, 0..1, of crops (N, 256, 256, 3) uint8 aligned to QUALITY_TEMPLATE."""
-    faces = crops[:, FACE[0], FACE[1]]
-    luma = faces.float() @ constant(LUMA, crops.device)
-    return _saturating(_detail(luma, outside=faces.amax(dim=-1) == 0), HALF_SHARPNESS)
+    return _sharpness(_luma(crops))
+
+
+def _luma(crops: Tensor) -> Tensor:
+    """Luma (N, H, W) float32 in 0..255 of the crops' faces."""
+    return crops[:, FACE[0], FACE[1]].float() @ constant(LUMA, crops.device)
+
+
+def _sharpness(luma: Tensor) -> Tensor:
+    return _saturating(_detail(luma), HALF_SHARPNESS)
 
 
 def _saturating(value: Tensor, half: float) -> Tensor:
@@ -118,26 +125,37 @@ def _saturating(value: Tensor, half: float) -> Tensor:
     return value.square() / (value.square() + half**2)
 
 
-def _detail(luma: Tensor, outside: Tensor) -> Tensor:
+def _detail(luma: Tensor) -> Tensor:
     """Strength of a face's finest octave relative to its contrast, (N,), from luma (N, H, W).
 
     The octave is what a 5x5 binomial filter takes away. Of its magnitudes, the geometric mean of two quantiles counts. The
     95th percentile sees the edges of eyes and mouth. The lower quartile sees skin: smoothed by blur, enlarging and above all
     JPEG, whose block edges are strong but few, so that they raise any mean (variance of Laplacian included) but not a
-    quartile. Pixels beyond the photo's border (`outside`) are left out.
+    quartile. Pixels beyond the photo's border, which are black, are left out.
     """
-    if not len(luma):
-        return luma.new_zeros(0)  # quantiles of nothing are an error in torch
     kernel = constant((1.0, 4.0, 6.0, 4.0, 1.0), luma.device) / 16
     smooth = F.conv2d(luma[:, None], kernel.outer(kernel)[None, None])[:, 0]
     inner = (slice(None), slice(REACH, -REACH), slice(REACH, -REACH))
-    unseen = outside[inner].flatten(1)
-    face = luma[inner].flatten(1).masked_fill(unseen, torch.nan)
-    finest = (face - smooth.flatten(1)).abs()
-    contrast = (face - face.nanmean(dim=1, keepdim=True)).square().nanmean(dim=1).sqrt()
-    skin, edges = finest.nanquantile(constant((0.25, 0.95), luma.device), dim=1)
+    face = luma[inner].flatten(1)
+    unseen = face == 0
+    count = (~unseen).float().sum(dim=1, keepdim=True)
+    finest = (face - smooth.flatten(1)).abs().masked_fill(unseen, torch.inf)
+    deviation = (face - face.sum(dim=1, keepdim=True) / count).masked_fill(unseen, 0)
+    contrast = (deviation.square().sum(dim=1) / count[:, 0]).sqrt()
+    skin, edges = _quantiles(finest, count, (0.25, 0.95))
     # Less contrast than one grey level is rounding, not detail. A face wholly outside (NaN) has none.
     return ((skin * edges).sqrt() / contrast.clamp_min(1)).nan_to_num(nan=0.0)
+
+
+def _quantiles(rows: Tensor, counts: Tensor, shares: tuple[float, ...]) -> Tensor:
+    """Quantiles (shares, N) of the `counts` (N, 1) least values of every row of (N, M), linear between two neighbours.
+
+    On a CPU NumPy sorts: its vector code takes a twentieth of the time of torch's.
+    """
+    rising = torch.from_numpy(np.sort(rows.numpy(), axis=1)) if rows.device.type == "cpu" else rows.sort(dim=1).values
+    ranks = (constant(shares, rows.device) * (counts - 1)).clamp_min(0)
+    below, above = (rising.gather(1, rank.long()) for rank in (ranks.floor(), ranks.ceil()))
+    return below.lerp(above, ranks.frac()).T
 
 
 def _exposure(luma: Tensor) -> Tensor:
