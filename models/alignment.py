@@ -62,8 +62,12 @@ def outside_share(transforms: Tensor, photo_sizes: Tensor, size: int) -> Tensor:
     `transforms` (N, 2, 3) as for `align`; `photo_sizes` (N, 2) are height and width of each crop's photo.
     """
     shares = torch.zeros(len(transforms))
-    for k, (transform, (height, width)) in enumerate(zip(transforms.double().cpu(), photo_sizes.tolist(), strict=True)):
-        x, y = _positions(transform, size)
+    transforms = transforms.double().cpu()
+    corners = _corners(transforms, size)
+    beyond = ((corners < -0.5) | (corners >= photo_sizes.flip(1)[:, :, None] - 0.5)).flatten(1).any(dim=1)
+    for k in beyond.nonzero().flatten().tolist():
+        height, width = photo_sizes[k].tolist()
+        x, y = _positions(transforms[k], size)
         inside = (x >= -0.5) & (x < width - 0.5) & (y >= -0.5) & (y < height - 0.5)
         shares[k] = 1 - inside.double().mean()
     return shares
@@ -74,6 +78,12 @@ def _positions(transforms: Tensor, size: int) -> Tensor:
     steps = torch.arange(size, dtype=transforms.dtype, device=transforms.device)
     along_x, along_y, origin = transforms.unbind(dim=-1)
     return along_x[..., None, None] * steps + (along_y[..., None] * steps + origin[..., None])[..., None]
+
+
+def _corners(transforms: Tensor, size: int) -> Tensor:
+    """Photo x and y (N, 2, 4) of the corners of crops of `size`, by float64 transforms (N, 2, 3)."""
+    last = size - 1
+    return transforms @ torch.tensor([[0, last, 0, last], [0, 0, last, last], [1, 1, 1, 1]]).double()
 
 
 class _Look(NamedTuple):
@@ -95,7 +105,7 @@ def _look(transforms: Tensor, sizes: Tensor, size: int) -> _Look:
     # Photo pixels per crop pixel, along the photo's x and y.
     step = torch.linalg.vector_norm(transforms[:, :, :2], dim=2)
     block = torch.where(step > 2, step.floor(), 1)
-    corners = transforms @ torch.tensor([[0, size - 1, 0, size - 1], [0, 0, size - 1, size - 1], [1, 1, 1, 1]]).double()
+    corners = _corners(transforms, size)
     ends = sizes.flip(1)
     low = (corners.amin(dim=2).floor() - block).clamp_min(0).minimum(ends)
     # The neighbour to the right of the last position belongs to a block that must be whole.
@@ -130,7 +140,7 @@ def _sample(photo: Tensor, to_grid: Tensor, bounds: list[int], block: list[int],
         means /= width * height
     grid = _positions(to_grid, len(crop)).permute(1, 2, 0)
     values = F.grid_sample(means[None], grid[None], mode="bilinear", padding_mode="zeros", align_corners=False)
-    crop.copy_(values[0].permute(1, 2, 0).round_())
+    torch.stack(values[0].round_().byte().unbind(), dim=2, out=crop)
 
 
 def _block_sums(pixels: Tensor, count: int) -> Tensor:

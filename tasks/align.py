@@ -1,11 +1,13 @@
 """Align: cut every face out of its photo, in each view that a later stage needs."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from models.alignment import align_views
+from models.detection.area import runs
 from models.template import Template
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded
@@ -17,20 +19,54 @@ MIN_EYE_DISTANCE = 50.0  # px; the recognition crop has 55: a face with less in 
 
 
 def align_faces(item: Decoded, limits: DecodeLimits, templates: Sequence[Template]) -> PhotoFaces:
-    """Add the portraits and the crops of `templates`; the photo is decoded in full if a face is too small as it is.
+    """Add the portraits and the crops of `templates` to one photo, as `align_photos` does."""
+    [photo] = align_photos([item], limits, templates)
+    return photo
+
+
+def align_photos(items: Sequence[Decoded], limits: DecodeLimits, templates: Sequence[Template]) -> list[PhotoFaces]:
+    """Add the portraits and the crops of `templates` to each photo; one in which a face is too small is decoded in full.
 
     Crops are cut on the device that the photo's pixels are on.
     """
-    photo, pixels, factor = item.photo, item.pixels, item.factor
     views = {PORTRAIT: PORTRAIT_TEMPLATE, **{crop(template): template for template in templates}}
-    if not photo.face_count:
-        return photo.having(**{name: np.zeros((0, t.size, t.size, 3), np.uint8) for name, t in views.items()})
-    landmarks = photo.arrays[LANDMARKS]
+    large = [item for item in items if item.photo.face_count and not _too_small(item)]
+    aligned = iter([photo for run in runs([item.pixels for item in large]) for photo in _cut(large[run], views)])
+    photos = []
+    for item in items:
+        if not item.photo.face_count:
+            photos.append(
+                item.photo.having(**{n: np.zeros((0, t.size, t.size, 3), np.uint8) for n, t in views.items()})
+            )
+        elif _too_small(item):
+            photos += _cut([_in_full(item, limits)], views)  # alone: it may have a hundred megapixels
+        else:
+            photos.append(next(aligned))
+    return photos
+
+
+def _too_small(item: Decoded) -> bool:
+    """Whether a face has lost pixels that it needs when its photo was shrunk."""
+    landmarks = item.photo.arrays[LANDMARKS]
     eyes = np.linalg.norm(landmarks[:, 0] - landmarks[:, 1], axis=1)
-    if factor > 1 and eyes.min() / factor < MIN_EYE_DISTANCE:
-        pixels, factor = upload(decode(item.data, limits, long_side=None).pixels, str(pixels.device)), 1.0
-    corners = torch.from_numpy((photo.arrays[BOXES].reshape(-1, 2, 2) + 0.5) / factor - 0.5).reshape(-1, 4)
-    points = torch.from_numpy((landmarks + 0.5) / factor - 0.5)
+    return bool(item.factor > 1 and eyes.min() / item.factor < MIN_EYE_DISTANCE)
+
+
+def _in_full(item: Decoded, limits: DecodeLimits) -> Decoded:
+    picture = decode(item.data, limits, long_side=None)
+    return replace(item, picture=picture, uploaded=upload(picture.pixels, str(item.pixels.device)))
+
+
+def _cut(items: Sequence[Decoded], views: Mapping[str, Template]) -> list[PhotoFaces]:
+    """Cut the faces of all photos in the views, which are given by the arrays' names."""
+    counts = [item.photo.face_count for item in items]
+    factors = np.repeat(np.array([item.factor for item in items], np.float32), counts)[:, None, None]
+    boxes, landmarks = (np.concatenate([item.photo.arrays[name] for item in items]) for name in (BOXES, LANDMARKS))
+    corners = torch.from_numpy((boxes.reshape(-1, 2, 2) + 0.5) / factors - 0.5).reshape(-1, 4)
+    points = torch.from_numpy((landmarks + 0.5) / factors - 0.5)
     wanted = [(template.transforms(corners, points), template.size) for template in views.values()]
-    crops = align_views([pixels], wanted, torch.zeros(photo.face_count, dtype=torch.int64))
-    return photo.having(**download(dict(zip(views, crops, strict=True))))
+    owners = torch.arange(len(items)).repeat_interleave(torch.tensor(counts))
+    crops = download(dict(zip(views, align_views([item.pixels for item in items], wanted, owners), strict=True)))
+    ends = np.cumsum(counts)[:-1]
+    split = {name: np.split(pixels, ends) for name, pixels in crops.items()}
+    return [item.photo.having(**{name: parts[k] for name, parts in split.items()}) for k, item in enumerate(items)]

@@ -14,7 +14,7 @@ from infra.catalog.erasing import ERASED, Erased
 from infra.catalog.images import Work, claim, pending
 from infra.patience import patient
 from infra.storage import InvalidKey, ObjectTooLarge, StoreError
-from tasks.align import align_faces
+from tasks.align import align_photos
 from tasks.assess import assess
 from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
@@ -181,15 +181,11 @@ class Prepare:
 
     def finish(self, items: Sequence[Decoded]) -> list[PhotoFaces]:
         """Align and assess the faces that were found in photos."""
-        recipe, photos = self.job.recipe, []
-        for item in items:
-            start = time.perf_counter()
-            photo = align_faces(self._without_erased(item), self.limits, self.job.templates)
-            photos.append(photo.timed("align", time.perf_counter() - start))
         start = time.perf_counter()
-        photos = assess(photos, recipe, self.job.device)
-        share = (time.perf_counter() - start) / max(len(photos), 1)
-        return [photo.timed("assess", share) for photo in photos]
+        photos = align_photos([self._without_erased(item) for item in items], self.limits, self.job.templates)
+        photos = _shared_out("align", start, photos)
+        start = time.perf_counter()
+        return _shared_out("assess", start, assess(photos, self.job.recipe, self.job.device))
 
     def _without_erased(self, item: Decoded) -> Decoded:
         """Faces that were erased on request are not taken in again."""
@@ -201,6 +197,12 @@ class Prepare:
 
 def _photo(work: Work) -> PhotoFaces:
     return PhotoFaces(work.image_id, work.key, work.size)
+
+
+def _shared_out(stage: str, start: float, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
+    """Note the time since `start` that a stage took, an equal share with each photo."""
+    share = (time.perf_counter() - start) / max(len(photos), 1)
+    return [photo.timed(stage, share) for photo in photos]
 
 
 def _snake_case(name: str) -> str:

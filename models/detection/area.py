@@ -4,7 +4,7 @@ Crow, "Summed-Area Tables for Texture Mapping", SIGGRAPH 1984: once sums over al
 any rectangle costs four look-ups, whatever its size. An image pyramid and thousands of candidate windows share one table.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,21 @@ from models.constant import constant
 
 # Rows summed per step of a two-level prefix sum: about the square root of a photo's height, so both levels have few steps.
 BLOCK = 32
+# Pixels of photos whose tables are held at once (12 bytes each): bounds memory whatever the batch.
+PIXELS_AT_ONCE = 1 << 23
+
+
+def runs(photos: Sequence[Tensor]) -> Iterator[slice]:
+    """Cut a batch of photos (H, W, 3) into runs of at most PIXELS_AT_ONCE (or one photo)."""
+    start, pixels = 0, 0
+    for k, photo in enumerate(photos):
+        size = photo.shape[0] * photo.shape[1]
+        if k > start and pixels + size > PIXELS_AT_ONCE:
+            yield slice(start, k)
+            start, pixels = k, 0
+        pixels += size
+    if len(photos) > start:
+        yield slice(start, len(photos))
 
 
 class PaddedPhotos:

@@ -5,7 +5,7 @@ Processing Letters 2016 (arXiv:1604.02878). Weights: facenet-pytorch (MIT), conv
 P-Net scans an image pyramid, R-Net refines its candidates, O-Net decides and places the landmarks (Section II-A).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
@@ -18,15 +18,13 @@ from torch import Tensor, nn
 
 from models.checkpoint import load
 from models.constant import constant
-from models.detection.area import PaddedPhotos
+from models.detection.area import PaddedPhotos, runs
 from models.detection.nms import intersection_over_smaller, suppress
 from models.detection.pyramid import FIELD, STRIDE, Tile, gather, plan
 from models.spec import BundledWeights, CheckpointMismatch, ModelSpec, Role, StateDict, Wheel, WheelFile
 
 GREY = 127  # what surrounds a padded photo: in the middle of the networks' input range, so it holds no edge of its own
 
-# Pixels of photos whose tables are held at once (12 bytes each): bounds memory whatever the batch.
-PIXELS_AT_ONCE = 1 << 23
 # Pixels per call of P-Net and windows per call of R-Net and O-Net. On a CPU the activations should stay in the cache
 # (1024 x 1024 at once is 2.7 times slower per pixel than 512 x 512); a GPU wants as few calls as memory allows.
 CPU_CALL, GPU_CALL = (1 << 18, 64), (1 << 24, 2048)
@@ -200,7 +198,7 @@ class MTCNN(nn.Module):
                 raise ValueError(
                     f"photo {k} of the batch is {tuple(photo.shape)} {photo.dtype}; (H, W, 3) torch.uint8 RGB is needed"
                 )
-        return [face for group in _groups(photos) for face in self._detect_group(group, settings)]
+        return [face for run in runs(photos) for face in self._detect_group(photos[run], settings)]
 
     def _detect_group(self, photos: Sequence[Tensor], settings: CascadeSettings) -> list[Detections]:
         padding = [int(min(photo.shape[:2]) * settings.padding) for photo in photos]
@@ -286,19 +284,6 @@ class MTCNN(nn.Module):
 def _look(padded: PaddedPhotos, tile: Tile) -> tuple[tuple[int, int], int, tuple[int, int], range, range]:
     """What two tiles have in common that are cut from their photos in the same way: sizes, border, and place."""
     return padded.sizes[tile.photo], padded.padding[tile.photo], tile.size, tile.rows, tile.columns
-
-
-def _groups(photos: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
-    """Cut a batch into runs of at most PIXELS_AT_ONCE (or one photo)."""
-    start, pixels = 0, 0
-    for k, photo in enumerate(photos):
-        size = photo.shape[0] * photo.shape[1]
-        if k > start and pixels + size > PIXELS_AT_ONCE:
-            yield photos[start:k]
-            start, pixels = k, 0
-        pixels += size
-    if len(photos) > start:
-        yield photos[start:]
 
 
 def _call_sizes(device: torch.device) -> tuple[int, int]:

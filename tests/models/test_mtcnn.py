@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from models.detection import mtcnn
+from models.detection import area, mtcnn
 from models.detection.area import PaddedPhotos
 from models.detection.mtcnn import MTCNN, MTCNN_SPEC, PRODUCTION, PUBLISHED, CascadeSettings, Detections, PNet
 from models.detection.nms import intersection_over_smaller, intersection_over_union, suppress
@@ -131,7 +131,7 @@ def test_faces_do_not_depend_on_how_the_work_is_cut_up(network, photos, monkeypa
     chosen = photos[2:5]
     whole = network.detect(chosen)
     monkeypatch.setattr(mtcnn, "CPU_CALL", (1 << 12, 3))
-    monkeypatch.setattr(mtcnn, "PIXELS_AT_ONCE", 1)
+    monkeypatch.setattr(area, "PIXELS_AT_ONCE", 1)
     for found, expected in zip(network.detect(chosen), whole, strict=True):
         assert_same(found, expected, 1e-3)
 
