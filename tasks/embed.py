@@ -132,12 +132,15 @@ def embed(network: Callable[[Tensor], Tensor], spec: ModelSpec, crops: np.ndarra
         FloatingPointError: if the network gives a vector that is not finite, or of length zero.
     """
     assert spec.preprocess is not None
-    parts = []
+    parts, size = [], BATCH // 2 if spec.mirror else BATCH
     with torch.inference_mode():
-        for start in range(0, len(crops), BATCH):
-            faces = spec.preprocess(upload(np.ascontiguousarray(crops[start : start + BATCH]), device))
-            vectors = network(faces).float()
-            parts.append(vectors + network(faces.flip(3)).float() if spec.mirror else vectors)
+        for start in range(0, len(crops), size):
+            faces = spec.preprocess(upload(np.ascontiguousarray(crops[start : start + size]), device))
+            if spec.mirror:
+                own, mirrored = network(torch.cat([faces, faces.flip(3)])).float().chunk(2)
+                parts.append(own + mirrored)
+            else:
+                parts.append(network(faces).float())
         if not parts:
             return np.zeros((0, spec.dimension or 0), np.float32)
         vectors = torch.cat(parts).cpu()
