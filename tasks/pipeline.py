@@ -144,21 +144,13 @@ def _count(catalog: Catalog, job: Job) -> int:
 def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     keep_freed_memory()
     threads = hands(job.settings)
-    size = even(_count(catalog, job), threads)
     with torch_threads(max(1, job.settings.cpu_count // threads)):
         set_time_limit(job.settings.item_seconds, threads)
-        with closing(Prepare(job, size)) as prepare:
+        with closing(Prepare(job, threads)) as prepare:
             stages: list[AnyStage] = [prepare, *(build() for _, build in face_stages(job))]
-            pages = _pages(catalog, job, PAGE // size * size)
-            groups = (group for page in pages for group in prepare.take(page))
+            groups = (group for page in _pages(catalog, job, PAGE) for group in prepare.take(page))
             with closing(side_by_side(groups, partial(through, stages), threads)) as results:
                 yield from results
-
-
-def even(count: int, threads: int) -> int:
-    """How many images make a group, so that no thread gets more of them than another, and none more than GROUP images."""
-    rounds = max(1, -(-count // (GROUP * threads)))
-    return max(1, -(-count // (rounds * threads)))
 
 
 def hands(settings: Settings) -> int:

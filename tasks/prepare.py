@@ -7,6 +7,7 @@ import hashlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TypeVar
 
 from infra.catalog.database import Catalog
@@ -29,6 +30,7 @@ THREADS = 4  # reading and decoding release Python's lock
 REFUSALS = ("store_unavailable", "access_denied", "object_missing", "store_missing", "timeout")
 LASTING = (InvalidKey, ObjectTooLarge)  # every other refusal of a store may be over by the next run
 
+Item = TypeVar("Item")
 Result = TypeVar("Result")
 Read = PhotoFaces | tuple[PhotoFaces, bytes]
 """A photo that could not be read, or one with its bytes."""
@@ -46,11 +48,11 @@ class Claimed:
 class Prepare:
     """Turn a page of image ids (first, last) into groups of photos with boxes, landmarks, crops and quality.
 
-    One thread takes the groups, since of copies the first one that is claimed is processed; several may prepare them.
+    One thread takes the groups, since of copies the first one that is claimed is processed; several, `hands`, may prepare them.
     """
 
-    def __init__(self, job: Job, group: int = GROUP) -> None:
-        self.job, self.group = job, group
+    def __init__(self, job: Job, hands: int = 1) -> None:
+        self.job, self.hands = job, hands
         self.catalog = Catalog(job.settings.catalog_url)
         self.store = job.photographs()
         self.detect = Detect(job.recipe.detector, job.device)
@@ -68,7 +70,7 @@ class Prepare:
             CatalogUnavailable: if the catalog is away for longer than patience reaches.
         """
         work = self._pending(page)
-        groups = [work[start : start + self.group] for start in range(0, len(work), self.group)]
+        groups = even_groups(work, self.hands)
         reading = self._begin_reading(groups[0]) if groups else []
         for group, following in zip(groups, [*groups[1:], []], strict=True):
             read = [self._await(call, _photo(work), "read") for call, work in zip(reading, group, strict=True)]
@@ -193,6 +195,14 @@ class Prepare:
         if not gone.any():
             return item
         return replace(item, photo=item.photo.having(**{n: a[~gone] for n, a in item.photo.arrays.items()}))
+
+
+def even_groups(page: Sequence[Item], hands: int) -> list[Sequence[Item]]:
+    """Cut a page into groups of at most GROUP, as many for each of the `hands`, and of equal size but for one item."""
+    rounds = -(-len(page) // (GROUP * hands))
+    count = min(rounds * hands, len(page))
+    ends = [-(-k * len(page) // count) for k in range(count + 1)] if count else []
+    return [page[start:end] for start, end in pairwise(ends)]
 
 
 def _photo(work: Work) -> PhotoFaces:

@@ -21,7 +21,7 @@ from infra.catalog.schema import Image, Run
 from infra.settings import Settings
 from infra.storage import S3, AccessDenied, Folder, S3Options, StoreError, StoreFull, StoreMissing
 from infra.storage.base import LITTER
-from tasks import pipeline, prepare
+from tasks import prepare
 from tests.crashes.left import left
 from tests.crashes.nights import archive
 from tests.crashes.postgresql import Server
@@ -137,7 +137,6 @@ def test_a_photo_that_vanishes_or_changes_on_the_way_fails_and_the_next_night_lo
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photos are read in groups of one, so that a store can fail between two."""
     monkeypatch.setattr(prepare, "GROUP", 1)
-    monkeypatch.setattr(pipeline, "even", lambda count, threads: 1)
 
 
 @pytest.mark.usefixtures("one_by_one")

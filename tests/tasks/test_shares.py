@@ -2,8 +2,8 @@
 
 import pytest
 
-from tasks.pipeline import _Shares, even
-from tasks.prepare import GROUP
+from tasks.pipeline import PAGE, _Shares
+from tasks.prepare import GROUP, even_groups
 
 STAGES = ["restore", "embed", "describe"]
 
@@ -36,8 +36,11 @@ def test_where_there_is_no_processor_one_is_waited_for() -> None:
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 16, 21, 40, 63, 200, 299])
 @pytest.mark.parametrize("threads", [2, 4])
 def test_groups_of_a_small_job_keep_all_threads_busy_to_the_end(count: int, threads: int) -> None:
-    size = even(count, threads)
-    assert 1 <= size <= GROUP
-    groups = -(-count // size)
-    assert groups <= threads * -(-count // (GROUP * threads))
-    assert 2 * groups >= min(count, threads)
+    for start in range(0, count, PAGE):
+        page = range(start, min(start + PAGE, count))
+        groups = even_groups(page, threads)
+        assert [item for group in groups for item in group] == list(page)
+        sizes = {len(group) for group in groups}
+        assert max(sizes) <= GROUP
+        assert max(sizes) - min(sizes) <= 1
+        assert len(groups) == len(page) or len(groups) % threads == 0
