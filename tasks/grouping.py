@@ -128,7 +128,7 @@ def group(
     exemplars, an exemplar speaking for its identity: what people decided. They go before everything else, photos included;
     a pair with a face that is not at hand is ignored. Two `settled` identities (those that a person named or confirmed)
     are never merged, only proposed. New identities are numbered from `next_identity`, by their smallest face id.
-    `neighbours` searches the exemplars; by default exactly, with numpy. `cohort` (C, D) are the `representatives` of all known
+    `neighbours` searches the exemplars; by default exactly. `cohort` (C, D) are the `representatives` of all known
     people, by default of those that `exemplars` stand for. Exemplars of people without any similar to a new face
     may be left out. A first run is best given in portions of some thousand faces, whole photos each: time grows with the
     square of how many new faces are one person.
