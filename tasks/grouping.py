@@ -23,7 +23,7 @@ from tasks.agglomeration import (
     adopt,
     agglomerate,
 )
-from tasks.hubness import COHORT, hubness
+from tasks.hubness import COHORT, FEWEST, hubness
 
 __all__ = [
     "NOBODY",
@@ -48,7 +48,7 @@ SeenTogether = Callable[[Ints], Ints]
 """Identities (I,) -> pairs of them (S, 2) that appear in one photo, in any of their faces."""
 
 NEAREST = 32  # new faces considered per new face
-ROUNDS = 2  # made first in a young catalog, whose people are among the new faces: each finds better who is a stranger
+ROUNDS = 2  # made again in a young catalog, whose people are among the new faces: each finds better who is a stranger
 PEOPLE = 2  # known people considered per new face: those whose exemplars are nearest
 NO_IDS = np.empty(0, dtype=np.int64)
 NO_PAIRS = np.empty((0, 2), dtype=np.int64)
@@ -168,9 +168,13 @@ def group(
         return groups
 
     strangers = cohort = representatives(exemplars) if cohort is None else cohort
+    groups = arranged(strangers)
     for _ in range(ROUNDS if len(cohort) < COHORT else 0):
-        strangers = np.concatenate([cohort, _newcomers(arranged(strangers))])[:COHORT]
-    return _result(arranged(strangers), next_identity)
+        strangers = np.concatenate([cohort, _newcomers(groups)])[:COHORT]
+        if len(strangers) < FEWEST:
+            break
+        groups = arranged(strangers)
+    return _result(groups, next_identity)
 
 
 def representatives(exemplars: Exemplars) -> Vectors:

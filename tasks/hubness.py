@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 COHORT = 2_000  # people that a face is compared with; twice as many gain nothing (tests/benchmarks/grouping.py)
 STRANGERS = 10  # the nearest of them, of whom the mean is taken
+FEWEST = 2 * STRANGERS  # people of whom anything is said
 
 Vectors = NDArray[np.float32]
 
@@ -24,14 +25,14 @@ def hubness(embeddings: Vectors, cohort: Vectors, same: float) -> Vectors:
     there is no cohort. Among few people nobody is near, and who is nearest says little. From the similarity `same` somebody is
     no stranger, but most likely the face's own person; more than as many as there are strangers nobody is.
     """
-    if len(cohort) < 2 * STRANGERS:
+    if len(cohort) < FEWEST:
         return np.zeros(len(embeddings), np.float32)
     more = _nearness(embeddings, cohort, same) - _nearness(cohort, cohort, same).mean()
     return more * np.float32(min(len(cohort) / COHORT, 1))
 
 
 def _nearness(embeddings: Vectors, cohort: Vectors, same: float) -> Vectors:
-    nearest, _ = faiss.knn(embeddings, cohort, 2 * STRANGERS, metric=faiss.METRIC_INNER_PRODUCT)
+    nearest, _ = faiss.knn(embeddings, cohort, FEWEST, metric=faiss.METRIC_INNER_PRODUCT)
     first = np.minimum((nearest >= same).sum(axis=1), STRANGERS)  # they come in order
     strangers: Vectors = np.take_along_axis(nearest, first[:, None] + np.arange(STRANGERS), axis=1)
     return strangers.mean(axis=1)

@@ -92,7 +92,7 @@ def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces
             link_duplicates(session, job.run_id, shared)
             record_failures(session, job.run_id, job.collection_id, failures)
             fail_contents(session, failed_contents)
-            return before - crop_keys(session, contents)
+            return before - crop_keys(session, contents) if before else before
 
     for key in write_rows():  # by another detector or restorer, or none: nothing refers to these crops any more
         patient(crops.delete)(key)

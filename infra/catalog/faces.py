@@ -112,7 +112,14 @@ def record_photos(session: Session, run_id: int, contract: Contract, photos: Seq
     """Write processed photos: their faces, embeddings, attributes and restorations. Doing it twice changes nothing."""
     if not photos:
         return
-    _write_faces(session, contract, photos)
+    contents = [photo.content_id for photo in photos]
+    if session.scalar(select(Face.id).where(Face.content_id.in_(contents)).limit(1)) is None:  # most photos are new
+        _write_faces(session, contract, photos)
+    else:
+        before = succession.known(session, contents)
+        _write_faces(session, contract, photos)
+        succession.hand_over(session, before, contract.detector_id)
+        _drop_outdated(session, contract, photos)
     ids = _face_ids(session, contract, photos)
     faces = {ids[photo.content_id, ordinal]: face for photo in photos for ordinal, face in enumerate(photo.faces)}
     _write_derived(session, contract, faces)
@@ -144,10 +151,11 @@ def _write_faces(session: Session, contract: Contract, photos: Sequence[PhotoRec
         for ordinal, face in enumerate(photo.faces)
     ]
     natural = ["content_id", "detector_id", "ordinal"]
-    before = succession.known(session, [photo.content_id for photo in photos])
     upsert(session, Face, rows, natural, [name for name in (rows[0] if rows else {}) if name not in natural])
-    succession.hand_over(session, before, contract.detector_id)
-    # What another detector version, or a longer list of this one, has left behind is no longer a photo's truth.
+
+
+def _drop_outdated(session: Session, contract: Contract, photos: Sequence[PhotoRecord]) -> None:
+    """What another detector version, or a longer list of this one, has left behind is no longer a photo's truth."""
     by_count: dict[int, list[int]] = {}
     for photo in photos:
         by_count.setdefault(len(photo.faces), []).append(photo.content_id)
@@ -191,10 +199,13 @@ def _write_derived(session: Session, contract: Contract, faces: Mapping[int, Fac
 def crop_keys(session: Session, contents: Iterable[int] | Select[tuple[int]]) -> set[str]:
     """Keys of the objects (photographed and restored crops, masks) that the faces of some contents refer to."""
     faces = Face.content_id.in_(contents if isinstance(contents, Select) else list(contents))
+    photographed = set(session.scalars(select(Face.crop_key).where(faces)))
+    if not photographed:
+        return photographed
     restored = select(Restoration.crop_key).join(Face, Face.id == Restoration.face_id).where(faces)
     masks = select(Attribute.mask_key).join(Face, Face.id == Attribute.face_id)
     return {
-        *session.scalars(select(Face.crop_key).where(faces)),
+        *photographed,
         *session.scalars(restored),
         *(key for key in session.scalars(masks.where(faces, Attribute.mask_key.is_not(None))) if key),
     }

@@ -142,7 +142,7 @@ def test_ignored_faces_and_people_do_not_come_back(crowd: Crowd) -> None:
 
 
 def test_a_declined_proposal_is_never_made_again_and_an_accepted_one_merges(crowd: Crowd) -> None:
-    crowd.spread = 0.9
+    crowd.spread = 0.97
     for _ in range(12):
         crowd.photo(ADA)
         crowd.night()

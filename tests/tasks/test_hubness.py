@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from tasks.grouping import Exemplars, Faces, Policy, group, representatives
-from tasks.hubness import COHORT, STRANGERS, hubness
+from tasks.hubness import COHORT, FEWEST, STRANGERS, hubness
 
 D = 128
 Vectors = NDArray[np.float32]
@@ -56,7 +56,7 @@ def test_few_strangers_say_little_and_fewer_nothing(cohort: Vectors) -> None:
     shuffled = cohort[np.random.default_rng(0).permutation(COHORT)]
     whole, half = hubness(face, shuffled, 0.95)[0], hubness(face, shuffled[: COHORT // 2], 0.95)[0]
     assert 0.4 * whole < half < 0.6 * whole
-    assert hubness(face, cohort[: 2 * STRANGERS - 1], 0.95).tolist() == [0.0]
+    assert hubness(face, cohort[: FEWEST - 1], 0.95).tolist() == [0.0]
     assert hubness(face, cohort[:0], 0.95).tolist() == [0.0]
 
 

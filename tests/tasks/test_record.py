@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from sqlalchemy import select
+from sqlalchemy import event, select
 
 from infra.catalog import collections, images, runs, views
 from infra.catalog.database import Catalog
@@ -170,6 +170,17 @@ def test_a_photo_lands_with_its_faces_vectors_estimates_and_crops(place: Place) 
     assert place.objects().keys() == {first.crop_key, second.crop_key, second.restoration.crop_key}
     kept = np.asarray(PillowImage.open(io.BytesIO(place.objects()[first.crop_key])), np.float32)
     assert np.abs(kept - portrait(256)).mean() < 2
+
+
+def test_new_photos_are_recorded_in_few_statements_however_many_they_are(place: Place) -> None:
+    statements: list[str] = []
+    event.listen(place.catalog.engine, "before_cursor_execute", lambda *event: statements.append(event[2]))
+    place.record(found("a.jpg", 1))
+    one = len(statements)
+    assert one <= 15
+    statements.clear()
+    place.record(found("b.jpg", 1), found("c.jpg", 1))
+    assert len(statements) == one
 
 
 def test_a_restored_face_that_is_rejected_is_kept_with_the_reason(place: Place) -> None:
