@@ -170,9 +170,10 @@ def group(
     strangers = cohort = representatives(exemplars) if cohort is None else cohort
     groups = arranged(strangers)
     for _ in range(ROUNDS if len(cohort) < COHORT else 0):
-        strangers = np.concatenate([cohort, _newcomers(groups)])[:COHORT]
-        if len(strangers) < FEWEST:
+        found = np.concatenate([cohort, _newcomers(groups)])[:COHORT]
+        if len(found) < FEWEST or np.array_equal(found, strangers):
             break
+        strangers = found
         groups = arranged(strangers)
     return _result(groups, next_identity)
 
