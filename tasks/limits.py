@@ -22,7 +22,7 @@ from tasks.job import Job
 from tasks.photo_faces import TO_RESTORE, PhotoFaces, crop, restored_crop
 from tasks.pipeline import PAGE, face_stages, hands
 from tasks.prepare import GROUP, Prepare
-from tasks.record import record
+from tasks.record import crop_writers, record
 from tasks.side_by_side import side_by_side, torch_threads
 
 BATCHES = (GROUP, 4 * GROUP)  # photos at a time, of a stage alone
@@ -111,8 +111,9 @@ class Stages:
         """Record what was found, which can be done only once. The catalog has one writer."""
         crops = self.job.crops()
         start = time.perf_counter()
-        for k in range(0, len(photos), PAGE):
-            record(self.catalog, crops, self.job, photos[k : k + PAGE])
+        with crop_writers() as writers:
+            for k in range(0, len(photos), PAGE):
+                record(self.catalog, crops, self.job, photos[k : k + PAGE], writers)
         self.seconds["record"] = time.perf_counter() - start
 
     def _split(self, both: str, names: Sequence[str], photos: Sequence[PhotoFaces]) -> None:

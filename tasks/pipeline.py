@@ -33,7 +33,7 @@ from tasks.guard import set_time_limit
 from tasks.job import Job
 from tasks.photo_faces import PhotoFaces, pack, unpack
 from tasks.prepare import GROUP, Prepare
-from tasks.record import record
+from tasks.record import crop_writers, record
 from tasks.restore import Restore
 from tasks.side_by_side import side_by_side, torch_threads
 
@@ -118,12 +118,12 @@ def _record_all(
 ) -> None:
     """Record a stream of photos, each batch while the next is computed; when this returns, all are in the catalog."""
     crops = job.crops()
-    with ThreadPoolExecutor(1, thread_name_prefix="record") as writer, closing(stream):
+    with crop_writers() as writers, ThreadPoolExecutor(1, "record") as recorder, closing(stream):
         recording: Future[None] | None = None
         for photos in stream:
             if recording is not None:
                 recording.result()
-            recording = writer.submit(record, catalog, crops, job, photos)
+            recording = recorder.submit(record, catalog, crops, job, photos, writers)
             on_photos(photos)
         if recording is not None:
             recording.result()

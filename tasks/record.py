@@ -7,7 +7,7 @@ crash between the two leaves nothing that the next run does not use.
 import io
 from collections.abc import Iterator, Sequence
 from colorsys import hsv_to_rgb
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -60,15 +60,19 @@ JPEG_QUALITY = 95
 WRITERS = 8
 
 
-def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces]) -> None:
-    """Write what the stages found in a batch of photos. Doing it twice changes nothing.
+def crop_writers() -> ThreadPoolExecutor:
+    """Threads that encode and write crops: both, and waiting for disk or network, leave Python's lock."""
+    return ThreadPoolExecutor(WRITERS, thread_name_prefix="crop")
+
+
+def record(catalog: Catalog, crops: Store, job: Job, photos: Sequence[PhotoFaces], writers: Executor) -> None:
+    """Write what the stages found in a batch of photos, their crops in the threads of `writers`. Twice changes nothing.
 
     Raises:
         LeaseLost: if the run was closed meanwhile; then nothing is written.
     """
     done = [photo for photo in photos if photo.failure is None and not photo.shared]
-    with ThreadPoolExecutor(WRITERS) as writers:  # encoding, and waiting for disk or network, leave Python's lock
-        records = list(writers.map(lambda photo: _photo_record(photo, job, crops), done))
+    records = list(writers.map(lambda photo: _photo_record(photo, job, crops), done))
     place = job.photographs().url
     failures = [
         replace(photo.failure, message=f"{place(photo.key)}: {photo.failure.message}")

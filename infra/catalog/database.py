@@ -2,10 +2,11 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, func, make_url, select
+from sqlalchemy import URL, Connection, Engine, Executable, Table, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
@@ -229,14 +230,17 @@ def upsert(
     """Insert rows, or bring the `update` columns of those with the same `key` columns up to date."""
     if not rows:
         return
+    statement = _upserting(entity, session.get_bind().dialect.name, tuple(key), tuple(update))
+    session.execute(statement, [dict(row) for row in rows])
+
+
+@cache
+def _upserting(entity: type[Base], dialect: str, key: tuple[str, ...], update: tuple[str, ...]) -> Executable:
+    """Made once: naming the columns takes as long as writing a batch of rows."""
     table = entity.__table__
     assert isinstance(table, Table)
-    statement = (sqlite.insert if session.get_bind().dialect.name == "sqlite" else postgresql.insert)(table)
+    statement = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
+    if not update:
+        return statement.on_conflict_do_nothing(index_elements=key)
     columns = {name: statement.excluded[name] for name in update}
-    keys = list(key)
-    statement = (
-        statement.on_conflict_do_update(index_elements=keys, set_=columns)
-        if columns
-        else statement.on_conflict_do_nothing(index_elements=keys)
-    )
-    session.execute(statement, [dict(row) for row in rows])
+    return statement.on_conflict_do_update(index_elements=key, set_=columns)

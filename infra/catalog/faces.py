@@ -193,7 +193,7 @@ def _write_derived(session: Session, contract: Contract, faces: Mapping[int, Fac
     ]
     for entity, rows in ((Attribute, attributes), (Restoration, restorations)):
         if rows:
-            session.execute(insert(entity), rows, execution_options={"render_nulls": True})  # else a statement per row
+            session.execute(insert(entity.__table__), rows)  # past the ORM, which would look at each value
 
 
 def crop_keys(session: Session, contents: Iterable[int] | Select[tuple[int]]) -> set[str]:

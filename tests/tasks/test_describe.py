@@ -30,7 +30,7 @@ from tasks.job import Job
 from tasks.photo_faces import EMBEDDING, LANDMARKS, PhotoFaces, estimate
 from tasks.pipeline import face_stages
 from tasks.recipe import MEASURED_VERSION, Recipe, current_recipe, enter
-from tasks.record import record
+from tasks.record import crop_writers, record
 from tests.coverings import cover
 from tests.models.attributes.golden import empty_checkpoint
 from tests.portraits import Pixels, jpeg, pair, portrait
@@ -97,6 +97,10 @@ class Place:
         with self.catalog.read() as session:
             return views.faces(session, None, None, 0.0, 100)
 
+    def record(self, job: Job, *photos: PhotoFaces) -> None:
+        with crop_writers() as writers:
+            record(self.catalog, self.crops, job, photos, writers)
+
     def problems(self, job: Job) -> tuple[str, ...]:
         with self.catalog.read() as session:
             return ledger.audit(session, 1, job.contract, len(job.recipe.stored_attributes)).problems
@@ -110,7 +114,7 @@ def place(tmp_path: Path, catalog: Catalog) -> Place:
 def recorded(place: Place, detect: Detect, recipe: Recipe, *pictures: Pixels) -> tuple[Job, list[PhotoFaces]]:
     job = place.job(recipe, len(pictures))
     photos = through_stages(prepared(detect, recipe, *pictures), job)
-    record(place.catalog, place.crops, job, photos)
+    place.record(job, *photos)
     return job, photos
 
 
@@ -179,9 +183,9 @@ def test_masks_go_when_nothing_refers_to_them_any_more(
     without = replace(job, recipe=describing(plain))
     with place.catalog.write() as session:
         without = replace(without, contract=enter(session, without.recipe))
-    record(place.catalog, place.crops, without, photos)
+    place.record(without, *photos)
     assert not list(place.crops.root.rglob("*.png"))
-    record(place.catalog, place.crops, job, photos)
+    place.record(job, *photos)
     with place.catalog.write() as session:
         images.put_pending(session, 1, [images.Listed("1.jpg", "2", 10, datetime(2026, 1, 2, tzinfo=UTC))])
         images.claim(session, 1, job.run_id, recipe.digest, [(1, "f" * 64)])
@@ -318,7 +322,7 @@ def test_swinface_recognises_and_describes_in_one_forward(
     stage.network.backbone.patch_embed.register_forward_hook(lambda module, inputs, output: seen.append(len(output)))
     [photo] = stage(photos)
     assert seen == [2]  # both faces, once
-    record(place.catalog, place.crops, job, [photo])
+    place.record(job, photo)
     assert place.problems(job) == ()
     assert said(place.faces()[0], "swinface@1").keys() == recipe.attributes
     [apart] = Embed(embedder, "cpu")(photos)

@@ -38,7 +38,7 @@ from tasks.photo_faces import (
     quality_part,
 )
 from tasks.recipe import MEASURED_VERSION, Recipe, current_recipe, enter
-from tasks.record import record
+from tasks.record import crop_writers, record
 from tasks.restore import MIN_FIDELITY
 from tests.portraits import portrait
 
@@ -66,7 +66,8 @@ class Place:
             replace(photo, arrays={name.replace(DESCRIBER, contract): rows for name, rows in photo.arrays.items()})
             for photo in photos
         ]
-        record(self.catalog, self.crops, self.job, named)
+        with crop_writers() as writers:
+            record(self.catalog, self.crops, self.job, named, writers)
 
     def rows(self, *entities: type[Base]) -> dict[str, list[tuple[Any, ...]]]:
         with self.catalog.read() as session:
