@@ -11,7 +11,7 @@ from models.detection.area import runs
 from models.template import Template
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded
-from tasks.photo_faces import BOXES, LANDMARKS, PORTRAIT, PhotoFaces, crop
+from tasks.photo_faces import BOXES, LANDMARKS, PORTRAIT, PhotoFaces, crop, handed_out, of_all
 from tasks.recipe import PORTRAIT_TEMPLATE
 from tasks.transfer import download, upload
 
@@ -61,12 +61,11 @@ def _cut(items: Sequence[Decoded], views: Mapping[str, Template]) -> list[PhotoF
     """Cut the faces of all photos in the views, which are given by the arrays' names."""
     counts = [item.photo.face_count for item in items]
     factors = np.repeat(np.array([item.factor for item in items], np.float32), counts)[:, None, None]
-    boxes, landmarks = (np.concatenate([item.photo.arrays[name] for item in items]) for name in (BOXES, LANDMARKS))
+    photos = [item.photo for item in items]
+    boxes, landmarks = (of_all(photos, name) for name in (BOXES, LANDMARKS))
     corners = torch.from_numpy((boxes.reshape(-1, 2, 2) + 0.5) / factors - 0.5).reshape(-1, 4)
     points = torch.from_numpy((landmarks + 0.5) / factors - 0.5)
     wanted = [(template.transforms(corners, points), template.size) for template in views.values()]
     owners = torch.arange(len(items)).repeat_interleave(torch.tensor(counts))
-    crops = download(dict(zip(views, align_views([item.pixels for item in items], wanted, owners), strict=True)))
-    ends = np.cumsum(counts)[:-1]
-    split = {name: np.split(pixels, ends) for name, pixels in crops.items()}
-    return [item.photo.having(**{name: parts[k] for name, parts in split.items()}) for k, item in enumerate(items)]
+    crops = align_views([item.pixels for item in items], wanted, owners)
+    return handed_out(photos, download(dict(zip(views, crops, strict=True))))

@@ -22,6 +22,8 @@ from tasks.photo_faces import (
     PhotoFaces,
     crop,
     estimate,
+    handed_out,
+    of_all,
     quality_part,
 )
 from tasks.recipe import MEASURED_VERSION, Recipe
@@ -49,20 +51,14 @@ def measure(photos: Sequence[PhotoFaces], device: str = "cpu") -> list[PhotoFace
     """Add what is measured of each face, and the quality score with its parts. Pixels are looked at on `device`."""
     if not photos:
         return []
-    crops = upload(_of_all(photos, PORTRAIT), device)
-    landmarks, scores = (torch.from_numpy(_of_all(photos, name)) for name in (LANDMARKS, SCORES))
+    crops = upload(of_all(photos, PORTRAIT), device)
+    landmarks, scores = (torch.from_numpy(of_all(photos, name)) for name in (LANDMARKS, SCORES))
     quality = assess_quality(crops, landmarks, scores)
     arrays = {quality_part(name): value.numpy() for name, value in quality.parts().items()}
     arrays[QUALITY] = quality.overall.numpy()
     facts = measured(quality, crops, _beyond_border(photos))
     arrays |= columns(MEASURED_VERSION, facts, frozenset(facts))
-    ends = np.cumsum([photo.face_count for photo in photos])[:-1]
-    split = {name: np.split(values, ends) for name, values in arrays.items()}
-    return [photo.having(**{name: parts[k] for name, parts in split.items()}) for k, photo in enumerate(photos)]
-
-
-def _of_all(photos: Sequence[PhotoFaces], name: str) -> np.ndarray:
-    return np.concatenate([photo.arrays[name] for photo in photos])
+    return handed_out(photos, arrays)
 
 
 def _to_restore(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
@@ -80,7 +76,7 @@ def _to_restore(photo: PhotoFaces, recipe: Recipe) -> PhotoFaces:
 
 def _beyond_border(photos: Sequence[PhotoFaces]) -> torch.Tensor:
     """Share (n,) of each face, brow to chin and cheek to cheek, that lies beyond its photo's border."""
-    boxes, landmarks = (torch.from_numpy(_of_all(photos, name)) for name in (BOXES, LANDMARKS))
+    boxes, landmarks = (torch.from_numpy(of_all(photos, name)) for name in (BOXES, LANDMARKS))
     sizes = torch.tensor([[photo.height, photo.width] for photo in photos for _ in range(photo.face_count)])
     return outside_share(ARCFACE_112.transforms(boxes, landmarks), sizes.reshape(-1, 2), ARCFACE_112.size)
 

@@ -20,7 +20,7 @@ from tasks.cuda_graph import Network, recorded
 from tasks.guard import guarded
 from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
-from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, PhotoFaces, crop, estimate
+from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, PhotoFaces, crop, estimate, handed_out, of_all
 from tasks.recipe import MEASURED_VERSION
 from tasks.transfer import download, upload
 
@@ -61,13 +61,13 @@ class Describe:
         described = list(photos)
         for version, network in self.models:
             if version.contract in self.heads:
-                vectors = np.concatenate([photo.arrays[EMBEDDING] for photo in photos])
+                vectors = of_all(photos, EMBEDDING)
                 found = describe_embeddings(version, network, vectors, self.wanted, self.device)
             else:
                 assert version.spec.preprocess is not None
-                crops = np.concatenate([photo.arrays[crop(version.spec.preprocess.template)] for photo in photos])
+                crops = of_all(photos, crop(version.spec.preprocess.template))
                 found = describe_crops(version, network, crops, self.wanted, self.device)
-            described = handed_out(described, version, found)
+            described = in_photos(described, version, found)
         return described
 
 
@@ -130,37 +130,27 @@ def joined(batches: Sequence[Columns]) -> Columns:
     return {name: np.concatenate([batch[name] for batch in batches]) for name in (batches[0] if batches else {})}
 
 
-def handed_out(photos: Sequence[PhotoFaces], version: ModelVersion, found: Columns) -> list[PhotoFaces]:
-    """Give each photo the rows of its faces: points in its own pixels, confidences no higher than what can be seen."""
-    results, end = [], 0
-    for photo in photos:
-        start, end = end, end + photo.face_count
-        if not photo.face_count:
-            results.append(photo)
-            continue
-        rows = {name: column[start:end] for name, column in found.items()}
-        seen = _seen(photo, version, rows)
-        for attribute in version.spec.attributes:
-            _as_in_photo(photo, version, attribute, rows, photo.arrays[VISIBLE] if attribute == OCCLUSION_29 else seen)
-        results.append(photo.having(**rows))
-    return results
-
-
-def _seen(photo: PhotoFaces, version: ModelVersion, rows: Columns) -> np.ndarray:
-    """Share (n,) of each face that is to be seen, as measured, or less if the version itself holds more points for hidden."""
+def in_photos(photos: Sequence[PhotoFaces], version: ModelVersion, found: Columns) -> list[PhotoFaces]:
+    """Hand out what was found of all faces: points in their photo's pixels, confidences no higher than what can be seen."""
+    if not found:
+        return list(photos)
+    rows, visible = dict(found), of_all(photos, VISIBLE)
     hidden = rows.get(estimate(version.contract, OCCLUSION_29.name, "value"))
-    visible = photo.arrays[VISIBLE]
-    return visible if hidden is None else np.minimum(visible, (hidden <= 0.5).mean(axis=1))
+    # Less is to be seen than was measured if the version itself holds more points for hidden.
+    seen = visible if hidden is None else np.minimum(visible, (hidden <= 0.5).mean(axis=1))
+    for attribute in version.spec.attributes:
+        _in_photos(photos, version, attribute, rows, visible if attribute == OCCLUSION_29 else seen)
+    return handed_out(photos, rows)
 
 
-def _as_in_photo(
-    photo: PhotoFaces, version: ModelVersion, attribute: Attribute, rows: Columns, seen: np.ndarray
+def _in_photos(
+    photos: Sequence[PhotoFaces], version: ModelVersion, attribute: Attribute, rows: Columns, seen: np.ndarray
 ) -> None:
     value, confidence = (estimate(version.contract, attribute.name, what) for what in ("value", "confidence"))
     if value not in rows:
         return
     rows[confidence] = rows[confidence] * seen
     if attribute.kind is Kind.POINTS and version.spec.preprocess is not None:
-        boxes, landmarks = (torch.from_numpy(np.array(photo.arrays[name])) for name in (BOXES, LANDMARKS))
+        boxes, landmarks = (torch.from_numpy(of_all(photos, name)) for name in (BOXES, LANDMARKS))
         to_photo = version.spec.preprocess.template.transforms(boxes, landmarks).numpy()
         rows[value] = rows[value] @ to_photo[:, :, :2].transpose(0, 2, 1) + to_photo[:, None, :, 2]

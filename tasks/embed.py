@@ -12,7 +12,7 @@ from torch import Tensor
 from models.spec import EMBEDDING as EMBEDDING_OUTPUT
 from models.spec import ModelSpec
 from tasks.cuda_graph import recorded
-from tasks.describe import Columns, columns, handed_out, joined
+from tasks.describe import Columns, columns, in_photos, joined
 from tasks.guard import guarded, halving
 from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
@@ -24,6 +24,8 @@ from tasks.photo_faces import (
     RESTORED_FACES,
     PhotoFaces,
     crop,
+    handed_out,
+    of_all,
     restored_crop,
 )
 from tasks.transfer import upload
@@ -84,7 +86,7 @@ class Embed:
                 arrays[RESTORED_EMBEDDING] = next(vectors)
                 arrays[IDENTITY_SIMILARITY] = (embedding[rows] * arrays[RESTORED_EMBEDDING]).sum(axis=1)
             results.append(photo.having(**arrays))
-        return results if self.describing is None else handed_out(results, self.describing, joined(described))
+        return results if self.describing is None else in_photos(results, self.describing, joined(described))
 
     def _both(self, described: list[Columns], faces: Tensor) -> Tensor:
         """Return the embeddings of a batch, and note what else the same forward says of it."""
@@ -114,10 +116,10 @@ class EmbedBeside:
         return [next(done) if photo.failure is None and not photo.shared else photo for photo in photos]
 
     def _embed(self, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:
-        template = crop(self.embed.template)
-        crops = [photo.arrays[template] for photo in photos]
-        vectors = _split(embed(self.embed.forward, self.embed.spec, np.concatenate(crops), self.embed.device), crops)
-        return [photo.having(**{EMBEDDING_BESIDE: own}) for photo, own in zip(photos, vectors, strict=True)]
+        crops = of_all(photos, crop(self.embed.template))
+        return handed_out(
+            photos, {EMBEDDING_BESIDE: embed(self.embed.forward, self.embed.spec, crops, self.embed.device)}
+        )
 
 
 def _left_out(photo: PhotoFaces, error: Exception) -> PhotoFaces:

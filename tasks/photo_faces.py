@@ -5,7 +5,7 @@ safetensors buffer: one copy, no pickled objects, and no trouble with photos of 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -60,6 +60,20 @@ class PhotoFaces:
         """
         record = FailureRecord(self.key, stage, reason, message, retryable, self.image_id)
         return replace(self, failure=record, arrays={})
+
+
+def of_all(photos: Sequence[PhotoFaces], name: str) -> np.ndarray:
+    """One array of the faces of all photos, photo by photo."""
+    return np.concatenate([photo.arrays[name] for photo in photos])
+
+
+def handed_out(photos: Sequence[PhotoFaces], arrays: Mapping[str, np.ndarray]) -> list[PhotoFaces]:
+    """Give each photo its rows of arrays that hold those of all faces, photo by photo."""
+    ends = np.cumsum([photo.face_count for photo in photos]).tolist()
+    return [
+        photo.having(**{name: rows[end - photo.face_count : end] for name, rows in arrays.items()})
+        for photo, end in zip(photos, ends, strict=True)
+    ]
 
 
 BOXES = "boxes"  # (n, 4) float32, pixels of the upright original

@@ -6,7 +6,6 @@ photo, and if it is still the same person to the recognition model (identity sim
 
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +25,7 @@ from tasks.photo_faces import (
     RESTORED_SHARPNESS,
     TO_RESTORE,
     PhotoFaces,
+    of_all,
     restored_crop,
 )
 from tasks.restorer import Restorer
@@ -53,7 +53,7 @@ class Restore:
         needing = [photo for photo in photos if TO_RESTORE in photo.arrays]
         if not needing:
             return list(photos)
-        crops = upload(np.concatenate([photo.arrays[TO_RESTORE] for photo in needing]), self.restorer.device)
+        crops = upload(of_all(needing, TO_RESTORE), self.restorer.device)
         landmarks = torch.cat([landmarks_in_crop(photo, self.restorer.template) for photo in needing])
         restored = self.restorer(crops, landmarks)
         scores = fidelity(crops, restored.pixels)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
-from sqlalchemy import ColumnElement, not_, select
+from sqlalchemy import ColumnElement, Integer, bindparam, not_, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import Catalog
@@ -290,13 +290,19 @@ def _asked(
     return _Asked(np.concatenate(parts), box, score, (without,) if faces else ())
 
 
+_STORED = (
+    select(Face, Embedding.vector)
+    .join(
+        Embedding,
+        (Embedding.face_id == Face.id) & (Embedding.model_version_id == bindparam("version", type_=Integer)),
+    )
+    .where(Face.id.in_(bindparam("faces", expanding=True)))
+)
+
+
 def _stored(session: Session, version: ModelVersionRow, faces: Sequence[int]) -> list[tuple[Face, np.ndarray]]:
     """Faces of the catalog with their vectors, in the order of the question."""
-    rows = session.execute(
-        select(Face, Embedding.vector)
-        .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == version.id))
-        .where(Face.id.in_(faces))
-    ).tuples()
+    rows = session.execute(_STORED, {"version": version.id, "faces": faces}).tuples()
     found = {face.id: (face, vector) for face, vector in rows}
     missing = sorted(set(faces) - set(found))
     if missing:

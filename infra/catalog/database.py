@@ -237,10 +237,15 @@ def upsert(
 @cache
 def _upserting(entity: type[Base], dialect: str, key: tuple[str, ...], update: tuple[str, ...]) -> Executable:
     """Made once: naming the columns takes as long as writing a batch of rows."""
-    table = entity.__table__
-    assert isinstance(table, Table)
-    statement = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table)
+    statement = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table_of(entity))
     if not update:
         return statement.on_conflict_do_nothing(index_elements=key)
     columns = {name: statement.excluded[name] for name in update}
     return statement.on_conflict_do_update(index_elements=key, set_=columns)
+
+
+def table_of(entity: type[Base]) -> Table:
+    """The table itself: to write many rows past the ORM, which would look at each value."""
+    table = entity.__table__
+    assert isinstance(table, Table)
+    return table

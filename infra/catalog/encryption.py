@@ -142,9 +142,12 @@ def opened(session: Session, stored: bytes) -> bytes:
     return stored if sealing is None or len(stored) % 4 == 0 else sealing.open(stored)
 
 
+_CHECK = select(Secret.name).where(Secret.name == CHECK)
+
+
 def is_encrypted(session: Session) -> bool:
     """Whether embeddings are encrypted: then no index of theirs may be written to a disk."""
-    return session.get(Secret, CHECK) is not None
+    return session.scalar(_CHECK) is not None
 
 
 def check_open(session: Session) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog import succession
-from infra.catalog.database import upsert
+from infra.catalog.database import table_of, upsert
 from infra.catalog.runs import resolve_failures
 from infra.catalog.schema import (
     Attribute,
@@ -193,7 +193,7 @@ def _write_derived(session: Session, contract: Contract, faces: Mapping[int, Fac
     ]
     for entity, rows in ((Attribute, attributes), (Restoration, restorations)):
         if rows:
-            session.execute(insert(entity.__table__), rows)  # past the ORM, which would look at each value
+            session.execute(insert(table_of(entity)), rows)
 
 
 def crop_keys(session: Session, contents: Iterable[int] | Select[tuple[int]]) -> set[str]:

@@ -155,7 +155,10 @@ class FaceFilter(_Condition):
 
 def visible() -> ColumnElement[bool]:
     """A face that some photo still in its collection shows."""
-    return exists().where(Image.content_id == Face.content_id, Image.status != ImageStatus.MISSING.value)
+    return _VISIBLE
+
+
+_VISIBLE = exists().where(Image.content_id == Face.content_id, Image.status != ImageStatus.MISSING.value)
 
 
 def of_identity(identity_id: int) -> ColumnElement[bool]:

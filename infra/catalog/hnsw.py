@@ -1,6 +1,7 @@
 """Nearest faces by PostgreSQL itself: pgvector's HNSW index over half-precision vectors, or a scan where there are few."""
 
 from collections.abc import Sequence
+from functools import cache
 from math import ceil
 
 import numpy as np
@@ -17,6 +18,7 @@ from sqlalchemy import (
     cast,
     column,
     func,
+    literal,
     literal_column,
     select,
     true,
@@ -56,47 +58,41 @@ class HnswIndex:
             return np.stack(found), np.stack(similarities)
         searched = min(max(ceil(effort * SEARCHED), count), LARGEST_SEARCHED)
         session.connection().exec_driver_sql(f"SET LOCAL hnsw.ef_search = {searched}; {BY_INDEX}")
-        half = cast(HALF, HALFVEC(self.dimension))  # what the index is over
         if len(queries) == 1:
-            found, similarities = (part[None] for part in self._nearest(session, half, queries[0], count))
+            one = _nearest_to_one(self.model_version_id, self.dimension, indexed=True)
+            found, similarities = (part[None] for part in self._nearest(session, one, queries[0], count))
         else:
-            found, similarities = self._nearest_to_each(session, half, queries, count)
+            found, similarities = self._nearest_to_each(session, queries, count)
         session.connection().exec_driver_sql(AS_EVER)
         return found, similarities
 
     def within(
         self, session: Session, query: np.ndarray, count: int, clauses: Sequence[ColumnElement[bool]]
     ) -> tuple[np.ndarray, np.ndarray]:
+        statement = _nearest_to_one(self.model_version_id, self.dimension, indexed=False)
         if not clauses:
-            return self._nearest(session, HALF, query, count)  # an expression that no index is over
+            return self._nearest(session, statement, query, count)
         # In one statement, the planner takes the filter for whatever it likes, and reads all vectors: seconds among a million.
         kept = session.scalars(select(Face.id).where(*clauses)).all()
-        return self._nearest(session, HALF, query, count, Embedding.face_id == any_(cast([*kept], ARRAY(BigInteger))))
+        among_kept = statement.where(Embedding.face_id == any_(cast([*kept], ARRAY(BigInteger))))
+        return self._nearest(session, among_kept, query, count)
 
     def _nearest(
-        self,
-        session: Session,
-        half: ColumnElement[object],
-        query: np.ndarray,
-        count: int,
-        *conditions: ColumnElement[bool],
+        self, session: Session, statement: Select[tuple[int, float]], query: np.ndarray, count: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        asked = bindparam("asked", query.astype(np.float32), HALFVEC(self.dimension))
-        rows = session.execute(self._statement(half, asked, count).where(*conditions)).all()
+        rows = session.execute(statement, {"asked": query.astype(np.float32), "count": count}).all()
         ids = np.array([face for face, _ in rows], np.int64)
         similarities = -np.array([distance for _, distance in rows], np.float64)
         order = np.argsort(-similarities, kind="stable")
         return ids[order], similarities[order]
 
-    def _nearest_to_each(
-        self, session: Session, half: ColumnElement[object], queries: np.ndarray, count: int
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _nearest_to_each(self, session: Session, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """As `_nearest` for a block (Q, D), asked once: the database goes through it by itself."""
         vector = HALFVEC(self.dimension)
         block = cast(bindparam("asked", [*queries.astype(np.float32)], ARRAY(vector)), ARRAY(vector))
         vectors = func.unnest(block).table_valued(column("vector", vector), with_ordinality="place")
         asked = vectors.render_derived(name="asked")
-        nearest = self._statement(half, asked.c.vector, count).lateral("nearest")
+        nearest = _nearest(self.model_version_id, self.dimension, asked.c.vector, literal(count)).lateral("nearest")
         statement = select(asked.c.place, nearest.c.face_id, nearest.c.distance)
         found = session.execute(statement.select_from(asked.join(nearest, true()))).all()
         rows = np.array(found, np.float64).reshape(-1, 3)
@@ -108,11 +104,20 @@ class HnswIndex:
         ids[place, rank], similarities[place, rank] = rows[:, 1].astype(np.int64), -rows[:, 2]
         return ids, similarities
 
-    def _statement(
-        self, half: ColumnElement[object], asked: ColumnElement[object], count: int
-    ) -> Select[tuple[int, float]]:
-        distance = half.op("<#>", return_type=Float())(cast(asked, HALFVEC(self.dimension)))
-        # A number in the text, not a parameter: only so does the planner know that the partial index is meant.
-        version = bindparam("version", self.model_version_id, Integer, literal_execute=True)
-        statement = select(Embedding.face_id, distance.label("distance")).where(Embedding.model_version_id == version)
-        return statement.order_by(distance).limit(count)
+
+@cache
+def _nearest_to_one(model_version_id: int, dimension: int, indexed: bool) -> Select[tuple[int, float]]:
+    """The `count` faces nearest to a vector `asked`: made once, as the statements of `infra.catalog.views`."""
+    asked = bindparam("asked", type_=HALFVEC(dimension))
+    return _nearest(model_version_id, dimension, asked, bindparam("count", type_=Integer), indexed)
+
+
+def _nearest(
+    model_version_id: int, dimension: int, asked: ColumnElement[object], count: ColumnElement[int], indexed: bool = True
+) -> Select[tuple[int, float]]:
+    half = cast(HALF, HALFVEC(dimension)) if indexed else HALF  # only the first is an expression that an index is over
+    distance = half.op("<#>", return_type=Float())(cast(asked, HALFVEC(dimension)))
+    # A number in the text, not a parameter: only so does the planner know that the partial index is meant.
+    version = bindparam("version", model_version_id, Integer, literal_execute=True)
+    statement = select(Embedding.face_id, distance.label("distance")).where(Embedding.model_version_id == version)
+    return statement.order_by(distance).limit(count)

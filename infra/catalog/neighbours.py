@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, Integer, bindparam, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.schema import Embedding, Face
@@ -23,6 +23,17 @@ MORE = 4  # times as many candidates at least, when they were too few
 AMPLE = 2.0  # times as many as should be enough, by the share that a filter kept so far
 MOST = 20_000  # candidates after which comparing all faces that a filter keeps is cheaper
 RARE = 0.05  # share kept by a filter that keeps few: of a million faces 50 thousand, compared in half a second
+
+
+# Made once, as those of `infra.catalog.views`.
+_VECTORS = (
+    select(Embedding.face_id, Embedding.vector)
+    .join(Face, Face.id == Embedding.face_id)
+    .where(
+        Embedding.model_version_id == bindparam("version", type_=Integer),
+        Embedding.face_id.in_(bindparam("faces", expanding=True)),
+    )
+)
 
 
 class VectorIndex(Protocol):
@@ -125,15 +136,8 @@ def _judged(
     """Those of the proposed faces that the clauses keep, with similarities from full vectors, in order."""
     rows: list[tuple[int, np.ndarray]] = []
     for start in range(0, len(proposed), CHUNK):
-        rows += session.execute(
-            select(Embedding.face_id, Embedding.vector)
-            .join(Face, Face.id == Embedding.face_id)
-            .where(
-                Embedding.model_version_id == model_version_id,
-                Embedding.face_id.in_(proposed[start : start + CHUNK].tolist()),
-                *clauses,
-            )
-        ).tuples()
+        asked = {"version": model_version_id, "faces": proposed[start : start + CHUNK].tolist()}
+        rows += session.execute(_VECTORS.where(*clauses), asked).tuples()
     if not rows:
         return np.zeros(0, np.int64), np.zeros(0)
     ids = np.array([face for face, _ in rows], np.int64)

@@ -25,7 +25,8 @@ CONSTRUCTION = (
     128  # ef_construction; with pgvector's 64 a search among a million needs an ef_search of 250 for what 160 find
 )
 BYTES_OF_LINKS = 290  # of a vector in an index, beside its numbers: 540 to 570 bytes at 128-D, 1,300 at 512-D
-BUILD_MEMORY = "1GB"  # an index that is built within it is built many times faster
+BUILD_MEMORY = "1GB"  # an index that is built within its memory is built many times faster
+BYTES_OF_GRAPH = 800  # of a vector while an index is built, beside its numbers
 
 
 class WrongVector(ValueError):
@@ -174,13 +175,30 @@ def create_index(connection: Connection, model_version_id: int, dimension: int) 
     """Have PostgreSQL index a version's vectors; does nothing on SQLite, or where the index is there already."""
     if connection.dialect.name != "postgresql" or dimension > LARGEST_HNSW or has_index(connection, model_version_id):
         return
-    connection.execute(text(f"SET LOCAL maintenance_work_mem = '{BUILD_MEMORY}'"))
+    have_build_memory(connection, model_version_id, dimension)
     connection.execute(
         text(
             f"CREATE INDEX {index_name(model_version_id)} ON embedding "
             f"USING hnsw ((half::halfvec({int(dimension)})) halfvec_ip_ops) WITH (ef_construction = {CONSTRUCTION}) "
             f"WHERE model_version_id = {int(model_version_id)}"
         )
+    )
+
+
+def have_build_memory(connection: Connection, model_version_id: int, dimension: int) -> None:
+    """Let PostgreSQL take the memory that it needs to build a version's index in this transaction.
+
+    That is BUILD_MEMORY, and for more vectors as much as the server has for its pages (shared_buffers) at most: of the machine
+    it tells nothing else.
+    """
+    most = (
+        "greatest(pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(:least), "
+        "least(:each * (SELECT count(*) FROM embedding WHERE model_version_id = :version), "
+        "pg_size_bytes(current_setting('shared_buffers'))))"
+    )
+    connection.execute(
+        text(f"SELECT set_config('maintenance_work_mem', ({most} / 1024)::text, true)"),
+        {"least": BUILD_MEMORY, "each": 2 * dimension + BYTES_OF_GRAPH, "version": model_version_id},
     )
 
 
@@ -194,11 +212,13 @@ def has_index(connection: Connection, model_version_id: int) -> bool:
 
 def has_many(session: Session, model_version_id: int, dimension: int, more_than: int) -> bool:
     """Whether PostgreSQL has a usable index, over more than about so many vectors: told by its size, without counting."""
-    many = text(
-        "SELECT indisvalid AND pg_relation_size(indexrelid) > :bytes FROM pg_index WHERE indexrelid = to_regclass(:name)"
-    )
     size = more_than * (2 * dimension + BYTES_OF_LINKS)
-    return bool(session.scalar(many, {"name": index_name(model_version_id), "bytes": size}))
+    return bool(session.scalar(_MANY, {"name": index_name(model_version_id), "bytes": size}))
+
+
+_MANY = text(
+    "SELECT indisvalid AND pg_relation_size(indexrelid) > :bytes FROM pg_index WHERE indexrelid = to_regclass(:name)"
+)
 
 
 def index_all(connection: Connection) -> list[str]:

@@ -7,10 +7,12 @@ from infra.catalog import upgrades
 from infra.catalog.database import exclusive
 from infra.catalog.schema import Face, ModelVersion
 
+_SERVING = select(ModelVersion).where(ModelVersion.serving)
+
 
 def serving(session: Session) -> ModelVersion | None:
     """The embedding version that queries use; None before the first complete run."""
-    return session.scalar(select(ModelVersion).where(ModelVersion.serving))
+    return session.scalar(_SERVING)
 
 
 def serving_id(session: Session) -> int | None:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Integer, bindparam, exists, func, or_, select
+from sqlalchemy import BindParameter, Integer, Row, bindparam, exists, func, or_, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.people_tables import Person
@@ -111,7 +111,10 @@ class FailureView:
 # Made once: to put them together takes longer than the database takes to answer them.
 _OF: BindParameter[int] = bindparam("faces", expanding=True)
 _FACES = (
-    select(Face, Collection.name, Identity.id, Identity.name)
+    select(
+        *(Face.id, Face.x1, Face.y1, Face.x2, Face.y2, Face.score, Face.quality, Face.quality_parts, Face.crop_key),
+        *(Collection.name.label("collection"), Identity.id.label("identity_id"), Identity.name.label("identity_name")),
+    )
     .join(Content, Content.id == Face.content_id)
     .join(Collection, Collection.id == Content.collection_id)
     .outerjoin(
@@ -128,7 +131,7 @@ _KEYS = (
     .order_by(Image.key)
 )
 _ATTRIBUTES = (
-    select(Attribute, ModelVersion.name, ModelVersion.version)
+    select(*Attribute.__table__.columns, ModelVersion.name.label("model"), ModelVersion.version)
     .join(ModelVersion, ModelVersion.id == Attribute.model_version_id)
     .where(Attribute.face_id.in_(_OF))
     .order_by(Attribute.name)
@@ -143,14 +146,13 @@ _RESTORATIONS = (
 def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) -> dict[int, FaceView]:
     """Everything about some faces; who they are believed to be, by one embedding version."""
     of = {"faces": face_ids}
-    rows = session.execute(_FACES, of | {"embedder": embedder_id}).tuples()
-    found = {face.id: (face, collection, identity, name) for face, collection, identity, name in rows}
+    found = session.execute(_FACES, of | {"embedder": embedder_id}).all()
     keys: dict[int, list[str]] = {}
     for face_id, key in session.execute(_KEYS, of).tuples():
         keys.setdefault(face_id, []).append(key)
     attributes: dict[int, list[AttributeView]] = {}
-    for row, model, version in session.execute(_ATTRIBUTES, of).tuples():
-        attributes.setdefault(row.face_id, []).append(attribute_view(row, f"{model}@{version}"))
+    for row in session.execute(_ATTRIBUTES, of):
+        attributes.setdefault(row.face_id, []).append(attribute_view(row, f"{row.model}@{row.version}"))
     restorations = {
         row.face_id: RestorationView(
             row.crop_key, row.accepted, row.reason, row.identity_similarity, row.fidelity, f"{model}@{version}"
@@ -158,25 +160,25 @@ def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) 
         for row, model, version in session.execute(_RESTORATIONS, of).tuples()
     }
     return {
-        face_id: FaceView(
-            face_id=face_id,
-            collection=collection,
-            keys=tuple(keys.get(face_id, [])),
+        face.id: FaceView(
+            face_id=face.id,
+            collection=face.collection,
+            keys=tuple(keys.get(face.id, [])),
             box=(face.x1, face.y1, face.x2, face.y2),
             score=face.score,
             quality=face.quality,
             quality_parts=face.quality_parts,
             crop_key=face.crop_key,
-            identity_id=identity_id,
-            identity_name=identity_name,
-            attributes=tuple(attributes.get(face_id, [])),
-            restoration=restorations.get(face_id),
+            identity_id=face.identity_id,
+            identity_name=face.identity_name,
+            attributes=tuple(attributes.get(face.id, [])),
+            restoration=restorations.get(face.id),
         )
-        for face_id, (face, collection, identity_id, identity_name) in found.items()
+        for face in found
     }
 
 
-def attribute_view(row: Attribute, model: str) -> AttributeView:
+def attribute_view(row: Attribute | Row[Any], model: str) -> AttributeView:
     vector = None if row.vector is None else tuple(row.vector.tolist())
     return AttributeView(
         row.name, row.value, row.label, row.confidence, model, row.kind, row.unit, vector, row.mask_key

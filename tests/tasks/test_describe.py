@@ -22,7 +22,7 @@ from models.vocabulary import PARSING
 from tasks.align import align_faces
 from tasks.assess import assess
 from tasks.decode import DecodeLimits, decode
-from tasks.describe import Describe, handed_out
+from tasks.describe import Describe, in_photos
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
 from tasks.install import ModelVersion
@@ -286,7 +286,7 @@ def test_a_model_that_holds_points_for_hidden_is_less_sure_of_its_other_attribut
         names["occlusion_29"][0]: hidden,
         names["occlusion_29"][1]: sure,
     }
-    [given] = handed_out([photo], version, found)
+    [given] = in_photos([photo], version, found)
     assert given.arrays[names["age"][1]].item() == pytest.approx(0.9 * 15 / 29)
     assert given.arrays[names["occlusion_29"][1]].item() == pytest.approx(0.9, abs=0.02)
 

@@ -3,7 +3,7 @@
 from alembic import op
 from sqlalchemy import text
 
-from infra.catalog.vectors import BUILD_MEMORY, CONSTRUCTION
+from infra.catalog.vectors import CONSTRUCTION, has_index, have_build_memory, index_name
 
 revision = "0011"
 down_revision = "0010"
@@ -15,7 +15,10 @@ def upgrade() -> None:
     connection = op.get_bind()
     if connection.dialect.name != "postgresql":
         return
-    connection.execute(text(f"SET LOCAL maintenance_work_mem = '{BUILD_MEMORY}'"))
-    for name in connection.scalars(text("SELECT indexname FROM pg_indexes WHERE indexname LIKE 'ix_embedding_half_%'")):
+    for version, dimension in connection.execute(text("SELECT id, dimension FROM model_version")).all():
+        name = index_name(version)
+        if not has_index(connection, version):
+            continue
+        have_build_memory(connection, version, dimension)
         connection.execute(text(f"ALTER INDEX {name} SET (ef_construction = {CONSTRUCTION})"))
         connection.execute(text(f"REINDEX INDEX {name}"))
