@@ -26,6 +26,8 @@ from tasks.perceptual_hash import perceptual_hash
 from tasks.photo_faces import BOXES, PhotoFaces
 
 GROUP = 16  # photos that are detected together: more gains nothing on a CPU, and each costs up to 5 MB of pixels
+CROPS = 64  # of files so small that they are faces cut out already: there, calling takes as long as computing
+CROP_BYTES = 32_768
 THREADS = 4  # reading and decoding release Python's lock
 REFUSALS = ("store_unavailable", "access_denied", "object_missing", "store_missing", "timeout")
 LASTING = (InvalidKey, ObjectTooLarge)  # every other refusal of a store may be over by the next run
@@ -197,9 +199,10 @@ class Prepare:
         return replace(item, photo=item.photo.having(**{n: a[~gone] for n, a in item.photo.arrays.items()}))
 
 
-def even_groups(page: Sequence[Item], hands: int) -> list[Sequence[Item]]:
-    """Cut a page into groups of at most GROUP, as many for each of the `hands`, and of equal size but for one item."""
-    rounds = -(-len(page) // (GROUP * hands))
+def even_groups(page: Sequence[Work], hands: int) -> list[Sequence[Work]]:
+    """Cut a page into groups of at most GROUP, or CROPS, as many for each of the `hands`, and of equal size but for one."""
+    most = CROPS if all(work.size <= CROP_BYTES for work in page) else GROUP
+    rounds = -(-len(page) // (most * hands))
     count = min(rounds * hands, len(page))
     ends = [-(-k * len(page) // count) for k in range(count + 1)] if count else []
     return [page[start:end] for start, end in pairwise(ends)]

@@ -137,6 +137,7 @@ def test_a_photo_that_vanishes_or_changes_on_the_way_fails_and_the_next_night_lo
 def one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Photos are read in groups of one, so that a store can fail between two."""
     monkeypatch.setattr(prepare, "GROUP", 1)
+    monkeypatch.setattr(prepare, "CROPS", 1)
 
 
 @pytest.mark.usefixtures("one_by_one")

@@ -2,8 +2,9 @@
 
 import pytest
 
+from infra.catalog.images import Work
 from tasks.pipeline import PAGE, _Shares
-from tasks.prepare import GROUP, even_groups
+from tasks.prepare import CROP_BYTES, CROPS, GROUP, even_groups
 
 STAGES = ["restore", "embed", "describe"]
 
@@ -34,13 +35,14 @@ def test_where_there_is_no_processor_one_is_waited_for() -> None:
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5, 16, 21, 40, 63, 200, 299])
-@pytest.mark.parametrize("threads", [2, 4])
-def test_groups_of_a_small_job_keep_all_threads_busy_to_the_end(count: int, threads: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2, 4])
+@pytest.mark.parametrize(("size", "most"), [(CROP_BYTES, CROPS), (CROP_BYTES + 1, GROUP)])
+def test_groups_of_a_small_job_keep_all_threads_busy_to_the_end(count: int, threads: int, size: int, most: int) -> None:
     for start in range(0, count, PAGE):
-        page = range(start, min(start + PAGE, count))
+        page = [Work(n, f"{n}.jpg", "", size) for n in range(start, min(start + PAGE, count))]
         groups = even_groups(page, threads)
-        assert [item for group in groups for item in group] == list(page)
+        assert [work for group in groups for work in group] == page
         sizes = {len(group) for group in groups}
-        assert max(sizes) <= GROUP
+        assert max(sizes) <= most
         assert max(sizes) - min(sizes) <= 1
         assert len(groups) == len(page) or len(groups) % threads == 0
