@@ -13,16 +13,22 @@ from sqlalchemy.engine import make_url
 from infra.telemetry import silence
 
 
+def load() -> Any:
+    """Import MLflow's client, which takes a second or more: only those who need it pay, where they wait anyway if they can."""
+    silence()
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+
+    return MlflowClient
+
+
 def connect(uri: str) -> Any:
     """Return an MlflowClient for tracking and registry at `uri`. The first one on a new database creates its tables."""
-    silence()
-    from mlflow.tracking import MlflowClient  # noqa: PLC0415  takes 0.8 s: only those who need it pay
-
+    client = load()
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)  # it tells of every table migration
     with _alone(uri) as database:
         if database is not None and not database.exists():
             _create(database)
-        return MlflowClient(tracking_uri=uri, registry_uri=uri)
+        return client(tracking_uri=uri, registry_uri=uri)
 
 
 @contextmanager
@@ -42,12 +48,10 @@ def _alone(uri: str) -> Iterator[Path | None]:
 
 def _create(database: Path) -> None:
     """Let MLflow make its tables aside: killed in the middle, it could neither use nor mend what it has left."""
-    from mlflow.tracking import MlflowClient  # noqa: PLC0415
-
     for left in database.parent.glob(f"{database.name}.new-*"):
         left.unlink()
     aside = database.with_name(f"{database.name}.new-{secrets.token_hex(4)}")  # MLflow remembers what it has opened
     uri = f"sqlite:///{aside}"
-    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client = load()(tracking_uri=uri, registry_uri=uri)
     client._tracking_client.store.engine.dispose()
     aside.rename(database)

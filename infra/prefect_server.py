@@ -5,17 +5,21 @@ The kernel drops that lock however the process ends, so neither a kill -9 nor a 
 Only for POSIX systems. With PREFECT_API_URL set by the user, that server is used and none is started.
 """
 
+import asyncio
 import fcntl
 import json
 import os
 import secrets
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from http.client import HTTPConnection, HTTPException
 from importlib.metadata import version
@@ -33,6 +37,10 @@ LEAN = {
     "PREFECT_SERVER_SERVICES_EVENT_PERSISTER_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
 }
+
+
+DATABASE = "prefect.db"  # as Prefect calls it
+ELSEWHERE = ("PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
 
 
 class ServerUnavailable(RuntimeError):
@@ -127,6 +135,32 @@ def begin(home: Path) -> PendingServer:
             stop(home)
 
 
+@contextmanager
+def database_made(home: Path) -> Iterator[None]:
+    """Have the database of the local server made in the meantime, if there is none yet.
+
+    Its hundred migrations take the server five seconds, for which the first night would wait.
+    """
+    folder = _folder(home)
+    if (folder / DATABASE).exists() or any(name in os.environ for name in ELSEWHERE):
+        yield
+        return
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # What fails here is told by the server itself, which makes what is missing.
+    maker = subprocess.Popen(
+        [sys.executable, "-P", __file__, str(folder)],
+        env=LEAN | os.environ | {"PREFECT_HOME": str(folder)},
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
+    finally:
+        maker.wait()
+
+
 def status(home: Path) -> Server | None:
     """Return the local server of `home` if one is alive, ready or still starting."""
     folder = _folder(home)
@@ -218,6 +252,26 @@ def _serve(lock: int, listener: int) -> None:
     uvicorn.Server(config).run(sockets=[connections])
 
 
+def _make_database(folder: Path) -> None:
+    """Make an empty database, aside: killed in the middle, nothing is left that a server would take for whole."""
+    with tempfile.TemporaryDirectory(dir=folder) as aside:
+        made = Path(aside) / DATABASE
+        os.environ[ELSEWHERE[-1]] = f"sqlite+aiosqlite:///{made}"
+
+        from prefect.server.database import provide_database_interface  # noqa: PLC0415 - heavy, only for this process
+
+        async def make() -> None:
+            database = provide_database_interface()
+            await database.create_db()
+            await (await database.engine()).dispose()
+
+        asyncio.run(make())
+        with closing(sqlite3.connect(made)) as connection:
+            connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(FileExistsError):  # a server was faster
+            (folder / DATABASE).hardlink_to(made)
+
+
 def _end_without_home(lock: int) -> None:
     """End this server once its folder has been deleted: nobody can find it any more."""
     while os.fstat(lock).st_nlink > 0:
@@ -287,4 +341,7 @@ def _last_words(folder: Path, lines: int = 15) -> str:
 
 
 if __name__ == "__main__":
-    _serve(*map(int, sys.argv[1:]))
+    if len(sys.argv) == 2:
+        _make_database(Path(sys.argv[1]))
+    else:
+        _serve(*map(int, sys.argv[1:]))

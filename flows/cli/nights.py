@@ -118,12 +118,13 @@ def _will_take_ray(settings: Settings, uri: str) -> bool:
 
 def _run_nightly(collection: str, keys: KeyRange, settings: Settings, server: "PendingServer") -> dict[str, Any]:
     from flows import night  # noqa: F401, PLC0415 - torch and the models
-    from infra import prefect_server  # noqa: PLC0415
+    from infra import mlflow_client, prefect_server  # noqa: PLC0415
 
     os.environ.update(prefect_server.environment(server.address(), settings.home_folder))
     from flows.nightly import nightly, observer  # noqa: PLC0415 - Prefect reads its settings when imported
 
-    server.url()  # it may still be starting
+    mlflow_client.load()  # while the server may still be starting
+    server.url()
 
     columns = (
         TextColumn("{task.description:10}"),

@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from infra.prefect_server import database_made
 from infra.settings import Settings
 from tests.benchmarks import photo_sets
 from tests.benchmarks.command import server_stopped_afterwards, visage_run
@@ -27,6 +28,8 @@ def measure(photographs: int = 21, rounds: int = 3) -> dict[str, Any]:
         photos = photo_sets.photographs(folder / "photographs", photographs)
         for number in range(rounds):
             settings = make_home(folder, f"home {number}", photos, restore_model="", engine="inline")
+            with database_made(settings.home_folder):  # as 'visage models install' does
+                pass
             with server_stopped_afterwards(settings):
                 for state, times in found.items():
                     engine = state.rsplit(" ", 1)[1]
