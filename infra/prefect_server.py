@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import signal
 import socket
 import sqlite3
@@ -254,7 +255,9 @@ def _serve(lock: int, listener: int) -> None:
 
 def _make_database(folder: Path) -> None:
     """Make an empty database, aside: killed in the middle, nothing is left that a server would take for whole."""
-    with tempfile.TemporaryDirectory(dir=folder) as aside:
+    for left in folder.glob("making-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix="making-", dir=folder) as aside:
         made = Path(aside) / DATABASE
         os.environ[ELSEWHERE[-1]] = f"sqlite+aiosqlite:///{made}"
 

@@ -1,10 +1,12 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -83,6 +85,59 @@ def pid_of(home: Path) -> int:
     server = prefect_server.status(home)
     assert server is not None
     return server.pid
+
+
+def test_a_database_made_beforehand_is_the_one_that_the_server_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "prefect"
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("PREFECT_API_URL", "http://elsewhere/api")
+        with prefect_server.database_made(tmp_path):
+            pass
+    assert not folder.exists()
+    with prefect_server.database_made(tmp_path):
+        pass
+    assert [path.name for path in folder.iterdir()] == [prefect_server.DATABASE]
+    made = revision(folder)
+    assert made is not None
+    file = (folder / prefect_server.DATABASE).stat().st_ino
+    with prefect_server.database_made(tmp_path):  # nothing is left to do
+        pass
+    try:
+        prefect_server.begin(tmp_path).url()
+        assert (folder / prefect_server.DATABASE).stat().st_ino == file
+        assert revision(folder) == made  # the server had nothing to migrate
+    finally:
+        prefect_server.stop(tmp_path)
+
+
+def test_a_killed_maker_leaves_no_half_made_database(tmp_path: Path) -> None:
+    folder = tmp_path / "prefect"
+    with prefect_server.database_made(tmp_path):
+        maker = await_process(prefect_server.__file__, str(folder))
+        while not [*folder.glob("making-*/*.db")]:
+            time.sleep(0.02)
+        maker.kill()
+    assert not (folder / prefect_server.DATABASE).exists()
+    with prefect_server.database_made(tmp_path):
+        pass
+    assert revision(folder) is not None
+    assert [path.name for path in folder.iterdir()] == [prefect_server.DATABASE]
+
+
+def revision(folder: Path) -> str | None:
+    with closing(sqlite3.connect(folder / prefect_server.DATABASE)) as connection:
+        [(found,)] = connection.execute("SELECT version_num FROM alembic_version").fetchall()
+    return str(found)
+
+
+def await_process(*words: str) -> psutil.Process:
+    while True:
+        for process in psutil.process_iter(["cmdline"]):
+            if process.info["cmdline"] and process.info["cmdline"][-len(words) :] == [*words]:
+                return process
+        time.sleep(0.02)
 
 
 def test_many_callers_at_once_share_one_server_that_survives_them(home: Path) -> None:
