@@ -140,7 +140,7 @@ def begin(home: Path) -> PendingServer:
 def database_made(home: Path) -> Iterator[None]:
     """Have the database of the local server made in the meantime, if there is none yet.
 
-    Its hundred migrations take the server five seconds, for which the first night would wait.
+    Its many migrations take the server five seconds, for which the first night would wait.
     """
     folder = _folder(home)
     if (folder / DATABASE).exists() or any(name in os.environ for name in ELSEWHERE):
