@@ -30,8 +30,8 @@ PER_PHOTOGRAPH = {
     "objects written": 1,
     "model loads": 0,
     "SQL statements": 0.25,
-    "calls of Python functions": 1900,
-    "calls of native functions": 2050,
+    "calls of Python functions": 1750,
+    "calls of native functions": 2000,
 }
 
 
