@@ -24,9 +24,10 @@ LARGEST_HNSW = 4000  # dimensions of a halfvec that pgvector indexes
 CONSTRUCTION = (
     128  # ef_construction; with pgvector's 64 a search among a million needs an ef_search of 250 for what 160 find
 )
+WIDE = 256  # dimensions up to which 16 links a vector are enough: at 512-D no search among a million finds 99% by them
 BYTES_OF_LINKS = 290  # of a vector in an index, beside its numbers: 540 to 570 bytes at 128-D, 1,300 at 512-D
 BUILD_MEMORY = "1GB"  # an index that is built within its memory is built many times faster
-BYTES_OF_GRAPH = 800  # of a vector while an index is built, beside its numbers
+BYTES_OF_GRAPH, BYTES_OF_LINK = 288, 32  # of a vector while an index is built, beside its numbers
 
 
 class WrongVector(ValueError):
@@ -179,10 +180,16 @@ def create_index(connection: Connection, model_version_id: int, dimension: int) 
     connection.execute(
         text(
             f"CREATE INDEX {index_name(model_version_id)} ON embedding "
-            f"USING hnsw ((half::halfvec({int(dimension)})) halfvec_ip_ops) WITH (ef_construction = {CONSTRUCTION}) "
+            f"USING hnsw ((half::halfvec({int(dimension)})) halfvec_ip_ops) "
+            f"WITH (m = {links_for(dimension)}, ef_construction = {CONSTRUCTION}) "
             f"WHERE model_version_id = {int(model_version_id)}"
         )
     )
+
+
+def links_for(dimension: int) -> int:
+    """How many others a vector is linked with in an index (m)."""
+    return 16 if dimension <= WIDE else 32
 
 
 def have_build_memory(connection: Connection, model_version_id: int, dimension: int) -> None:
@@ -191,6 +198,7 @@ def have_build_memory(connection: Connection, model_version_id: int, dimension: 
     That is BUILD_MEMORY, and for more vectors as much as the server has for its pages (shared_buffers) at most: of the machine
     it tells nothing else.
     """
+    each = 2 * dimension + BYTES_OF_GRAPH + BYTES_OF_LINK * links_for(dimension)
     most = (
         "greatest(pg_size_bytes(current_setting('maintenance_work_mem')), pg_size_bytes(:least), "
         "least(:each * (SELECT count(*) FROM embedding WHERE model_version_id = :version), "
@@ -198,7 +206,7 @@ def have_build_memory(connection: Connection, model_version_id: int, dimension: 
     )
     connection.execute(
         text(f"SELECT set_config('maintenance_work_mem', ({most} / 1024)::text, true)"),
-        {"least": BUILD_MEMORY, "each": 2 * dimension + BYTES_OF_GRAPH, "version": model_version_id},
+        {"least": BUILD_MEMORY, "each": each, "version": model_version_id},
     )
 
 

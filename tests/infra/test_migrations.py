@@ -79,18 +79,23 @@ def test_a_night_recorded_under_the_first_schema_is_whole_under_todays(
         request.getfixturevalue("postgresql").drop(url)
 
 
-def test_an_index_of_an_older_version_is_built_anew_with_more_care(fresh_catalog_url: Callable[[str], str]) -> None:
+@pytest.mark.parametrize("dimension", [8, vectors.WIDE + 1])
+def test_an_index_of_an_older_version_is_built_anew_with_more_care(
+    fresh_catalog_url: Callable[[str], str], dimension: int
+) -> None:
     catalog = Catalog(fresh_catalog_url("postgresql"))
-    crowd.enter(catalog, crowd.vectors(50, 8))
-    options = text(f"SELECT reloptions FROM pg_class WHERE relname = '{vectors.index_name(crowd.EMBEDDER)}'")
+    crowd.enter(catalog, crowd.vectors(50, dimension))
+    index = vectors.index_name(crowd.EMBEDDER)
+    options = text(f"SELECT unnest(reloptions) FROM pg_class WHERE relname = '{index}'")
     with catalog.engine.begin() as connection:
-        made = connection.scalar(options)
-        connection.execute(text(f"ALTER INDEX {vectors.index_name(crowd.EMBEDDER)} SET (ef_construction = 64)"))
+        made = set(connection.scalars(options))
+        connection.execute(text(f"ALTER INDEX {index} SET (ef_construction = 64, m = 16)"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0010'"))
     catalog.close()
     catalog = Catalog(catalog.url)
     with catalog.engine.connect() as connection:
-        assert connection.scalar(options) == made == [f"ef_construction={vectors.CONSTRUCTION}"]
+        assert set(connection.scalars(options)) == made
+        assert made == {f"ef_construction={vectors.CONSTRUCTION}", f"m={vectors.links_for(dimension)}"}
         assert vectors.has_index(connection, crowd.EMBEDDER)
     catalog.close()
 
