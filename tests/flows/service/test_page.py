@@ -189,29 +189,32 @@ def test_a_dropped_photograph_finds_people_face_by_face(page: "Page") -> None:
 def test_a_person_is_named_and_the_name_taken_back(page: "Page") -> None:
     page.goto("/people?min_faces=1")
     page.locator(".faces a").first.click()
+    page.wait_for_url("**/people/*")
     title = page.locator("h1").inner_text()
     page.get_by_label("Name", exact=True).fill("Eileen Collins")
     page.get_by_role("button", name="Give this name").click()
     page.wait_for_url("**decided=*")
     assert page.locator("h1").inner_text() == "Eileen Collins"
-    page.locator(".note").get_by_role("button", name="Undo").click()
-    page.wait_for_load_state()
+    with page.expect_navigation():
+        page.locator(".note").get_by_role("button", name="Undo").click()
     assert page.locator("h1").inner_text() == title
 
 
 def test_chosen_faces_become_somebody_else_and_return(page: "Page") -> None:
     page.goto("/people?min_faces=2")
     page.locator(".faces a").first.click()
+    page.wait_for_url("**/people/*")
     faces = page.locator("input[name=face]").count()
     assert page.get_by_role("button", name="Somebody else, together").is_disabled()
     page.locator("input[name=face]").first.check()
     page.get_by_role("button", name="Somebody else, together").click()
     page.wait_for_url("**decided=*")
     assert page.locator("input[name=face]").count() == faces - 1
-    page.locator(".note").get_by_role("button", name="Undo").click()
-    page.wait_for_load_state()
+    with page.expect_navigation():
+        page.locator(".note").get_by_role("button", name="Undo").click()
     page.goto("/people?min_faces=2")
     page.locator(".faces a").first.click()
+    page.wait_for_url("**/people/*")
     assert page.locator("input[name=face]").count() == faces
 
 
