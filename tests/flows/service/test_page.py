@@ -268,7 +268,8 @@ def test_a_run_is_watched_while_it_works(page: "Page", own: Settings) -> None:
         for image in session.scalars(select(Image).where(Image.key.startswith("new"))):
             session.delete(image)
     count.wait_for(state="detached")
-    page.get_by_role("link", name=str(run.id), exact=True).click()
+    with page.expect_navigation():
+        page.get_by_role("link", name=str(run.id), exact=True).click()
     assert "stopped by a test" in page.locator("main").inner_text()
 
 
