@@ -41,7 +41,8 @@ LEAN = {
 
 
 DATABASE = "prefect.db"  # as Prefect calls it
-ELSEWHERE = ("PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL", "PREFECT_SERVER_DATABASE_CONNECTION_URL")
+DATABASE_URL = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+ELSEWHERE = ("PREFECT_API_URL", "PREFECT_API_DATABASE_CONNECTION_URL", DATABASE_URL)
 
 
 class ServerUnavailable(RuntimeError):
@@ -259,7 +260,7 @@ def _make_database(folder: Path) -> None:
         shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="making-", dir=folder) as aside:
         made = Path(aside) / DATABASE
-        os.environ[ELSEWHERE[-1]] = f"sqlite+aiosqlite:///{made}"
+        os.environ[DATABASE_URL] = f"sqlite+aiosqlite:///{made}"
 
         from prefect.server.database import provide_database_interface  # noqa: PLC0415 - heavy, only for this process
 

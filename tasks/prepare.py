@@ -32,7 +32,6 @@ THREADS = 4  # reading and decoding release Python's lock
 REFUSALS = ("store_unavailable", "access_denied", "object_missing", "store_missing", "timeout")
 LASTING = (InvalidKey, ObjectTooLarge)  # every other refusal of a store may be over by the next run
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 Read = PhotoFaces | tuple[PhotoFaces, bytes]
 """A photo that could not be read, or one with its bytes."""

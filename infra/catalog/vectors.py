@@ -24,6 +24,7 @@ LARGEST_HNSW = 4000  # dimensions of a halfvec that pgvector indexes
 CONSTRUCTION = (
     128  # ef_construction; with pgvector's 64 a search among a million needs an ef_search of 250 for what 160 find
 )
+PGVECTORS_OWN = {"m": 16, "ef_construction": 64}  # what an index is built with that names nothing else
 WIDE = 256  # dimensions up to which 16 links a vector are enough: at 512-D no search among a million finds 99% by them
 BYTES_OF_LINKS = 290  # of a vector in an index, beside its numbers: 540 to 570 bytes at 128-D, 1,300 at 512-D
 BUILD_MEMORY = "1GB"  # an index that is built within its memory is built many times faster
@@ -185,6 +186,25 @@ def create_index(connection: Connection, model_version_id: int, dimension: int) 
             f"WHERE model_version_id = {int(model_version_id)}"
         )
     )
+
+
+def build_outdated_anew(connection: Connection) -> None:
+    """Build those of PostgreSQL's indexes anew that were built with other settings than `create_index` takes now."""
+    if connection.dialect.name != "postgresql":
+        return
+    for version, dimension in connection.execute(text("SELECT id, dimension FROM model_version")).all():
+        name = index_name(version)
+        if not has_index(connection, version):
+            continue
+        options = connection.scalars(
+            text("SELECT unnest(reloptions) FROM pg_class WHERE relname = :name"), {"name": name}
+        )
+        built = PGVECTORS_OWN | {key: int(value) for key, _, value in (option.partition("=") for option in options)}
+        if built != {"m": links_for(dimension), "ef_construction": CONSTRUCTION}:
+            have_build_memory(connection, version, dimension)
+            settings = f"m = {links_for(dimension)}, ef_construction = {CONSTRUCTION}"
+            connection.execute(text(f"ALTER INDEX {name} SET ({settings})"))
+            connection.execute(text(f"REINDEX INDEX {name}"))
 
 
 def links_for(dimension: int) -> int:

@@ -87,16 +87,22 @@ def test_an_index_of_an_older_version_is_built_anew_with_more_care(
     crowd.enter(catalog, crowd.vectors(50, dimension))
     index = vectors.index_name(crowd.EMBEDDER)
     options = text(f"SELECT unnest(reloptions) FROM pg_class WHERE relname = '{index}'")
+    file = text(f"SELECT relfilenode FROM pg_class WHERE relname = '{index}'")
     with catalog.engine.begin() as connection:
-        made = set(connection.scalars(options))
+        made, built = set(connection.scalars(options)), connection.scalar(file)
         connection.execute(text(f"ALTER INDEX {index} SET (ef_construction = 64, m = 16)"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0010'"))
     catalog.close()
     catalog = Catalog(catalog.url)
     with catalog.engine.connect() as connection:
         assert set(connection.scalars(options)) == made
+        rebuilt = connection.scalar(file)
+        assert rebuilt != built
         assert made == {f"ef_construction={vectors.CONSTRUCTION}", f"m={vectors.links_for(dimension)}"}
         assert vectors.has_index(connection, crowd.EMBEDDER)
+    with catalog.engine.begin() as connection:
+        vectors.build_outdated_anew(connection)
+        assert connection.scalar(file) == rebuilt  # it may have taken half an hour: not twice
     catalog.close()
 
 

@@ -115,10 +115,10 @@ def test_a_database_made_beforehand_is_the_one_that_the_server_takes(
 def test_a_killed_maker_leaves_no_half_made_database(tmp_path: Path) -> None:
     folder = tmp_path / "prefect"
     with prefect_server.database_made(tmp_path):
-        maker = await_process(prefect_server.__file__, str(folder))
+        [maker] = servers_of(tmp_path)
         while not [*folder.glob("making-*/*.db")]:
             time.sleep(0.02)
-        maker.kill()
+        os.kill(maker, signal.SIGKILL)
     assert not (folder / prefect_server.DATABASE).exists()
     with prefect_server.database_made(tmp_path):
         pass
@@ -130,14 +130,6 @@ def revision(folder: Path) -> str | None:
     with closing(sqlite3.connect(folder / prefect_server.DATABASE)) as connection:
         [(found,)] = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     return str(found)
-
-
-def await_process(*words: str) -> psutil.Process:
-    while True:
-        for process in psutil.process_iter(["cmdline"]):
-            if process.info["cmdline"] and process.info["cmdline"][-len(words) :] == [*words]:
-                return process
-        time.sleep(0.02)
 
 
 def test_many_callers_at_once_share_one_server_that_survives_them(home: Path) -> None:
