@@ -141,6 +141,7 @@ def _write(
 ) -> None:
     absorbed = [merge.absorbed for merge in result.merges]
     changed = np.union1d(result.exemplars.identities, np.array(absorbed, np.int64))
+    former, standing = known.ids[np.isin(known.identities, changed)], result.exemplars.faces.ids
     people.write_grouping(
         session,
         run_id,
@@ -150,8 +151,8 @@ def _write(
             for face, identity in zip(new.ids, result.identities, strict=True)
         },
         merges=[(merge.absorbed, merge.kept) for merge in result.merges],
-        former_exemplars=known.ids[np.isin(known.identities, changed)].tolist(),
-        exemplars=result.exemplars.faces.ids.tolist(),
+        no_exemplars_now=np.setdiff1d(former, standing).tolist(),
+        new_exemplars=np.setdiff1d(standing, former).tolist(),
     )
     people.write_proposals(
         session,

@@ -7,6 +7,7 @@ from hypothesis import settings
 pytest_plugins = (
     "tests.s3",
     "tests.weights",
+    "tests.prefect_database",
     "tests.web",
     "tests.archive",
     "tests.catalogs",

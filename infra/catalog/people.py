@@ -171,10 +171,13 @@ def write_grouping(
     identities: Mapping[int, int | None],
     *,
     merges: Sequence[tuple[int, int]],
-    former_exemplars: Sequence[int],
-    exemplars: Sequence[int],
+    no_exemplars_now: Sequence[int],
+    new_exemplars: Sequence[int],
 ) -> None:
-    """Write {face: identity or None}, merges (absorbed, kept) and the changed exemplars; new identities are made."""
+    """Write {face: identity or None}, merges (absorbed, kept) and what changes among exemplars; new identities are made.
+
+    An exemplar that stays one is best not named: a large catalog's lie far apart, each in a page that would be written anew.
+    """
     wanted = {identity for identity in identities.values() if identity is not None}
     there = set(session.scalars(select(Identity.id).where(Identity.id.in_(wanted))))
     session.add_all(Identity(id=new, model_version_id=model_version_id) for new in sorted(wanted - there))
@@ -198,7 +201,7 @@ def write_grouping(
     for absorbed, kept in merges:
         session.execute(update(FaceIdentity).where(FaceIdentity.identity_id == absorbed).values(identity_id=kept))
         session.execute(delete(Identity).where(Identity.id == absorbed))
-    for faces, exemplar in ((former_exemplars, False), (exemplars, True)):
+    for faces, exemplar in ((no_exemplars_now, False), (new_exemplars, True)):
         for start in range(0, len(faces), CHUNK):
             session.execute(
                 update(FaceIdentity)

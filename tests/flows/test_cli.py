@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -382,10 +382,14 @@ def test_down_without_a_server_is_no_error(empty: Path) -> None:
 
 @pytest.fixture
 def machine_of_its_own(
-    empty: Path, weights_dir: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+    empty: Path,
+    weights_dir: Path,
+    tracking_uri: str,
+    with_prefect_database: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Path]:
     """A folder for photographs, and a home with models whose Prefect server is stopped at the end."""
-    (empty / "home").mkdir()
+    with_prefect_database(empty / "home")
     shutil.copyfile(tracking_uri.removeprefix("sqlite:///"), empty / "home" / "mlflow.db")
     for name, value in {"WEIGHTS": str(weights_dir), "ENGINE": "inline"}.items():
         monkeypatch.setenv(PREFIX + name, value)

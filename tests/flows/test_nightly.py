@@ -32,9 +32,10 @@ Nightly = Callable[[str], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def flow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Nightly]:
+def flow(tmp_path_factory: pytest.TempPathFactory, with_prefect_database: Callable[[Path], None]) -> Iterator[Nightly]:
     """The flow, in a process whose Prefect talks to a server of its own."""
     home = tmp_path_factory.mktemp("prefect")
+    with_prefect_database(home)
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("PREFECT_API_URL", raising=False)
         for name, value in prefect_server.environment(prefect_server.begin(home).url(), home).items():

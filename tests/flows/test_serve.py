@@ -34,12 +34,16 @@ SERVE = [sys.executable, "-c", "from flows.cli import main; main()", "serve-sche
 
 @pytest.fixture
 def machine(
-    tmp_path: Path, weights_dir: Path, tracking_uri: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    weights_dir: Path,
+    tracking_uri: str,
+    with_prefect_database: Callable[[Path], None],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Settings]:
     """A home with models and the collection `archive` of one photo; the environment names nothing else."""
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(portrait()))
-    (tmp_path / "home").mkdir()
+    with_prefect_database(tmp_path / "home")
     shutil.copyfile(tracking_uri.removeprefix("sqlite:///"), tmp_path / "home" / "mlflow.db")
     for name in [name for name in os.environ if name.startswith(PREFIX)] + ["PREFECT_API_URL"]:
         monkeypatch.delenv(name, raising=False)

@@ -5,7 +5,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from urllib.error import HTTPError
@@ -49,10 +49,10 @@ if __name__ == "__main__":
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def home(tmp_path_factory: pytest.TempPathFactory, with_prefect_database: Callable[[Path], None]) -> Iterator[Path]:
     """A home whose Prefect database exists already, so that servers start in it quickly."""
     home = tmp_path_factory.mktemp("home")
-    prefect_server.begin(home).url()
+    with_prefect_database(home)
     yield home
     prefect_server.stop(home)
 

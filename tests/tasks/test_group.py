@@ -3,14 +3,16 @@
 from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import event, insert, select
 
 from infra.catalog import hnsw, people, projection
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
+from infra.catalog.obedience import EXEMPLARS
 from infra.catalog.people import FaceVectors
 from infra.catalog.schema import Face, FaceIdentity, Identity, Image, ModelVersion
 from infra.settings import Settings
@@ -101,6 +103,26 @@ def test_an_approximate_index_finds_the_people_that_comparing_with_all_finds(
     assert np.isin(wanted, known.identities).mean() >= 0.99
     assert len(known) < len(everybody)
     assert (results[0] == results[1]).mean() >= 0.99
+
+
+def test_a_night_writes_only_the_exemplars_that_change(catalog: Catalog) -> None:
+    crowd = Crowd(catalog, spread=0.3)
+    for _ in range(EXEMPLARS):
+        crowd.photo(ADA)
+    crowd.night()
+    written: list[int] = []
+
+    @event.listens_for(catalog.engine, "after_cursor_execute")
+    def _count(connection: object, cursor: Any, statement: str, *rest: object) -> None:
+        if statement.startswith("UPDATE face_identity SET exemplar"):
+            written.append(cursor.rowcount)
+
+    before = crowd.exemplars()
+    [better] = crowd.photo(ADA, quality=0.95)
+    crowd.night()
+    assert written == [1, 1]  # one leaves, one comes
+    after = crowd.exemplars()
+    assert (len(before - after), after - before) == (1, {better})
 
 
 def found_anew(crowd: Crowd, face: int, boxes: list[tuple[float, float, float, float]], seen: list[int]) -> list[int]:
