@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import numpy as np
-from sqlalchemy import insert
+from sqlalchemy import insert, text
+from sqlalchemy.orm import Session
 
 from infra.catalog.database import Catalog
 from infra.catalog.schema import Attribute, Collection, Content, Embedding, Face, Image, ModelVersion
@@ -84,6 +85,39 @@ def enter(catalog: Catalog, faces: np.ndarray, *, indexed: bool = True) -> None:
     if indexed:
         with catalog.engine.begin() as connection:
             create_index(connection, EMBEDDER, faces.shape[1])
+
+
+def fill(session: Session, faces: np.ndarray, people: np.ndarray) -> None:
+    """Enter a photo per face, the ids 1, 2, ..., past the ORM: many, and into SQLite only. `enter` comes before, without faces.
+
+    The first of them have places among people, (N,) int64, and stand for them.
+    """
+    numbers = f"WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < {len(faces)}) "
+    session.execute(
+        text(
+            "INSERT INTO content (id, collection_id, sha256, status, recipe, owner_image_id, run_id, notes, failure_retryable) "
+            f"{numbers} SELECT i, 1, i, 'done', '', i, 1, '[]', 0 FROM s"
+        )
+    )
+    session.execute(
+        text(
+            "INSERT INTO face (id, content_id, detector_id, ordinal, x1, y1, x2, y2, landmarks, score, quality, "
+            f"quality_parts, crop_key, found_at) {numbers} SELECT i, i, 1, 0, 0, 0, 1, 1, x'', 1, (i % 1000) / 1000.0, "
+            "'{}', i, '2026-01-01 00:00:00' FROM s"
+        )
+    )
+    connection = session.connection()
+    for first in range(0, len(faces), 10_000):
+        rows = [(first + i + 1, EMBEDDER, v.tobytes()) for i, v in enumerate(faces[first : first + 10_000])]
+        connection.exec_driver_sql("INSERT INTO embedding (face_id, model_version_id, vector) VALUES (?, ?, ?)", rows)
+    named = [(int(i), EMBEDDER) for i in np.unique(people)]
+    connection.exec_driver_sql(
+        "INSERT INTO identity (id, model_version_id, created_at) VALUES (?, ?, '2026-01-01 00:00:00')", named
+    )
+    connection.exec_driver_sql(
+        "INSERT INTO face_identity (face_id, model_version_id, identity_id, exemplar, run_id) VALUES (?, ?, ?, 1, 1)",
+        [(i + 1, EMBEDDER, identity) for i, identity in enumerate(people.tolist())],
+    )
 
 
 def collection_of(face_id: int) -> str:

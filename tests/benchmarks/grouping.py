@@ -25,8 +25,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.cluster.hierarchy import fcluster, linkage
-from sqlalchemy import text, update
-from sqlalchemy.orm import Session
+from sqlalchemy import update
 
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion
@@ -40,7 +39,7 @@ from tasks.grouping_evaluation import NIGHTS, ORDERS, People, near_twins
 from tasks.install import champion, load_network
 from tasks.search import open_index
 from tasks.verification import pair_similarities, read_pairs
-from tests.crowd import EMBEDDER, enter, people_of, vectors
+from tests.crowd import EMBEDDER, enter, fill, people_of, vectors
 from tests.reference import shared
 
 BATCH = 64
@@ -197,36 +196,6 @@ def speed() -> None:
             f"{count:,} known people: {total - searched:.2f} s for 1,000 new faces, and {searched:.2f} s of exact "
             f"search; {(result.identities < count).mean():.1%} joined someone"
         )
-
-
-def fill(session: Session, faces: Vectors, people: NDArray[np.int64]) -> None:
-    """Enter a photo per face, the ids 1, 2, ..., the first of them with their places among people: in bulk, past the ORM."""
-    numbers = f"WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < {len(faces)}) "
-    session.execute(
-        text(
-            "INSERT INTO content (id, collection_id, sha256, status, recipe, owner_image_id, run_id, notes, failure_retryable) "
-            f"{numbers} SELECT i, 1, i, 'done', '', i, 1, '[]', 0 FROM s"
-        )
-    )
-    session.execute(
-        text(
-            "INSERT INTO face (id, content_id, detector_id, ordinal, x1, y1, x2, y2, landmarks, score, quality, "
-            f"quality_parts, crop_key, found_at) {numbers} SELECT i, i, 1, 0, 0, 0, 1, 1, x'', 1, (i % 1000) / 1000.0, "
-            "'{}', i, '2026-01-01 00:00:00' FROM s"
-        )
-    )
-    connection = session.connection()
-    for first in range(0, len(faces), 10_000):
-        rows = [(first + i + 1, EMBEDDER, v.tobytes()) for i, v in enumerate(faces[first : first + 10_000])]
-        connection.exec_driver_sql("INSERT INTO embedding (face_id, model_version_id, vector) VALUES (?, ?, ?)", rows)
-    named = [(int(i), EMBEDDER) for i in np.unique(people)]
-    connection.exec_driver_sql(
-        "INSERT INTO identity (id, model_version_id, created_at) VALUES (?, ?, '2026-01-01 00:00:00')", named
-    )
-    connection.exec_driver_sql(
-        "INSERT INTO face_identity (face_id, model_version_id, identity_id, exemplar, run_id) VALUES (?, ?, ?, 1, 1)",
-        [(i + 1, EMBEDDER, identity) for i, identity in enumerate(people.tolist())],
-    )
 
 
 def catalog(count: int) -> None:

@@ -20,8 +20,9 @@ from tasks import decisions
 from tasks import group as grouping
 from tasks.grouping import PEOPLE, Exemplars, Policy, representatives
 from tasks.hubness import COHORT
+from tasks.search import open_index
 from tests import crowd as crowds
-from tests.made_up import VERSIONS, Crowd
+from tests.made_up import VERSIONS, Crowd, calibration
 
 ADA, BOB = 1, 2
 
@@ -103,6 +104,37 @@ def test_an_approximate_index_finds_the_people_that_comparing_with_all_finds(
     assert np.isin(wanted, known.identities).mean() >= 0.99
     assert len(known) < len(everybody)
     assert (results[0] == results[1]).mean() >= 0.99
+
+
+def test_a_new_face_costs_the_database_as_much_among_many_as_among_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "KNOWN_AT_ONCE", 500)
+    monkeypatch.setattr(grouping, "COHORT", 50)
+    steps: list[int] = []
+    for count in (5_000, 20_000):
+        settings = Settings(home=tmp_path / str(count))
+        catalog = Catalog(settings.catalog_url)
+        vectors, owners = crowds.vectors(count + 60, 128), crowds.people_of(count + 60, 128) + 1
+        crowds.enter(catalog, vectors[:0])
+        with catalog.write() as session:
+            crowds.fill(session, vectors, owners[:count])
+            version = session.get_one(ModelVersion, crowds.EMBEDDER)
+            version.calibration = calibration("made up").model_dump(mode="json")
+            open_index(session, version, settings)
+        counted = 0
+
+        def count_steps() -> None:
+            nonlocal counted
+            counted += 1
+
+        with catalog.engine.connect() as connection:  # the pool's only one, which the next sessions take
+            connection.connection.driver_connection.set_progress_handler(count_steps, 1)
+        grouped = grouping.group_version(catalog, crowds.EMBEDDER, 2, settings)
+        assert grouped.grouped > 50
+        steps.append(counted)
+        catalog.close()
+    assert steps[1] < 1.25 * steps[0]
 
 
 def test_a_night_writes_only_the_exemplars_that_change(catalog: Catalog) -> None:
