@@ -138,7 +138,8 @@ def test_restoration_does_not_depend_on_batch_neighbours(variant: Variant) -> No
     together = network(faces)
     alone = torch.cat([network(face[None]) for face in faces])
     assert together.shape == faces.shape
-    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    # Either lies up to 1.2e-5 from the same in float64; without AVX-512 the two are rounded differently.
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=3e-5)
 
 
 def test_only_a_restorer_lets_the_degraded_face_ask() -> None:
