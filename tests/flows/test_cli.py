@@ -391,7 +391,7 @@ def machine_of_its_own(
     """A folder for photographs, and a home with models whose Prefect server is stopped at the end."""
     with_prefect_database(empty / "home")
     shutil.copyfile(tracking_uri.removeprefix("sqlite:///"), empty / "home" / "mlflow.db")
-    for name, value in {"WEIGHTS": str(weights_dir), "ENGINE": "inline"}.items():
+    for name, value in {"WEIGHTS": str(weights_dir), "ENGINE": "inline", "RESTORE_MODEL": ""}.items():
         monkeypatch.setenv(PREFIX + name, value)
     monkeypatch.delenv("PREFECT_API_URL", raising=False)
     yield empty
@@ -429,10 +429,8 @@ def test_run_processes_what_is_new_and_tells_failures_by_its_exit_code(machine_o
 
 
 @pytest.mark.slow
-def test_run_without_models_says_once_how_to_get_them(
-    machine_of_its_own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (machine_of_its_own / "home" / "mlflow.db").unlink()
+def test_run_without_models_says_once_how_to_get_them(machine_of_its_own: Path, empty_registry: Path) -> None:
+    shutil.copyfile(empty_registry, machine_of_its_own / "home" / "mlflow.db")
     assert visage("collections", "add", "archive", machine_of_its_own).code == 0
     ended = real("run", "archive")
     refused(ended, 1, "is not installed. Run 'visage models install'.")
@@ -448,7 +446,7 @@ def test_an_interrupted_run_is_closed_as_such_and_the_next_one_finishes(
     photos.mkdir()
     many = 100  # some seconds of work after the first batch is recorded
     for i in range(many):
-        (photos / f"{i:03}.jpg").write_bytes(jpeg(portrait(400 + i)))  # large enough not to be restored, which is slow
+        (photos / f"{i:03}.jpg").write_bytes(jpeg(portrait(400 + i)))
     assert visage("collections", "add", "archive", photos).code == 0
     catalog = Catalog(f"sqlite:///{machine_of_its_own / 'home' / 'catalog.db'}")
     with subprocess.Popen(

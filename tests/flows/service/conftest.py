@@ -1,7 +1,7 @@
 """What the tests of the service share: the processed archive, as a copy that they may change."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,13 @@ from infra.settings import Settings
 
 
 @pytest.fixture(scope="module")
-def own(processed: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def own(
+    processed: Settings, tmp_path_factory: pytest.TempPathFactory, with_prefect_database: Callable[[Path], None]
+) -> Iterator[Settings]:
     """Return the settings of a copy of `processed`, with a registry of its own."""
     home = tmp_path_factory.mktemp("own") / "home"
     shutil.copytree(Path(processed.home), home)
+    with_prefect_database(home)
     registry = home.with_name("mlflow.db")
     shutil.copyfile(processed.mlflow_uri.removeprefix("sqlite:///"), registry)
     yield processed.model_copy(update={"home": home, "tracking_uri": f"sqlite:///{registry}"})
