@@ -429,8 +429,8 @@ def test_run_processes_what_is_new_and_tells_failures_by_its_exit_code(machine_o
 
 
 @pytest.mark.slow
-def test_run_without_models_says_once_how_to_get_them(machine_of_its_own: Path, empty_registry: Path) -> None:
-    shutil.copyfile(empty_registry, machine_of_its_own / "home" / "mlflow.db")
+def test_run_without_models_says_once_how_to_get_them(machine_of_its_own: Path) -> None:
+    (machine_of_its_own / "home" / "mlflow.db").unlink()
     assert visage("collections", "add", "archive", machine_of_its_own).code == 0
     ended = real("run", "archive")
     refused(ended, 1, "is not installed. Run 'visage models install'.")
