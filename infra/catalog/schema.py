@@ -318,8 +318,9 @@ class Embedding(Base):
     """
 
     __tablename__ = "embedding"
+    __table_args__ = (Index("ix_embedding_version", "model_version_id", "face_id"),)
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
-    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True, index=True)
+    model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
     vector: Mapped[np.ndarray] = mapped_column(UnitVector)
     restorer_id: Mapped[int | None] = mapped_column(ForeignKey("model_version.id"))
 
@@ -395,6 +396,7 @@ class FaceIdentity(Base):
             "ix_face_identity_exemplar",
             "model_version_id",
             "identity_id",
+            "face_id",
             sqlite_where=text("exemplar = 1"),
             postgresql_where=text("exemplar"),
         ),

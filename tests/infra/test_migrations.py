@@ -92,6 +92,7 @@ def test_an_index_of_an_older_version_is_built_anew_with_more_care(
         made, built = set(connection.scalars(options)), connection.scalar(file)
         connection.execute(text(f"ALTER INDEX {index} SET (ef_construction = 64, m = 16)"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0010'"))
+        connection.execute(text("ALTER INDEX ix_embedding_version RENAME TO ix_embedding_model_version_id"))
     catalog.close()
     catalog = Catalog(catalog.url)
     with catalog.engine.connect() as connection:

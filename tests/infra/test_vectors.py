@@ -1,6 +1,7 @@
 """Embeddings in the catalog: only whole ones get in, and every engine can follow what becomes of them."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from infra.catalog import vectors
 from infra.catalog.database import Catalog, CatalogUnreachable
 from infra.catalog.schema import Embedding, Face, ModelVersion
 from infra.catalog.vectors import WrongVector, put_embeddings
-from tests.catalogs import PostgreSQL
+from tests import crowd
+from tests.catalogs import PostgreSQL, counted_steps
 from tests.infra.test_catalog import a_collection, a_run, model_versions, process_all
 
 D = 4
@@ -67,6 +69,26 @@ def test_vectors_come_back_bit_by_bit_and_in_chunks(
 
 
 # --- SQLite's journal
+
+
+@pytest.mark.parametrize("every", [1, 7])
+def test_reading_all_vectors_costs_as_much_each_among_many_as_among_few(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, every: int
+) -> None:
+    monkeypatch.setattr(vectors, "CHUNK", 100)
+    each = []
+    for count in (1_000, 8_000):
+        catalog = Catalog(f"sqlite:///{tmp_path / str(count)}.db")
+        faces = crowd.vectors(count, D)
+        crowd.enter(catalog, faces[:0])
+        with catalog.write() as session:
+            crowd.fill(session, faces, crowd.people_of(count, D) + 1)
+        with counted_steps(catalog) as taken, catalog.read() as session:
+            read = [len(ids) for ids, _ in vectors.stored_vectors(session, crowd.EMBEDDER, D, every)]
+        assert sum(read) == count // every
+        each.append(taken() / count)
+        catalog.close()
+    assert each[1] < 1.1 * each[0]
 
 
 @pytest.mark.parametrize("engine", ["sqlite"])

@@ -22,6 +22,7 @@ from tasks.grouping import PEOPLE, Exemplars, Policy, representatives
 from tasks.hubness import COHORT
 from tasks.search import open_index
 from tests import crowd as crowds
+from tests.catalogs import counted_steps
 from tests.made_up import VERSIONS, Crowd, calibration
 
 ADA, BOB = 1, 2
@@ -122,17 +123,10 @@ def test_a_new_face_costs_the_database_as_much_among_many_as_among_few(
             version = session.get_one(ModelVersion, crowds.EMBEDDER)
             version.calibration = calibration("made up").model_dump(mode="json")
             open_index(session, version, settings)
-        counted = 0
-
-        def count_steps() -> None:
-            nonlocal counted
-            counted += 1
-
-        with catalog.engine.connect() as connection:  # the pool's only one, which the next sessions take
-            connection.connection.driver_connection.set_progress_handler(count_steps, 1)
-        grouped = grouping.group_version(catalog, crowds.EMBEDDER, 2, settings)
+        with counted_steps(catalog) as taken:
+            grouped = grouping.group_version(catalog, crowds.EMBEDDER, 2, settings)
         assert grouped.grouped > 50
-        steps.append(counted)
+        steps.append(taken())
         catalog.close()
     assert steps[1] < 1.25 * steps[0]
 
