@@ -249,10 +249,12 @@ def undo(session: Session, who: str, decision_id: int) -> Decided:
             f"undo {', '.join(map(str, later))} first, in this order"
         )
     moves = stored.former_places(session, decision_id)
+    confirmed = stored.confirmed_by(session, decision_id)
     roots = stored.withdraw(session, decision, who)
     for root in roots:
         stored.describe(session, root)
     obedience.move_back(session, moves)
+    obedience.let_go(session, confirmed, decision.decided_at)
     obedience.obey(session, roots)
     shown = stored.history(session, 1)  # before persons without a decision are forgotten
     stored.forget_persons(session, roots)

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from sqlalchemy import ColumnElement, and_, exists, select
 from sqlalchemy.orm import Session
 
-from infra.catalog import collections
+from infra.catalog import attributes, collections
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.sides import by_rows
 
 
 class InvalidFilter(ValueError):
@@ -66,17 +67,17 @@ class AttributeFilter(_Condition):
             return cls.of(name=name, label=wanted)
         return cls.of(name=name, least=least or None, most=most or None)
 
-    def clause(self) -> ColumnElement[bool]:
-        given = [Attribute.face_id == Face.id, Attribute.name == self.name]
+    def clause(self, session: Session) -> ColumnElement[bool]:
+        tests: list[ColumnElement[bool]] = []
         if self.label is not None:
-            given.append(Attribute.label == self.label)
+            tests.append(Attribute.label == self.label)
         if self.least is not None:
-            given.append(Attribute.value >= self.least)
+            tests.append(Attribute.value >= self.least)
         if self.most is not None:
-            given.append(Attribute.value <= self.most)
+            tests.append(Attribute.value <= self.most)
         if self.min_confidence:
-            given.append(Attribute.confidence >= self.min_confidence)
-        return exists().where(*given)
+            tests.append(Attribute.confidence >= self.min_confidence)
+        return attributes.having(session, self.name, *tests)
 
     def check(self, session: Session) -> None:
         """See that the catalog knows such an attribute.
@@ -84,14 +85,14 @@ class AttributeFilter(_Condition):
         Raises:
             InvalidFilter: naming those that it knows.
         """
-        known = select(Attribute.name).where(Attribute.name == self.name)
-        if session.scalar(known.limit(1)) is None:
-            names = ", ".join(sorted(session.scalars(select(Attribute.name).distinct()))) or "none"
-            raise InvalidFilter(f"no face has the attribute {self.name!r}; the catalog holds: {names}")
-        if self.label is not None and session.scalar(known.where(Attribute.label == self.label).limit(1)) is None:
-            labels = select(Attribute.label).where(Attribute.name == self.name, Attribute.label.is_not(None)).distinct()
-            found = ", ".join(sorted(label for label in session.scalars(labels) if label)) or "none: it is a number"
-            raise InvalidFilter(f"no face has {self.name} {self.label!r}; the catalog holds: {found}")
+        names = attributes.names(session)
+        if self.name not in names:
+            held = ", ".join(names) or "none"
+            raise InvalidFilter(f"no face has the attribute {self.name!r}; the catalog holds: {held}")
+        labels = attributes.labels(session, self.name)
+        if self.label is not None and self.label not in labels:
+            held = ", ".join(labels) or "none: it is a number"
+            raise InvalidFilter(f"no face has {self.name} {self.label!r}; the catalog holds: {held}")
 
 
 class FaceFilter(_Condition):
@@ -128,11 +129,13 @@ class FaceFilter(_Condition):
 
     def clauses(self, session: Session) -> list[ColumnElement[bool]]:
         """Conditions on `Face`, all of which must hold. That its photo is still there is not among them: see `visible`."""
-        clauses: list[ColumnElement[bool]] = [attribute.clause() for attribute in self.attributes]
+        clauses: list[ColumnElement[bool]] = [attribute.clause(session) for attribute in self.attributes]
         if self.collections:
             # Numbers, not a subquery: only of numbers does PostgreSQL know how few faces they keep, and plan accordingly.
             of = session.scalars(select(Collection.id).where(Collection.name.in_(self.collections))).all()
-            clauses.append(exists().where(Content.id == Face.content_id, Content.collection_id.in_(of)))
+            within = Content.collection_id.in_(of)
+            each = exists().where(Content.id == Face.content_id, within)
+            clauses.append(by_rows(session, Face.content_id, select(Content.id).where(within), each))
         taken: list[ColumnElement[bool]] = []  # EXIF times are text without a zone, whose order is that of time
         if self.taken_from is not None:
             taken.append(Content.taken_at >= self.taken_from.isoformat())
@@ -162,4 +165,4 @@ _VISIBLE = exists().where(Image.content_id == Face.content_id, Image.status != I
 
 
 def of_identity(identity_id: int) -> ColumnElement[bool]:
-    return exists().where(FaceIdentity.face_id == Face.id, FaceIdentity.identity_id == identity_id)
+    return Face.id.in_(select(FaceIdentity.face_id).where(FaceIdentity.identity_id == identity_id))

@@ -18,8 +18,11 @@ from lark.exceptions import UnexpectedInput, UnexpectedToken, VisitError
 from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, func, not_, or_, select
 from sqlalchemy.orm import Session
 
+from infra.catalog import attributes
+from infra.catalog.attributes import having
 from infra.catalog.filters import visible
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.sides import by_rows, unled
 from infra.catalog.versions import serving
 
 LONGEST = 1000  # characters; deeper than that nobody nests by hand
@@ -106,8 +109,9 @@ class _Reader(Transformer[Token, Clause]):
     def __init__(self, session: Session) -> None:
         super().__init__()
         version = serving(session)
-        self.fields = fields(None if version is None else version.id)
-        self.attributes = set(session.scalars(select(Attribute.name).distinct()))
+        self.session = session
+        self.fields = fields(session, None if version is None else version.id)
+        self.attributes = attributes.names(session)
 
     def start(self, found: list[Clause]) -> Clause:
         return found[0]
@@ -143,63 +147,69 @@ class _Reader(Transformer[Token, Clause]):
         if name in self.fields:
             return self.fields[name]
         if word in self.attributes and part in ("", "confidence"):
-            return _attribute(word, of_confidence=bool(part))
-        there = ", ".join([*self.fields, *sorted(self.attributes)])
+            return _attribute(self.session, word, of_confidence=bool(part))
+        there = ", ".join([*self.fields, *self.attributes])
         raise InvalidQuestion(
             f"{str(name)!r} is nothing that can be asked for; there are {there}, and .confidence of an attribute"
         )
 
 
-def fields(serving_id: int | None) -> dict[str, _Field]:
+def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
     """The words for what every face has, or may have. Persons are those of one embedding version."""
     content = Content.id == Face.content_id
-    image = and_(Image.content_id == Face.content_id, Image.status != ImageStatus.MISSING.value)
-    member = and_(FaceIdentity.face_id == Face.id, FaceIdentity.model_version_id == serving_id)
-    belongs = and_(member, Identity.id == FaceIdentity.identity_id)
+    present = Image.status != ImageStatus.MISSING.value
+    image = and_(Image.content_id == Face.content_id, present)
+    served = FaceIdentity.model_version_id == serving_id
+    member = and_(FaceIdentity.face_id == Face.id, served)
 
-    def of_photo(column: Column) -> _Field:
-        return _Field(lambda op, value: exists().where(image, _text(column, op, value)), lambda: exists().where(image))
+    def photo(op: str, value: str) -> Clause:
+        test = _text(Image.key, op, value)
+        rows = select(Image.content_id).where(present, test, Image.content_id.is_not(None))
+        return by_rows(session, Face.content_id, rows, exists().where(image, test))
 
     def of_content(test: Callable[[str, str], Clause], there: Clause) -> _Field:
-        return _Field(
-            lambda op, value: exists().where(content, test(op, value)), lambda: exists().where(content, there)
-        )
+        def compare(op: str, value: str) -> Clause:
+            rows = select(Content.id).where(test(op, value))
+            return by_rows(session, Face.content_id, rows, exists().where(content, test(op, value)))
+
+        return _Field(compare, lambda: exists().where(content, there))
 
     def person(op: str, value: str) -> Clause:
         numbered = value.isdecimal() and op in ("=", "!=")
         test = _number(Identity.id, op, value) if numbered else _text(Identity.name, op, value)
-        return exists().where(belongs, test)
+        meant = FaceIdentity.identity_id.in_(select(Identity.id).where(test))
+        return by_rows(
+            session, Face.id, select(FaceIdentity.face_id).where(served, meant), exists().where(member, meant)
+        )
 
     def of_face(column: Column) -> _Field:
         return _Field(lambda op, value: _number(column, op, value), lambda: column.is_not(None))
 
-    collection = Content.collection_id == Collection.id
+    def collection(op: str, value: str) -> Clause:
+        return Content.collection_id.in_(select(Collection.id).where(_text(Collection.name, op, value)))
+
     return {
-        "collection": of_content(
-            lambda op, value: exists().where(collection, _text(Collection.name, op, value)), Content.id.is_not(None)
-        ),
-        "photo": of_photo(Image.key),
+        "collection": of_content(collection, Content.id.is_not(None)),
+        "photo": _Field(photo, lambda: exists().where(image)),
         "taken": of_content(lambda op, value: _date(Content.taken_at, op, value), Content.taken_at.is_not(None)),
         "found": _Field(lambda op, value: _moment(Face.found_at, op, value), lambda: Face.found_at.is_not(None)),
-        "person": _Field(person, lambda: exists().where(belongs)),
-        "quality": of_face(Face.quality),
+        "person": _Field(person, lambda: exists().where(member, FaceIdentity.identity_id.is_not(None))),
+        "quality": of_face(unled(session, Face.quality)),
         "score": of_face(Face.score),
         "width": of_face(Face.x2 - Face.x1),
         "height": of_face(Face.y2 - Face.y1),
     }
 
 
-def _attribute(name: str, of_confidence: bool) -> _Field:
-    given = and_(Attribute.face_id == Face.id, Attribute.name == name)
-
+def _attribute(session: Session, name: str, of_confidence: bool) -> _Field:
     def compare(op: str, value: str) -> Clause:
         if of_confidence:
-            return exists().where(given, _number(Attribute.confidence, op, value))
+            return having(session, name, _number(Attribute.confidence, op, value))
         if NUMBER.fullmatch(value):
-            return exists().where(given, Attribute.label.is_(None), _number(Attribute.value, op, value))
-        return exists().where(given, _text(Attribute.label, op, value))
+            return having(session, name, Attribute.label.is_(None), _number(Attribute.value, op, value))
+        return having(session, name, _text(Attribute.label, op, value))
 
-    return _Field(compare, lambda: exists().where(given))
+    return _Field(compare, lambda: having(session, name))
 
 
 def _number(column: Column, op: str, value: str) -> Clause:

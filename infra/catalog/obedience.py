@@ -6,6 +6,7 @@ all of this finds nothing left to do.
 
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
+from datetime import datetime
 
 from sqlalchemy import Select, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
@@ -213,6 +214,25 @@ def move_back(session: Session, moves: Iterable[DecidedMove]) -> None:
     for (version, identity_id), faces in by_place.items():
         touched |= _move(session, version, faces, identity_id, None)
     refresh_exemplars(session, touched)
+
+
+def let_go(session: Session, faces: Collection[int], since: datetime) -> None:
+    """Take faces of which nothing is decided any more out of identities that were made around them `since`.
+
+    Versions that were grouped after a decision followed it from the beginning, so there is nowhere to move back to.
+    """
+    decided = exists().where(Statement.face_id == FaceIdentity.face_id, stated(Says.IS))
+    for version in grouped_versions(session):
+        held = (
+            select(FaceIdentity.face_id)
+            .join(Identity, Identity.id == FaceIdentity.identity_id)
+            .where(Identity.model_version_id == version, Identity.created_at >= since)
+            .where(FaceIdentity.run_id == BY_HAND, not_(decided))
+        )
+        released = {
+            face for part in chunks(faces) for face in session.scalars(held.where(FaceIdentity.face_id.in_(part)))
+        }
+        refresh_exemplars(session, _move(session, version, released, None, None))
 
 
 def refresh_exemplars(session: Session, identities: Collection[int]) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Select, case, distinct, exists, func, or_, select
+from sqlalchemy import Select, case, exists, func, or_, select
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog import attributes
 from infra.catalog.schema import Attribute, Collection, Content, Face, Image, ImageStatus, ModelVersion
 from infra.catalog.views import AttributeView, attribute_view
 
@@ -61,10 +62,10 @@ def opinions(session: Session, names: Sequence[str], collection: str | None, lim
     Raises:
         UnknownAttribute: naming those that there are.
     """
-    known = set(session.scalars(select(distinct(Attribute.name))))
+    known = attributes.names(session)
     if missing := [name for name in names if name not in known]:
         raise UnknownAttribute(
-            f"no face has {', '.join(missing)}; the catalog knows {', '.join(sorted(known)) or 'no attribute yet'}"
+            f"no face has {', '.join(missing)}; the catalog knows {', '.join(known) or 'no attribute yet'}"
         )
     pairs = _pairs(names, collection)
     models = {row.id: f"{row.name}@{row.version}" for row in session.scalars(select(ModelVersion))}

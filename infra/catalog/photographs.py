@@ -4,9 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from sqlalchemy import ColumnElement, and_, exists, func, select
+from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog import attributes
+from infra.catalog.attributes import having
 from infra.catalog.language import clause
 from infra.catalog.schema import (
     Attribute,
@@ -19,6 +21,7 @@ from infra.catalog.schema import (
     ImageStatus,
     Run,
 )
+from infra.catalog.sides import by_rows
 from infra.catalog.versions import serving
 
 Order = Literal["newest", "oldest"]
@@ -126,8 +129,7 @@ def neighbours(session: Session, wanted: PhotoFilter, image_id: int) -> tuple[in
 
 def labels(session: Session) -> list[tuple[str, str]]:
     """The (attribute, label) pairs that some face has."""
-    statement = select(Attribute.name, Attribute.label).where(Attribute.label.is_not(None)).distinct()
-    return sorted((name, label) for name, label in session.execute(statement).tuples() if label is not None)
+    return [(name, label) for name in attributes.names(session) for label in attributes.labels(session, name)]
 
 
 @dataclass(frozen=True)
@@ -181,10 +183,14 @@ def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[boo
         conditions.append(Image.content_id.in_(members.where(FaceIdentity.identity_id == wanted.person)))
     if wanted.label is not None:
         name, label = wanted.label
-        shown = and_(Attribute.name == name, Attribute.label == label)
-        conditions.append(exists().where(of_photo, Attribute.face_id == Face.id, shown))
+        with_label = select(Face.content_id).join(Attribute, Attribute.face_id == Face.id)
+        rows = with_label.where(Attribute.name == name, Attribute.label == label)
+        each = exists().where(of_photo, having(session, name, Attribute.label == label)).correlate(Image)
+        conditions.append(by_rows(session, Image.content_id, rows, each))
     if wanted.question:
-        conditions.append(exists().where(of_photo, clause(session, wanted.question)).correlate(Image))
+        meant = clause(session, wanted.question)
+        each = exists().where(of_photo, meant).correlate(Image)
+        conditions.append(by_rows(session, Image.content_id, select(Face.content_id).where(meant), each))
     return conditions
 
 

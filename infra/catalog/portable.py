@@ -30,6 +30,7 @@ from infra.catalog.schema import (
     Restoration,
     Run,
 )
+from infra.catalog.sides import by_rows, unled
 
 
 @dataclass(frozen=True)
@@ -96,28 +97,33 @@ STAYS = frozenset(  # what belongs to a catalog, not to a collection in it
 )  # fmt: skip
 
 
+def _faces_of(session: Session, collection_id: int) -> ColumnElement[bool]:
+    contents = select(Content.id).where(Content.collection_id == collection_id)
+    each = exists().where(Content.id == Face.content_id, Content.collection_id == collection_id)
+    return by_rows(session, Face.content_id, contents, each)
+
+
 class Selection:
     """The rows that belong to a collection. What is decided about people is gathered first: it is little."""
 
     def __init__(self, session: Session, collection_id: int) -> None:
         self.session = session
-        self.of_collection = collection_id
-        contents = select(Content.id).where(Content.collection_id == collection_id)
-        self.faces = select(Face.id).where(Face.content_id.in_(contents))
+        mine = _faces_of(session, collection_id)
+        self.faces = select(Face.id).where(mine)
         self.persons, self.decisions = self._people()
-        shown = exists().where(FaceIdentity.identity_id == Identity.id, FaceIdentity.face_id.in_(self.faces))
+        shown = exists().where(FaceIdentity.identity_id == Identity.id, self._among(FaceIdentity.face_id))
         empty = not_(exists().where(FaceIdentity.identity_id == Identity.id))
         emptied = [and_(Identity.person_id.in_(part), empty) for part in chunks(self.persons)]
         self._identities = or_(shown, *emptied)
         self._where: dict[str, ColumnElement[bool]] = {
             "collection": Collection.id == collection_id,
             "run": Run.collection_id == collection_id,
-            "content": Content.collection_id == collection_id,
-            "image": Image.collection_id == collection_id,
-            "face": Face.content_id.in_(contents),
+            "content": unled(session, Content.collection_id) == collection_id,
+            "image": unled(session, Image.collection_id) == collection_id,
+            "face": mine,
             "failure": Failure.collection_id == collection_id,
             "identity": self._identities,
-            "merge_proposal": MergeProposal.face_a_id.in_(self.faces) & MergeProposal.face_b_id.in_(self.faces),
+            "merge_proposal": self._among(MergeProposal.face_a_id) & self._among(MergeProposal.face_b_id),
         }
 
     def rows(self, carried: Carried) -> Iterator[list[dict[str, Any]]]:
@@ -138,7 +144,10 @@ class Selection:
             return [Decision.id.in_(part) for part in chunks(self.decisions)]
         entities = Embedding, Restoration, Attribute, FaceIdentity, Statement, DecidedMove
         by_face: dict[str, InstrumentedAttribute[int]] = {e.__tablename__: e.face_id for e in entities}
-        return [by_face[table].in_(self.faces)]
+        return [self._among(by_face[table])]
+
+    def _among(self, face: InstrumentedAttribute[int]) -> ColumnElement[bool]:
+        return by_rows(self.session, face, self.faces, self.faces.where(Face.id == face).exists())
 
     def _versions(self) -> list[int]:
         found: set[int | None] = set(

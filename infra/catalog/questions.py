@@ -20,8 +20,10 @@ from sqlalchemy import (
 from sqlalchemy.orm import Session
 from sqlalchemy.types import Integer, Text
 
+from infra.catalog import attributes
 from infra.catalog.language import InvalidQuestion, clause
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.sides import unled
 from infra.catalog.versions import serving
 from infra.catalog.views import FaceView, faces_by_id
 
@@ -73,11 +75,10 @@ def count_by(session: Session, question: str, by: str) -> list[Count]:
     kind, _, part = by.partition("-")
     if kind in _COUNTS and part in _COUNTS[kind][1]:
         statement = _COUNTS[kind][0](session, part)
-    elif session.scalar(select(Attribute.name).where(Attribute.name == by).limit(1)) is not None:
+    elif by in (names := attributes.names(session)):
         statement = _by_attribute(session, by)
     else:
-        there = [name + (f"-{p}" if p else "") for name, (_, parts) in _COUNTS.items() for p in parts]
-        there += sorted(session.scalars(select(Attribute.name).distinct()))
+        there = [name + (f"-{p}" if p else "") for name, (_, parts) in _COUNTS.items() for p in parts] + names
         raise InvalidQuestion(f"faces cannot be counted by {by!r}; they can by {', '.join(there)}")
     rows = session.execute(
         statement.where(Face.id.in_(meant)).group_by("counted").order_by(nulls_last(literal_column("counted")))
@@ -119,9 +120,8 @@ def _by_quality(session: Session, part: str) -> Counted:
 
 
 def _by_attribute(session: Session, name: str) -> Counted:
-    given = (Attribute.face_id == Face.id) & (Attribute.name == name)
-    labels = session.scalar(select(func.count()).where(Attribute.name == name, Attribute.label.is_not(None)))
-    if labels:
+    given = (Attribute.face_id == Face.id) & (unled(session, Attribute.name) == name)
+    if attributes.labels(session, name):
         return _select(Attribute.label).outerjoin(Attribute, given)
     least, most = session.execute(
         select(func.min(Attribute.value), func.max(Attribute.value)).where(Attribute.name == name)

@@ -362,7 +362,7 @@ class Attribute(Base):
     """
 
     __tablename__ = "attribute"
-    __table_args__ = (Index("ix_attribute_name", "name", "value"),)
+    __table_args__ = (Index("ix_attribute_name", "name", "label", "value"),)
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
     model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
     name: Mapped[str] = mapped_column(primary_key=True)
@@ -400,10 +400,11 @@ class FaceIdentity(Base):
             sqlite_where=text("exemplar = 1"),
             postgresql_where=text("exemplar"),
         ),
+        Index("ix_face_identity_members", "identity_id", "face_id", "model_version_id"),
     )
     face_id: Mapped[int] = mapped_column(ForeignKey("face.id", ondelete="CASCADE"), primary_key=True)
     model_version_id: Mapped[int] = mapped_column(ForeignKey("model_version.id"), primary_key=True)
-    identity_id: Mapped[int | None] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"), index=True)
+    identity_id: Mapped[int | None] = mapped_column(ForeignKey("identity.id", ondelete="CASCADE"))
     exemplar: Mapped[bool] = mapped_column(default=False)
     run_id: Mapped[int] = mapped_column(Id)
 

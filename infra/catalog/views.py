@@ -4,10 +4,11 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BindParameter, Integer, Row, bindparam, exists, func, or_, select
+from sqlalchemy import BindParameter, Integer, Row, bindparam, func, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.people_tables import Person
+from infra.catalog.filters import FaceFilter, visible
+from infra.catalog.portraits import people
 from infra.catalog.schema import (
     Attribute,
     Collection,
@@ -194,61 +195,29 @@ def faces(
     session: Session, collection: str | None, identity_id: int | None, min_quality: float, limit: int, after: int = 0
 ) -> list[FaceView]:
     """Faces behind the id `after` in the order of their ids, of photos that are still in their collection."""
-    statement = (
-        select(Face.id)
-        .join(Content, Content.id == Face.content_id)
-        .join(Collection, Collection.id == Content.collection_id)
-        .where(
-            Face.id > after,
-            Face.quality >= min_quality,
-            exists().where(Image.content_id == Content.id, Image.status != ImageStatus.MISSING.value),
-        )
-        .order_by(Face.id)
-        .limit(limit)
+    chosen = FaceFilter(
+        collections=() if collection is None else (collection,), identity_id=identity_id, min_quality=min_quality
     )
-    if collection is not None:
-        statement = statement.where(Collection.name == collection)
-    if identity_id is not None:
-        members = select(FaceIdentity.face_id).where(FaceIdentity.identity_id == identity_id)
-        statement = statement.where(Face.id.in_(members))
-    ids = list(session.scalars(statement))
+    conditions = Face.id > after, visible(), *chosen.clauses(session)
+    ids = list(session.scalars(select(Face.id).where(*conditions).order_by(Face.id).limit(limit)))
     found = faces_by_id(session, ids, _serving_id(session))
     return [found[face_id] for face_id in ids]
 
 
 def identities(session: Session, min_faces: int, limit: int) -> list[IdentityView]:
     """People by the number of their faces, most first, without those whom somebody wants ignored."""
-    ignored = select(Person.id).where(Person.ignored)
-    rows = session.execute(
-        select(
-            Identity.id,
-            Identity.name,
-            func.count(FaceIdentity.face_id),
-            func.count(func.distinct(Face.content_id)),
-        )
-        .join(FaceIdentity, FaceIdentity.identity_id == Identity.id)
-        .join(Face, Face.id == FaceIdentity.face_id)
-        .group_by(Identity.id, Identity.name)
-        .where(
-            FaceIdentity.model_version_id == _serving_id(session),
-            or_(Identity.person_id.is_(None), Identity.person_id.not_in(ignored)),
-        )
-        .having(func.count(FaceIdentity.face_id) >= min_faces)
-        .order_by(func.count(FaceIdentity.face_id).desc(), Identity.id)
-        .limit(limit)
-    ).tuples()
     views = []
-    for identity_id, name, face_count, photo_count in rows.all():
+    for person in people(session, min_faces, None, None, None, limit):
         keys = session.scalars(
             select(Image.key)
             .join(Face, Face.content_id == Image.content_id)
             .join(FaceIdentity, FaceIdentity.face_id == Face.id)
-            .where(FaceIdentity.identity_id == identity_id)
+            .where(FaceIdentity.identity_id == person.identity_id)
             .distinct()
             .order_by(Image.key)
             .limit(20)
         )
-        views.append(IdentityView(identity_id, name, face_count, photo_count, tuple(keys)))
+        views.append(IdentityView(person.identity_id, person.name, person.faces, person.photos, tuple(keys)))
     return views
 
 

@@ -62,7 +62,7 @@ def test_confidence_counts(crowded: Catalog) -> None:
     for least, some in ((0.89, True), (0.91, False)):
         sure = AttributeFilter(name="expression", label="happiness", min_confidence=least)
         with crowded.read() as session:
-            assert (session.scalar(select(Face.id).where(sure.clause()).limit(1)) is not None) is some
+            assert (session.scalar(select(Face.id).where(sure.clause(session)).limit(1)) is not None) is some
 
 
 def test_only_faces_of_photos_that_are_there_are_visible(crowded: Catalog) -> None:

@@ -92,9 +92,7 @@ def test_an_index_of_an_older_version_is_built_anew_with_more_care(
         made, built = set(connection.scalars(options)), connection.scalar(file)
         connection.execute(text(f"ALTER INDEX {index} SET (ef_construction = 64, m = 16)"))
         connection.execute(text("UPDATE alembic_version SET version_num = '0010'"))
-        connection.execute(text("ALTER INDEX ix_embedding_version RENAME TO ix_embedding_model_version_id"))
-    catalog.close()
-    catalog = Catalog(catalog.url)
+    migrate(catalog.engine, "0012")
     with catalog.engine.connect() as connection:
         assert set(connection.scalars(options)) == made
         rebuilt = connection.scalar(file)
@@ -107,13 +105,18 @@ def test_an_index_of_an_older_version_is_built_anew_with_more_care(
     catalog.close()
 
 
-def first_schema(engine: Engine) -> MetaData:
-    """Make the first schema in an empty database, and reflect it."""
+def migrate(engine: Engine, revision: str) -> None:
+    """Bring a database from the schema that it names to a later one."""
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     with engine.begin() as connection:
         config.attributes["connection"] = connection
-        command.upgrade(config, "0001")
+        command.upgrade(config, revision)
+
+
+def first_schema(engine: Engine) -> MetaData:
+    """Make the first schema in an empty database, and reflect it."""
+    migrate(engine, "0001")
     metadata = MetaData()
     metadata.reflect(engine)
     return metadata

@@ -204,6 +204,24 @@ def test_undoing_a_merge_brings_the_older_decisions_back(crowd: Crowd) -> None:
         assert decisions.proposals(session) == []
 
 
+def test_an_undone_merge_leaves_no_trace_in_a_version_that_was_grouped_meanwhile(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    together = crowd.photo(ADA, BOB)
+    crowd.night()
+    merged = decide(crowd, decisions.merge, place(crowd, ada[0]), place(crowd, bob[0]))
+    crowd.night(VERSIONS[1])
+    assert len({place(crowd, face, VERSIONS[1]) for face in (*ada, *bob, *together)}) == 1
+    decide(crowd, decisions.undo, merged.decision_id)
+    for night in (False, True):
+        if night:
+            crowd.night(VERSIONS[1])
+        places = crowd.places(VERSIONS[1])
+        assert places.keys() >= {*ada, *bob, *together} or not night
+        assert not {places.get(face, -face) for face in (*ada, together[0])} & {
+            places.get(face, -face) for face in (*bob, together[1])
+        }
+
+
 def test_decisions_are_undone_from_the_latest_back(crowd: Crowd) -> None:
     ada, _ = two_people(crowd)
     first = decide(crowd, decisions.name, place(crowd, ada[0]), "Ada")

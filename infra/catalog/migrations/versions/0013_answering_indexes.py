@@ -1,4 +1,8 @@
-"""Indexes that name the face as well: a version's vectors are read without sorting, exemplars found without their rows."""
+"""Indexes that answer by themselves.
+
+With the face's id: a version's vectors are read in order without sorting, exemplars and members found without their rows. With
+an attribute's label: its classes are found like its numbers.
+"""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,3 +24,7 @@ def upgrade() -> None:
         sqlite_where=sa.text("exemplar = 1"),
         postgresql_where=sa.text("exemplar"),
     )
+    op.drop_index(op.f("ix_face_identity_identity_id"), "face_identity")
+    op.create_index("ix_face_identity_members", "face_identity", ["identity_id", "face_id", "model_version_id"])
+    op.drop_index("ix_attribute_name", "attribute")
+    op.create_index("ix_attribute_name", "attribute", ["name", "label", "value"])
