@@ -90,13 +90,20 @@ def enter(catalog: Catalog, faces: np.ndarray, *, indexed: bool = True) -> None:
 def fill(session: Session, faces: np.ndarray, people: np.ndarray) -> None:
     """Enter a photo per face, the ids 1, 2, ..., past the ORM: many, and into SQLite only. `enter` comes before, without faces.
 
-    The first of them have places among people, (N,) int64, and stand for them.
+    The first of them have places among people, (N,) int64, and stand for them. One in a hundred lies in the collection `small`.
+    Every third face smiles, all have an age from 0 to 79, and the last is the only one that looks surprised.
     """
     numbers = f"WITH RECURSIVE s(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM s WHERE i < {len(faces)}) "
     session.execute(
         text(
             "INSERT INTO content (id, collection_id, sha256, status, recipe, owner_image_id, run_id, notes, failure_retryable) "
-            f"{numbers} SELECT i, 1, i, 'done', '', i, 1, '[]', 0 FROM s"
+            f"{numbers} SELECT i, CASE WHEN i % {SMALL_EVERY} THEN 1 ELSE 2 END, i, 'done', '', i, 1, '[]', 0 FROM s"
+        )
+    )
+    session.execute(
+        text(
+            "INSERT INTO image (id, collection_id, key, etag, size, modified_at, status, retryable, recipe, content_id) "
+            "SELECT id, collection_id, id || '.jpg', '', 1, '2026-01-01 00:00:00', 'done', 0, '', id FROM content"
         )
     )
     session.execute(
@@ -106,6 +113,17 @@ def fill(session: Session, faces: np.ndarray, people: np.ndarray) -> None:
             "'{}', i, '2026-01-01 00:00:00' FROM s"
         )
     )
+    for name, kind, value, label, which in (
+        ("expression", "category", "3", "'happiness'", "id % 3 = 0"),
+        ("expression", "category", "6", "'surprise'", f"id = {len(faces)} AND id % 3"),
+        ("age", "years", "id % 80", "NULL", "1"),
+    ):
+        session.execute(
+            text(
+                "INSERT INTO attribute (face_id, model_version_id, name, kind, unit, value, label, confidence) "
+                f"SELECT id, 3, '{name}', '{kind}', '', {value}, {label}, 0.9 FROM face WHERE {which}"
+            )
+        )
     connection = session.connection()
     for first in range(0, len(faces), 10_000):
         rows = [(first + i + 1, EMBEDDER, v.tobytes()) for i, v in enumerate(faces[first : first + 10_000])]

@@ -177,10 +177,11 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
     def person(op: str, value: str) -> Clause:
         numbered = value.isdecimal() and op in ("=", "!=")
         test = _number(Identity.id, op, value) if numbered else _text(Identity.name, op, value)
+        each = exists().where(member, Identity.id == FaceIdentity.identity_id, test)
+        if op == "!=":  # nearly everybody
+            return each
         meant = FaceIdentity.identity_id.in_(select(Identity.id).where(test))
-        return by_rows(
-            session, Face.id, select(FaceIdentity.face_id).where(served, meant), exists().where(member, meant)
-        )
+        return by_rows(session, Face.id, select(FaceIdentity.face_id).where(served, meant), each)
 
     def of_face(column: Column) -> _Field:
         return _Field(lambda op, value: _number(column, op, value), lambda: column.is_not(None))

@@ -18,6 +18,7 @@ from infra.catalog.schema import (
     ShrunkIdentity,
     UngroupedFace,
 )
+from infra.catalog.sides import unled
 
 CHUNK = 10_000
 
@@ -66,15 +67,18 @@ def ungrouped(session: Session, model_version_id: int, dimension: int, limit: in
 
 def exemplars(session: Session, model_version_id: int, dimension: int) -> FaceVectors:
     """The faces that stand for the identities known so far."""
-    return _vectors(session.execute(_exemplars(model_version_id).order_by(Face.id)).tuples().all(), dimension)
+    return _vectors(session.execute(_exemplars(session, model_version_id).order_by(Face.id)).tuples().all(), dimension)
 
 
-def _exemplars(model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own type is longer than the function
+def _exemplars(session: Session, model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own type is longer
+    of_version = (
+        unled(session, Embedding.model_version_id) == model_version_id
+    )  # or all vectors would be looked through
     return (
         select(*_COLUMNS)
         .select_from(FaceIdentity)
         .join(Face, Face.id == FaceIdentity.face_id)
-        .join(Embedding, (Embedding.face_id == Face.id) & (Embedding.model_version_id == model_version_id))
+        .join(Embedding, (Embedding.face_id == Face.id) & of_version)
         .where(FaceIdentity.model_version_id == model_version_id, FaceIdentity.exemplar)
     )
 
@@ -85,7 +89,7 @@ def exemplars_of(session: Session, model_version_id: int, dimension: int, identi
     wanted = sorted(identities)
     for start in range(0, len(wanted), CHUNK):
         rows += session.execute(
-            _exemplars(model_version_id).where(FaceIdentity.identity_id.in_(wanted[start : start + CHUNK]))
+            _exemplars(session, model_version_id).where(FaceIdentity.identity_id.in_(wanted[start : start + CHUNK]))
         ).tuples()
     return _vectors(sorted(rows, key=lambda row: row[0]), dimension)
 

@@ -394,9 +394,8 @@ class FaceIdentity(Base):
     __table_args__ = (
         Index(
             "ix_face_identity_exemplar",
-            "model_version_id",
             "identity_id",
-            "face_id",
+            "model_version_id",
             sqlite_where=text("exemplar = 1"),
             postgresql_where=text("exemplar"),
         ),

@@ -1,7 +1,7 @@
 """Indexes that answer by themselves.
 
-With the face's id: a version's vectors are read in order without sorting, exemplars and members found without their rows. With
-an attribute's label: its classes are found like its numbers.
+A version's vectors are read in order without sorting, members are found without their rows, exemplars by whom they stand
+for, an attribute's classes like its numbers.
 """
 
 import sqlalchemy as sa
@@ -16,15 +16,15 @@ depends_on = None
 def upgrade() -> None:
     op.drop_index(op.f("ix_embedding_model_version_id"), "embedding")
     op.create_index("ix_embedding_version", "embedding", ["model_version_id", "face_id"])
+    op.drop_index(op.f("ix_face_identity_identity_id"), "face_identity")
+    op.create_index("ix_face_identity_members", "face_identity", ["identity_id", "face_id", "model_version_id"])
     op.drop_index("ix_face_identity_exemplar", "face_identity")
     op.create_index(
         "ix_face_identity_exemplar",
         "face_identity",
-        ["model_version_id", "identity_id", "face_id"],
+        ["identity_id", "model_version_id"],
         sqlite_where=sa.text("exemplar = 1"),
         postgresql_where=sa.text("exemplar"),
     )
-    op.drop_index(op.f("ix_face_identity_identity_id"), "face_identity")
-    op.create_index("ix_face_identity_members", "face_identity", ["identity_id", "face_id", "model_version_id"])
     op.drop_index("ix_attribute_name", "attribute")
     op.create_index("ix_attribute_name", "attribute", ["name", "label", "value"])
