@@ -24,7 +24,7 @@ from infra.catalog.erasing import Erased, note_exhibit, suppressions
 from infra.catalog.portable import CARRIED, Selection
 from infra.catalog.runs import close_dead_runs
 from infra.catalog.schema import Attribute, Content, Face, Restoration, now
-from infra.catalog.sides import unled
+from infra.catalog.sides import unindexed
 from infra.catalog.versions import serving
 from infra.settings import Settings
 from infra.storage import ObjectMissing, Store, open_store
@@ -160,7 +160,7 @@ def _read(store: Store, settings: Settings, key: str) -> bytes:
 def _crops(session: Session, collection_id: int) -> Iterator[list[tuple[str, str]]]:
     """The objects that rows of the collection refer to, in pages: the SHA-256 of the photograph, and the key."""
     after = 0
-    of_collection = unled(session, Content.collection_id) == collection_id
+    of_collection = unindexed(session, Content.collection_id) == collection_id
     while True:
         ids = select(Face.id).join(Content, Content.id == Face.content_id).where(of_collection, Face.id > after)
         last = session.scalar(select(func.max(ids.order_by(Face.id).limit(PAGE).subquery().c.id)))
@@ -187,7 +187,7 @@ def _photos(session: Session, collection_id: int) -> Iterator[list[str]]:
     while True:
         rows = session.execute(
             select(Content.id, Content.sha256)
-            .where(unled(session, Content.collection_id) == collection_id, Content.id > after)
+            .where(unindexed(session, Content.collection_id) == collection_id, Content.id > after)
             .order_by(Content.id)
             .limit(PAGE)
         ).all()

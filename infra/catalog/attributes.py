@@ -6,7 +6,7 @@ from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from infra.catalog.schema import Attribute, Face
-from infra.catalog.sides import by_rows, unled
+from infra.catalog.sides import by_rows, unindexed
 
 Clause = ColumnElement[bool]
 
@@ -31,5 +31,5 @@ def _different(session: Session, column: InstrumentedAttribute[str | None], wher
 
 def having(session: Session, name: str, *tests: Clause) -> Clause:
     """Faces that some model gave this attribute, so that the tests on its row hold."""
-    each = exists().where(Attribute.face_id == Face.id, unled(session, Attribute.name) == name, *tests)
+    each = exists().where(Attribute.face_id == Face.id, unindexed(session, Attribute.name) == name, *tests)
     return by_rows(session, Face.id, select(Attribute.face_id).where(Attribute.name == name, *tests), each)

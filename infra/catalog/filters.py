@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from infra.catalog import attributes, collections
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
-from infra.catalog.sides import by_rows
+from infra.catalog.sides import by_index, by_rows
 
 
 class InvalidFilter(ValueError):
@@ -144,9 +144,9 @@ class FaceFilter(_Condition):
         if taken:
             clauses.append(exists().where(Content.id == Face.content_id, and_(*taken)))
         if self.min_quality > 0:
-            clauses.append(Face.quality >= self.min_quality)
+            clauses.append(by_index(session, Face.id, Face.quality, lambda column: column >= self.min_quality))
         if self.max_quality < 1:
-            clauses.append(Face.quality <= self.max_quality)
+            clauses.append(by_index(session, Face.id, Face.quality, lambda column: column <= self.max_quality))
         if self.identity_id is not None:
             clauses.append(of_identity(self.identity_id))
         return clauses

@@ -22,7 +22,7 @@ from infra.catalog import attributes
 from infra.catalog.attributes import having
 from infra.catalog.filters import visible
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
-from infra.catalog.sides import by_rows, unled
+from infra.catalog.sides import by_index, by_rows
 from infra.catalog.versions import serving
 
 LONGEST = 1000  # characters; deeper than that nobody nests by hand
@@ -183,6 +183,9 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
         meant = FaceIdentity.identity_id.in_(select(Identity.id).where(test))
         return by_rows(session, Face.id, select(FaceIdentity.face_id).where(served, meant), each)
 
+    def quality(op: str, value: str) -> Clause:
+        return by_index(session, Face.id, Face.quality, lambda column: _number(column, op, value))
+
     def of_face(column: Column) -> _Field:
         return _Field(lambda op, value: _number(column, op, value), lambda: column.is_not(None))
 
@@ -195,7 +198,7 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
         "taken": of_content(lambda op, value: _date(Content.taken_at, op, value), Content.taken_at.is_not(None)),
         "found": _Field(lambda op, value: _moment(Face.found_at, op, value), lambda: Face.found_at.is_not(None)),
         "person": _Field(person, lambda: exists().where(member, FaceIdentity.identity_id.is_not(None))),
-        "quality": of_face(unled(session, Face.quality)),
+        "quality": _Field(quality, lambda: Face.quality.is_not(None)),
         "score": of_face(Face.score),
         "width": of_face(Face.x2 - Face.x1),
         "height": of_face(Face.y2 - Face.y1),

@@ -18,7 +18,7 @@ from infra.catalog.schema import (
     ShrunkIdentity,
     UngroupedFace,
 )
-from infra.catalog.sides import unled
+from infra.catalog.sides import unindexed
 
 CHUNK = 10_000
 
@@ -71,9 +71,8 @@ def exemplars(session: Session, model_version_id: int, dimension: int) -> FaceVe
 
 
 def _exemplars(session: Session, model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own type is longer
-    of_version = (
-        unled(session, Embedding.model_version_id) == model_version_id
-    )  # or all vectors would be looked through
+    # By its index, SQLite would look through all vectors of the version.
+    of_version = unindexed(session, Embedding.model_version_id) == model_version_id
     return (
         select(*_COLUMNS)
         .select_from(FaceIdentity)

@@ -30,7 +30,7 @@ from infra.catalog.schema import (
     Restoration,
     Run,
 )
-from infra.catalog.sides import by_rows, unled
+from infra.catalog.sides import by_rows, unindexed
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class Selection:
         self._where: dict[str, ColumnElement[bool]] = {
             "collection": Collection.id == collection_id,
             "run": Run.collection_id == collection_id,
-            "content": unled(session, Content.collection_id) == collection_id,
-            "image": unled(session, Image.collection_id) == collection_id,
+            "content": unindexed(session, Content.collection_id) == collection_id,
+            "image": unindexed(session, Image.collection_id) == collection_id,
             "face": mine,
             "failure": Failure.collection_id == collection_id,
             "identity": self._identities,

@@ -23,7 +23,7 @@ from sqlalchemy.types import Integer, Text
 from infra.catalog import attributes
 from infra.catalog.language import InvalidQuestion, clause
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
-from infra.catalog.sides import unled
+from infra.catalog.sides import unindexed
 from infra.catalog.versions import serving
 from infra.catalog.views import FaceView, faces_by_id
 
@@ -120,7 +120,7 @@ def _by_quality(session: Session, part: str) -> Counted:
 
 
 def _by_attribute(session: Session, name: str) -> Counted:
-    given = (Attribute.face_id == Face.id) & (unled(session, Attribute.name) == name)
+    given = (Attribute.face_id == Face.id) & (unindexed(session, Attribute.name) == name)
     if attributes.labels(session, name):
         return _select(Attribute.label).outerjoin(Attribute, given)
     least, most = session.execute(

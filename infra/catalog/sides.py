@@ -4,6 +4,7 @@ PostgreSQL finds that out by its statistics. SQLite has none that say how many r
 needed. A page of an answer then costs about the same among a million as among a thousand.
 """
 
+from collections.abc import Callable
 from typing import TypeVar
 
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, UnaryExpression, func, select
@@ -28,7 +29,17 @@ def by_rows(
     return key.in_(rows) if few <= FEW else each
 
 
-def unled(session: Session, column: InstrumentedAttribute[T]) -> SQLColumnExpression[T]:
+def by_index(
+    session: Session,
+    key: InstrumentedAttribute[int],
+    column: InstrumentedAttribute[T],
+    test: Callable[[SQLColumnExpression[T]], ColumnElement[bool]],
+) -> ColumnElement[bool]:
+    """A condition on a column of the row with this key: by the column's index only if few rows fulfil it."""
+    return by_rows(session, key, select(key).where(test(column)), test(unindexed(session, column)))
+
+
+def unindexed(session: Session, column: InstrumentedAttribute[T]) -> SQLColumnExpression[T]:
     """The column, for a condition that must choose no index. SQLite takes "+" for that.
 
     By an index over collections, rows that are walked by their ids would be sorted for every page; by one over attributes'

@@ -76,6 +76,8 @@ def filtered(filter_: FaceFilter) -> Action:
         asking("expression is known"),
         asking("age < 30"),
         asking("age > 60 and expression = happiness"),
+        asking("quality > 0.5"),
+        asking("quality >= 0.98"),
         asking("age.confidence > 0.5"),
         asking("collection = large"),
         asking("collection != small and quality > 0.2"),
