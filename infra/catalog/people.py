@@ -67,7 +67,9 @@ def ungrouped(session: Session, model_version_id: int, dimension: int, limit: in
 
 def exemplars(session: Session, model_version_id: int, dimension: int) -> FaceVectors:
     """The faces that stand for the identities known so far."""
-    return _vectors(session.execute(_exemplars(session, model_version_id).order_by(Face.id)).tuples().all(), dimension)
+    known = FaceIdentity.model_version_id == model_version_id
+    rows = session.execute(_exemplars(session, model_version_id).where(known).order_by(Face.id))
+    return _vectors(rows.tuples().all(), dimension)
 
 
 def _exemplars(session: Session, model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own type is longer
@@ -78,7 +80,7 @@ def _exemplars(session: Session, model_version_id: int):  # type: ignore[no-unty
         .select_from(FaceIdentity)
         .join(Face, Face.id == FaceIdentity.face_id)
         .join(Embedding, (Embedding.face_id == Face.id) & of_version)
-        .where(FaceIdentity.model_version_id == model_version_id, FaceIdentity.exemplar)
+        .where(FaceIdentity.exemplar)
     )
 
 
@@ -86,10 +88,13 @@ def exemplars_of(session: Session, model_version_id: int, dimension: int, identi
     """The faces that stand for some identities, by face id."""
     rows: list[tuple[int, np.ndarray, float, int, int | None]] = []
     wanted = sorted(identities)
+    # Nor by this one, through all exemplars of the version.
+    statement = _exemplars(session, model_version_id).where(
+        unindexed(session, FaceIdentity.model_version_id) == model_version_id
+    )
     for start in range(0, len(wanted), CHUNK):
-        rows += session.execute(
-            _exemplars(session, model_version_id).where(FaceIdentity.identity_id.in_(wanted[start : start + CHUNK]))
-        ).tuples()
+        some = FaceIdentity.identity_id.in_(wanted[start : start + CHUNK])
+        rows += session.execute(statement.where(some)).tuples()
     return _vectors(sorted(rows, key=lambda row: row[0]), dimension)
 
 

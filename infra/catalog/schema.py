@@ -394,8 +394,14 @@ class FaceIdentity(Base):
     __table_args__ = (
         Index(
             "ix_face_identity_exemplar",
-            "identity_id",
             "model_version_id",
+            "identity_id",
+            sqlite_where=text("exemplar = 1"),
+            postgresql_where=text("exemplar"),
+        ),
+        Index(
+            "ix_face_identity_standing",
+            "identity_id",
             sqlite_where=text("exemplar = 1"),
             postgresql_where=text("exemplar"),
         ),

@@ -18,11 +18,10 @@ def upgrade() -> None:
     op.create_index("ix_embedding_version", "embedding", ["model_version_id", "face_id"])
     op.drop_index(op.f("ix_face_identity_identity_id"), "face_identity")
     op.create_index("ix_face_identity_members", "face_identity", ["identity_id", "face_id", "model_version_id"])
-    op.drop_index("ix_face_identity_exemplar", "face_identity")
     op.create_index(
-        "ix_face_identity_exemplar",
+        "ix_face_identity_standing",
         "face_identity",
-        ["identity_id", "model_version_id"],
+        ["identity_id"],
         sqlite_where=sa.text("exemplar = 1"),
         postgresql_where=sa.text("exemplar"),
     )
