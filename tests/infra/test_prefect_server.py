@@ -243,7 +243,7 @@ def test_the_users_own_server_is_used_and_none_is_started(tmp_path: Path, monkey
     assert "PREFECT_API_AUTH_STRING" not in environment
 
 
-@pytest.mark.slow
+@pytest.mark.long  # up to a minute passes before one can
 def test_a_cron_schedule_fires(home: Path, tmp_path: Path) -> None:
     url = prefect_server.begin(home).url()
     script, fired = tmp_path / "ticking.py", tmp_path / "fired"

@@ -59,10 +59,10 @@ def network(spec: ModelSpec) -> nn.Module:
 
 @pytest.fixture(scope="module")
 def faces(spec: ModelSpec) -> Tensor:
-    """17 different crops after the model's preprocessing."""
+    """Five different crops after the model's preprocessing."""
     assert spec.preprocess is not None
     size = spec.preprocess.template.size
-    crops = [255 * seeded().seeded_image(f"walk-{index}", size) for index in range(17)]
+    crops = [255 * seeded().seeded_image(f"walk-{index}", size) for index in range(5)]
     return spec.preprocess(torch.cat(crops).permute(0, 2, 3, 1).to(torch.uint8))
 
 
@@ -76,7 +76,7 @@ def test_dimension_is_that_of_the_table_at_any_batch_size(spec, network, faces, 
     with torch.inference_mode():
         for count in (1, 2):
             assert network(faces[:count]).shape == (count, spec.dimension)
-    assert embeddings.shape == (17, spec.dimension)
+    assert embeddings.shape == (5, spec.dimension)
     assert embeddings.dtype == torch.float32
     assert torch.isfinite(embeddings).all()
 
@@ -93,7 +93,7 @@ def test_same_faces_give_the_same_embedding(network, faces):
 
 def test_embedding_does_not_depend_on_batch_neighbours(network, faces, embeddings):
     with torch.inference_mode():
-        for index in (0, 7, 16):
+        for index in (0, 2, 4):
             alone = F.normalize(network(faces[index : index + 1]))[0]
             assert torch.dist(alone, F.normalize(embeddings)[index]) < 1e-5
 
