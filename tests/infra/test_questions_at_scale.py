@@ -7,15 +7,20 @@ from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from sqlalchemy import update
 from sqlalchemy.orm import Session
 
 from infra.catalog import copying, sides, views
 from infra.catalog.database import Catalog
 from infra.catalog.filters import AttributeFilter, FaceFilter
+from infra.catalog.obedience import EXEMPLARS
+from infra.catalog.people import exemplars_of
 from infra.catalog.photographs import PhotoFilter, labels, photographs
 from infra.catalog.portable import CARRIED, Selection
 from infra.catalog.questions import ask, count_by
+from infra.catalog.schema import FaceIdentity
 from tests import crowd
 from tests.catalogs import counted_steps
 
@@ -123,3 +128,23 @@ def test_a_walk_costs_as_much_a_face_among_many_as_among_few(
     monkeypatch.setattr(copying, "PAGE", 100)
     few, many = steps(catalogs, walk)
     assert many / COUNTS[1] < 1.3 * few / COUNTS[0]
+
+
+def test_who_stands_for_a_person_costs_as_much_whether_they_have_few_faces_or_many(
+    migrated_sqlite: Path, tmp_path: Path
+) -> None:
+    found = []
+    for count in (100, 5_000):
+        path = tmp_path / f"{count}.db"
+        shutil.copyfile(migrated_sqlite, path)
+        catalog = Catalog(f"sqlite:///{path}")
+        faces = crowd.vectors(count, 8)
+        crowd.enter(catalog, faces[:0])
+        with catalog.write() as session:
+            crowd.fill(session, faces, np.ones(count, np.int64))
+            session.execute(update(FaceIdentity).where(FaceIdentity.face_id > EXEMPLARS).values(exemplar=False))
+        with counted_steps(catalog) as taken, catalog.read() as session:
+            assert len(exemplars_of(session, crowd.EMBEDDER, 8, [1])) == EXEMPLARS
+        found.append(taken())
+        catalog.close()
+    assert found[1] <= 1.1 * found[0]
