@@ -31,5 +31,10 @@ def _different(session: Session, column: InstrumentedAttribute[str | None], wher
 
 def having(session: Session, name: str, *tests: Clause) -> Clause:
     """Faces that some model gave this attribute, so that the tests on its row hold."""
-    each = exists().where(Attribute.face_id == Face.id, unindexed(session, Attribute.name) == name, *tests)
-    return by_rows(session, Face.id, select(Attribute.face_id).where(Attribute.name == name, *tests), each)
+    rows = select(Attribute.face_id).where(Attribute.name == name, *tests)
+    return by_rows(session, Face.id, rows, given(session, name, *tests))
+
+
+def given(session: Session, name: str, *tests: Clause) -> Clause:
+    """The same, asked of one face that is at hand."""
+    return exists().where(Attribute.face_id == Face.id, unindexed(session, Attribute.name) == name, *tests)

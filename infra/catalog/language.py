@@ -169,8 +169,8 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
 
     def of_content(test: Callable[[str, str], Clause], there: Clause) -> _Field:
         def compare(op: str, value: str) -> Clause:
-            rows = select(Content.id).where(test(op, value))
-            return by_rows(session, Face.content_id, rows, exists().where(content, test(op, value)))
+            meant = test(op, value)
+            return by_rows(session, Face.content_id, select(Content.id).where(meant), exists().where(content, meant))
 
         return _Field(compare, lambda: exists().where(content, there))
 

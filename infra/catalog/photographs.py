@@ -8,7 +8,6 @@ from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog import attributes
-from infra.catalog.attributes import having
 from infra.catalog.language import clause
 from infra.catalog.schema import (
     Attribute,
@@ -185,7 +184,7 @@ def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[boo
         name, label = wanted.label
         with_label = select(Face.content_id).join(Attribute, Attribute.face_id == Face.id)
         rows = with_label.where(Attribute.name == name, Attribute.label == label)
-        each = exists().where(of_photo, having(session, name, Attribute.label == label)).correlate(Image)
+        each = exists().where(of_photo, attributes.given(session, name, Attribute.label == label)).correlate(Image)
         conditions.append(by_rows(session, Image.content_id, rows, each))
     if wanted.question:
         meant = clause(session, wanted.question)

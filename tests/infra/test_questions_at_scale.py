@@ -56,8 +56,8 @@ def steps(catalogs: list[Catalog], action: Action) -> list[int]:
     return found
 
 
-def asking(question: str) -> Action:
-    return lambda session: ask(session, question, PAGE)
+def asking(question: str) -> object:
+    return pytest.param(lambda session: ask(session, question, PAGE), id=question)
 
 
 def on_the_wall(**wanted: Any) -> Action:
