@@ -120,9 +120,7 @@ def load_settings() -> Settings:
         InvalidSettings: for a variable that begins with VISAGE_ and is none of ours, or a value that does not fit.
     """
     known = {PREFIX + name.upper() for name in Settings.model_fields}
-    unknown = sorted(
-        name for name in os.environ if name.startswith(PREFIX) and name not in known and "TEST" not in name
-    )
+    unknown = sorted(name for name in os.environ if name.startswith(PREFIX) and name not in known)
     if unknown:
         raise InvalidSettings(
             f"unknown settings in the environment: {', '.join(unknown)}; known: {', '.join(sorted(known))}"

@@ -17,7 +17,7 @@ from models.recognition.lightcnn import lightcnn_9
 from tasks.install import champion, install, load_network
 from tasks.register import add_checkpoint
 
-CACHE = Path(os.environ.get("VISAGE_TEST_CACHE", "~/.cache/visage-tests")).expanduser()
+CACHE = Path(os.environ.get("TEST_VISAGE_CACHE", "~/.cache/visage-tests")).expanduser()
 
 
 @pytest.fixture(scope="session")

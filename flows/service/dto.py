@@ -68,11 +68,14 @@ class ImageOut(Dto):
 
 
 class AttributeOut(Dto):
-    """A model's estimate; not a fact."""
+    """A model's estimate; not a fact. A mask has no value, points and other lists of numbers have a vector instead."""
 
     name: str
-    value: float
+    kind: str
+    unit: str
+    value: float | None
     label: str | None
+    vector: tuple[float, ...] | None
     confidence: float | None
     model: str
 

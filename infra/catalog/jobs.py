@@ -1,13 +1,13 @@
 """Jobs in the catalog: long work in processes of their own."""
 
 import os
-import socket
 from typing import Any
 
 import psutil
 from sqlalchemy import exists, not_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog.runs import host, process_exists
 from infra.catalog.schema import now
 from infra.catalog.service_tables import Job, JobStatus
 
@@ -31,7 +31,7 @@ def open_job(session: Session, kind: str, subject: str, who: str) -> Job:
         subject=subject,
         who=who,
         status=JobStatus.RUNNING.value,
-        host=socket.gethostname(),
+        host=host(),
         process_id=os.getpid(),
         process_started=psutil.Process().create_time(),
     )
@@ -59,21 +59,13 @@ def close_job(
 
 def close_dead(session: Session) -> None:
     """Close the jobs of this machine whose process is gone: the service was stopped before it could."""
-    here = (Job.status == JobStatus.RUNNING.value) & (Job.host == socket.gethostname())
+    here = (Job.status == JobStatus.RUNNING.value) & (Job.host == host())
     for job in session.scalars(select(Job).where(here)):
-        if not _alive(job.process_id, job.process_started):
+        if not process_exists(job.process_id, job.process_started):
             job.status, job.finished_at = JobStatus.CRASHED.value, now()
             job.error = (
                 f"process {job.process_id} ended while nobody watched; 'visage runs' shows what became of the work"
             )
-
-
-def _alive(process_id: int, started: float) -> bool:
-    try:
-        process = psutil.Process(process_id)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 def job(session: Session, job_id: int) -> Job | None:

@@ -1,11 +1,11 @@
 """The same photographs through Visage, through a plain loop over the same models, and through other tools.
 
-The other tools live in an environment of their own, whose interpreter VISAGE_TEST_PEERS names; without it they are left out:
+The other tools live in an environment of their own, whose interpreter TEST_VISAGE_PEERS names; without it they are left out:
 
     python3 -m venv build/peers
     build/peers/bin/pip install dlib-bin face_recognition_models 'setuptools<81' numpy pillow click torch torchvision
     build/peers/bin/pip install --no-deps face_recognition facenet-pytorch
-    VISAGE_TEST_PEERS=build/peers/bin/python python -m tests.benchmarks peers
+    TEST_VISAGE_PEERS=build/peers/bin/python python -m tests.benchmarks peers
 
 Everybody gets the whole machine: Visage and the loop with torch's threads, the other tools, which have none or gain nothing
 from them, with one process a processor, each with its share of the photographs. All detect and embed (facenet-pytorch only
@@ -42,7 +42,7 @@ from tests.benchmarks.workplace import make_home, run, workplace
 from tests.reference import SHARED
 
 PROGRAM = Path(__file__).with_name("peer_program.py")
-VARIABLE = "VISAGE_TEST_PEERS"
+VARIABLE = "TEST_VISAGE_PEERS"
 ONLY_FACES: dict[str, Any] = {"engine": "inline", "restore_model": "", "describe_models": ()}
 TITLES = {
     "visage": "Visage",

@@ -40,9 +40,12 @@ def test_variables_are_read_with_their_types(monkeypatch: pytest.MonkeyPatch, tm
     assert settings.restore_model == ""
 
 
-def test_an_unknown_variable_is_refused_by_name_with_those_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VISAGE_WEIGTHS", "/weights")
-    with pytest.raises(InvalidSettings, match=r"VISAGE_WEIGTHS; known: .*VISAGE_WEIGHTS"):
+@pytest.mark.parametrize("name", ["VISAGE_WEIGTHS", "VISAGE_FASTEST"])
+def test_an_unknown_variable_is_refused_by_name_with_those_there_are(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "/weights")
+    with pytest.raises(InvalidSettings, match=rf"{name}; known: .*VISAGE_WEIGHTS"):
         load_settings()
 
 

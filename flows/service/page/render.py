@@ -21,6 +21,7 @@ from flows.service.access import (
     identify,
     new_cookie,
 )
+from flows.service.dto import AttributeOut
 from flows.service.paging import cursor
 from flows.service.problems import Problem
 from flows.service.upload import read_form
@@ -46,6 +47,15 @@ def number(value: float) -> str:
     if not math.isfinite(value):
         return "–"
     return f"{value:.0f}" if abs(value) >= 10 or value == round(value) else f"{value:.2f}"
+
+
+def stated(attribute: AttributeOut) -> str:
+    """What an estimate says: its class, its number, or of what kind of value there is more than a line can show."""
+    if attribute.label:
+        return attribute.label.replace("_", " ")
+    if attribute.value is not None:
+        return number(attribute.value)
+    return "a picture of classes" if attribute.vector is None else count(len(attribute.vector), "number")
 
 
 def duration(seconds: float | None) -> str:
@@ -75,6 +85,7 @@ environment.globals.update(
     cursor=cursor,
     ratio=ratio,
     number=number,
+    stated=stated,
     duration=duration,
     static=static,
     ADMIN=Role.ADMIN,

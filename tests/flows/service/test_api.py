@@ -10,12 +10,13 @@ import httpx
 import numpy as np
 import pytest
 from PIL import Image
+from sqlalchemy import select
 
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
 from flows.service.orders import CollectionIn
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Face
+from infra.catalog.schema import Attribute, Face, ModelVersion
 from infra.settings import Settings
 from tests.archive import BROKEN
 from tests.hostile import hostile_files
@@ -45,6 +46,26 @@ def test_photographs_come_with_their_faces_each_of_its_bytes_once(client: Client
     assert (found["c/pair.jpg"].width, found["c/pair.jpg"].height) == (768, 384)
     left, right = found["c/pair.jpg"].faces
     assert left.box[2] < 384 < right.box[0]
+
+
+def test_masks_and_points_are_given_beside_numbers(client: Client, own: Settings) -> None:
+    face = next(client.faces())
+    with Catalog(own.catalog_url).write() as session:
+        points = np.arange(6, dtype=np.float32)
+        model = session.scalars(select(ModelVersion.id).where(ModelVersion.role == "describe")).first()
+        told = {"face_id": face.id, "model_version_id": model, "probabilities": None, "label": None, "value": None}
+        told |= {"confidence": None}
+        session.add_all([
+            Attribute(name="landmarks_3", kind="points", unit="pixels", vector=points, mask_key=None, **told),
+            Attribute(name="parsing", kind="mask", unit="class", vector=None, mask_key="parsing.png", **told),
+        ])  # fmt: skip
+    found = {a.name: a for a in client.face(face.id).attributes}
+    assert (found["landmarks_3"].kind, found["landmarks_3"].value) == ("points", None)
+    assert found["landmarks_3"].vector == (0, 1, 2, 3, 4, 5)
+    assert (found["parsing"].kind, found["parsing"].vector) == ("mask", None)
+    shown = httpx.get(str(client.http.base_url.join(f"/faces/{face.id}"))).raise_for_status().text
+    assert "a picture of classes" in shown
+    assert "6 numbers" in shown
 
 
 def test_pages_join_without_gap_or_repetition_whatever_their_size(client: Client) -> None:
