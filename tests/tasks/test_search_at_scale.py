@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from sqlalchemy import delete, select, text, update
@@ -126,6 +127,26 @@ def test_many_faces_asked_for_at_once_get_what_each_gets_alone(crowded: Place) -
     np.testing.assert_allclose(similarities, np.concatenate([near for _, near in alone]), atol=1e-6)
     expected = np.take_along_axis(FACES[:20] @ FACES.T, ids - 1, axis=1)
     np.testing.assert_allclose(similarities, expected, atol=neighbours.HALF_ERROR)
+
+
+@pytest.mark.parametrize("count", [16, 128, 1_024])
+def test_a_quick_scan_compares_a_face_with_no_more_than_a_fixed_number(
+    tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(projection, "QUICKLY_COMPARED", 300)
+    catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
+    crowd.enter(catalog, FACES)
+    with catalog.read() as session:
+        index = projection.build(session, serving_version(session))
+        compared = []
+        for quick in (True, False):
+            faiss.cvar.indexIVF_stats.reset()
+            index.scan(session, FACES[:500], count, quick=quick)
+            compared.append(faiss.cvar.indexIVF_stats.ndis / 500)
+    assert (
+        compared[0] < 1.5 * 300 < compared[1]
+    )  # cells hold 300 on average, and more where faces are near to each other
+    catalog.close()
 
 
 def test_more_neighbours_than_there_are_faces_are_all_of_them_once(small: Place) -> None:
