@@ -153,21 +153,18 @@ class Groups:
             self.links[a].add(b)
             self.links[b].add(a)
 
-    def constrain(self, must_link: Ints, cannot_link: Ints, seen_together: Ints) -> None:
-        """Join the units of some pairs of face ids, keep those of others apart, and pairs of units that share a photo.
+    def keep_apart(self, cannot_link: Ints, seen_together: Ints) -> None:
+        """Keep the units of pairs of face ids apart, and pairs of units that share a photo.
 
         Raises:
-            ValueError: naming faces that are asked to be one person and two.
+            ValueError: naming faces that are to be two people, and stand for one.
         """
         unit = dict(zip(self.pool.ids.tolist(), self.unit.tolist(), strict=True))
-        for a, b in must_link.tolist():
-            if a in unit and b in unit and self.root(unit[a]) != self.root(unit[b]):
-                self.join(self.root(unit[a]), self.root(unit[b]))
         for a, b in cannot_link.tolist():
             if a in unit and b in unit and not self.separate(unit[a], unit[b]):
-                raise ValueError(f"faces {a} and {b} must not be one person, but other pairs or their identity say so")
+                raise ValueError(f"faces {a} and {b} must not be one person, but both stand for one identity")
         for first, second in seen_together.tolist():
-            self.separate(first, second)  # unless a person said that they are one: a mirror, a collage
+            self.separate(first, second)
 
     def separate(self, a: int, b: int) -> bool:
         """Never join the groups of two units; False if they are one already."""

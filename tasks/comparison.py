@@ -16,7 +16,6 @@ from tasks.install import ModelVersion
 from tasks.timing import embedding_ms, pipeline_ms, processor
 from tasks.verification import Pairs
 
-BUDGETS_MS = (100, 500, 1000)  # the tracks of FRUITS: Zhu et al., "WebFace260M", CVPR 2021 (arXiv:2103.04098)
 TIMED_PICTURES = 32
 
 

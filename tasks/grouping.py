@@ -118,24 +118,22 @@ def group(
     cohort: Vectors | None = None,
     seen_together: SeenTogether | None = None,
     settled: Ints = NO_IDS,
-    must_link: Ints = NO_PAIRS,
     cannot_link: Ints = NO_PAIRS,
 ) -> Grouping:
     """Place new faces among the people that `exemplars` stand for. The order of the input does not matter.
 
     Two faces of one photo are never one person. Exemplars tell only of their own photos, so `seen_together` is asked, once,
-    about the identities that the new faces concern. `must_link` and `cannot_link` (C, 2) are pairs of face ids, new or
-    exemplars, an exemplar speaking for its identity: what people decided. They go before everything else, photos included;
-    a pair with a face that is not at hand is ignored. Two `settled` identities (those that a person named or confirmed)
-    are never merged, only proposed. New identities are numbered from `next_identity`, by their smallest face id.
-    `neighbours` searches the exemplars; by default exactly. `cohort` (C, D) are the `representatives` of all known
-    people, by default of those that `exemplars` stand for. Exemplars of people without any similar to a new face
-    may be left out. A first run is best given in portions of some thousand faces, whole photos each: time grows with the
-    square of how many new faces are one person.
+    about the identities that the new faces concern. `cannot_link` (C, 2) are pairs of face ids, new or exemplars, an
+    exemplar speaking for its identity: what people decided; a pair with a face that is not at hand is ignored. Two
+    `settled` identities (those that a person named or confirmed) are never merged, only proposed. New identities are
+    numbered from `next_identity`, by their smallest face id. `neighbours` searches the exemplars; by default exactly.
+    `cohort` (C, D) are the `representatives` of all known people, by default of those that `exemplars` stand for.
+    Exemplars of people without any similar to a new face may be left out. A first run is best given in portions of some
+    thousand faces, whole photos each: time grows with the square of how many new faces are one person.
 
     Raises:
         ValueError: for vectors that are not finite and of unit length, qualities outside 0..1, ids that are not unique, or
-            pairs that contradict each other.
+            pairs that are one person already.
     """
     if exemplars.faces.embeddings.shape[1:] != faces.embeddings.shape[1:]:
         shapes = f"{faces.embeddings.shape} and {exemplars.faces.embeddings.shape}"
@@ -145,10 +143,7 @@ def group(
     _check(faces, "new faces")
     search = exact_neighbours(exemplars.faces.embeddings) if neighbours is None else neighbours
     near_new, near_exemplars = _candidates(faces, exemplars, policy, search)
-    touched = np.union1d(
-        exemplars.identities[near_exemplars[:, 1]],
-        exemplars.identities[np.isin(exemplars.faces.ids, must_link)],
-    )
+    touched = np.unique(exemplars.identities[near_exemplars[:, 1]])
     known = exemplars.take(np.flatnonzero(np.isin(exemplars.identities, touched)))
     pool = known.faces.followed_by(faces)
     _check(pool, "new faces and exemplars")
@@ -162,7 +157,7 @@ def group(
         groups = Groups(faces, known, policy, frozenset(settled.tolist()), hubs)
         groups.link(np.stack([near_exemplars[:, 0] + len(touched), unit_of_identity], axis=1))
         groups.link(near_new + len(touched))
-        groups.constrain(must_link, cannot_link, np.searchsorted(touched, together))
+        groups.keep_apart(cannot_link, np.searchsorted(touched, together))
         agglomerate(groups, policy.join)
         adopt(groups, policy.join)
         return groups

@@ -19,7 +19,7 @@ REFERENCE = "NAME (its champion), NAME@VERSION or NAME@ALIAS"
 
 
 class Budget(StrEnum):
-    """The tracks of WebFace260M's FRUITS protocol, in ms."""
+    """The tracks of FRUITS, in ms (Zhu et al., "WebFace260M", CVPR 2021, arXiv:2103.04098)."""
 
     MS_100 = "100"
     MS_500 = "500"

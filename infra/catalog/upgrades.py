@@ -55,13 +55,6 @@ def latest(session: Session) -> Upgrade | None:
     return session.scalar(planned.order_by(Upgrade.id.desc()).limit(1))
 
 
-def latest_to(session: Session, model_version_id: int) -> Upgrade | None:
-    """The last attempt to upgrade to a version, refused ones included."""
-    return session.scalar(
-        select(Upgrade).where(Upgrade.target_id == model_version_id).order_by(Upgrade.id.desc()).limit(1)
-    )
-
-
 def settle(session: Session, model_version_id: int | None = None) -> None:
     """Note that upgrades which are under way or in force are over: all, or those from or to a version."""
     _close(session, UpgradeStatus.SETTLED, model_version_id)

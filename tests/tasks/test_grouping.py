@@ -174,19 +174,6 @@ def test_answer_about_other_identities_is_refused() -> None:
         group(faces(np.eye(D)[:1], 10), known, POLICY, next_identity=8, seen_together=lambda _: np.array([[3, 7]]))
 
 
-def test_a_person_who_says_that_two_in_one_photo_are_one_is_believed() -> None:
-    known = Exemplars(faces(np.eye(D)[:2]), np.array([3, 7]))
-    result = group(
-        faces(np.eye(D)[:1], first=10),
-        known,
-        POLICY,
-        next_identity=8,
-        seen_together=lambda identities: np.array([[3, 7]]),
-        must_link=np.array([[0, 1]]),
-    )
-    assert [(merge.kept, merge.absorbed) for merge in result.merges] == [(3, 7)]
-
-
 def test_rejected_merge_is_neither_made_nor_proposed_again() -> None:
     twins = unit(np.ones((2, D)) + np.eye(D)[:2] * 0.1)
     known = Exemplars(faces(twins), np.array([0, 1]))
@@ -335,20 +322,6 @@ def test_a_person_is_represented_by_the_best_faces_whenever_they_came() -> None:
     assert set(catalogue.exemplars.faces.ids) == set(np.argsort(-quality)[: POLICY.exemplars])
 
 
-def test_must_link_unites_what_does_not_look_alike_even_in_one_photo() -> None:
-    new = faces(np.eye(D)[:3], photos=np.array([1, 1, 2]))
-    result = group(new, nobody(), POLICY, next_identity=0, must_link=np.array([[0, 1]]))
-    assert result.identities.tolist() == [0, 0, 1]
-
-
-def test_must_link_to_an_exemplar_speaks_for_its_identity() -> None:
-    known = Exemplars(faces(np.eye(D)[:2]), np.array([4, 6]))
-    new = faces(np.eye(D)[5:7], first=10, quality=0.05)
-    result = group(new, known, POLICY, next_identity=7, must_link=np.array([[11, 1], [99, 10]]))
-    assert result.identities.tolist() == [NOBODY, 6]
-    assert not np.isin(10 + np.arange(2), result.exemplars.faces.ids).any()
-
-
 def test_rejected_face_does_not_return_to_the_person_by_another_way() -> None:
     random = np.random.default_rng(0)
     vectors = unit(np.eye(D)[0] + random.normal(scale=0.02, size=(6, D)))
@@ -360,17 +333,11 @@ def test_rejected_face_does_not_return_to_the_person_by_another_way() -> None:
     assert not result.merges
 
 
-def test_contradictory_decisions_are_refused() -> None:
-    new = faces(np.eye(D)[:3])
-    with pytest.raises(ValueError, match="faces 0 and 2 must not be one person"):
-        group(
-            new,
-            nobody(),
-            POLICY,
-            next_identity=0,
-            must_link=np.array([[0, 1], [1, 2]]),
-            cannot_link=np.array([[0, 2]]),
-        )
+def test_two_faces_that_stand_for_one_identity_cannot_be_kept_apart() -> None:
+    known = Exemplars(faces(unit(np.ones((2, D)) + np.eye(D)[:2] * 0.1)), np.array([3, 3]))
+    new = faces(known.faces.embeddings[:1], first=10)
+    with pytest.raises(ValueError, match="faces 0 and 1 must not be one person"):
+        group(new, known, POLICY, next_identity=4, cannot_link=np.array([[0, 1]]))
 
 
 def test_identical_vectors_are_grouped_the_same_every_time() -> None:
