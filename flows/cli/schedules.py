@@ -121,7 +121,7 @@ def schedules(as_json: Json = False) -> None:
 
 
 def serve_schedules(as_json: Json = False) -> None:
-    """Run what is scheduled, for as long as this process lives. One per machine; let systemd or a container keep it up."""
+    """Run what is scheduled, for as long as this process lives. One per catalog; let systemd or a container keep it up."""
     from flows.serve import serve  # noqa: PLC0415
 
     def say(news: str) -> None:
