@@ -18,7 +18,7 @@ from infra.catalog.database import Catalog
 from infra.settings import Settings
 from infra.storage.base import LITTER
 from tasks.limits import Stages, forwards, loading_seconds
-from tasks.pipeline import hands
+from tasks.pipeline import thread_count
 from tasks.timing import processor
 
 COLLECTION = "bench"
@@ -135,7 +135,7 @@ def _work(state: Night) -> None:
 
 def _stages(state: Night, whole: float, loading: float) -> dict[str, float]:
     """Seconds by stage. What the stages in turn do not account for is recording, grouping, and waiting."""
-    inside = {name: seconds / hands(state.settings) for name, seconds in state.tally.seconds.items()}
+    inside = {name: seconds / thread_count(state.settings) for name, seconds in state.tally.seconds.items()}
     beside = sum(inside.get(name, 0.0) for name in ("read", "decode"))
     return {**inside, REST: max(0.0, whole - loading - (sum(inside.values()) - beside))}
 

@@ -181,7 +181,7 @@ def _timed(embedder: Embedder, faces: Sequence[FaceToEmbed], source: str) -> tup
 
 
 def rest_seconds(faces: int, seconds: float, rate: float | None, share: float) -> float:
-    """How long to rest after a batch that took so long: for at most `rate` faces per second, and `share` of the time."""
+    """Seconds to rest after `faces` that took `seconds`: for at most `rate` faces per second, and `share` of the time."""
     by_rate = faces / rate - seconds if rate else 0.0
     return max(by_rate, seconds * (1 / share - 1), 0.0)
 

@@ -204,10 +204,10 @@ def _candidates(new: Faces, exemplars: Exemplars, policy: Policy, search: Neighb
 
 
 def nearest_people(faces: Ints, identities: Ints, similarities: Vectors, most: int, slack: float = 0.0) -> Ints:
-    """Of comparisons (C,) of faces with somebody's, the nearest of each face and person, for at most so many people a face.
+    """Indices of the closest comparison of each (face, person) pair, for the `most` closest people of each face.
 
-    Comparisons with NOBODY do not count. Equally near people go by their number. `slack`: whoever is farther than the last
-    of these by less than that counts as well.
+    Comparisons with NOBODY do not count. Equally near people go by their number. `slack`: people who are farther
+    than the last of these by less than that count as well.
     """
     far = -np.round(similarities, 6)
     order = np.lexsort((far, identities, faces))
@@ -216,7 +216,7 @@ def nearest_people(faces: Ints, identities: Ints, similarities: Vectors, most: i
     nearest = order[begins]
     nearest = nearest[np.lexsort((identities[nearest], far[nearest], faces[nearest]))]
     first = np.searchsorted(faces[nearest], faces[nearest])
-    # Of each face the last that counts; somebody else's where there are not so many, and all count anyway.
+    # The last comparison that counts for each face; where there are fewer, another face's, since then all count anyway.
     last = nearest[np.minimum(first + most - 1, len(nearest) - 1)]
     rank = np.arange(len(nearest)) - first
     return nearest[(rank < most) | (far[nearest] < far[last] + slack)]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 COHORT = 2_000  # people that a face is compared with; twice as many gain nothing (tests/benchmarks/grouping.py)
 STRANGERS = 10  # the nearest of them, of whom the mean is taken
-FEWEST = 2 * STRANGERS  # people of whom anything is said
+FEWEST = 2 * STRANGERS  # people in a cohort of which anything is said
 
 Vectors = NDArray[np.float32]
 
@@ -22,8 +22,8 @@ def hubness(embeddings: Vectors, cohort: Vectors, same: float) -> Vectors:
     """Mean similarity (N,) float32 of faces (N, D) to the nearest strangers in a cohort (C, D), all of unit length.
 
     It counts from the cohort's own mean, and only as far as the cohort is large: 0 for the average face, and for all where
-    there is no cohort. Among few people nobody is near, and who is nearest says little. From the similarity `same` somebody is
-    no stranger, but most likely the face's own person; more than as many as there are strangers nobody is.
+    there is no cohort. Among few people nobody is near, and who is nearest says little. Cohort members from the similarity
+    `same` on are most likely the face's own person and are passed over, at most STRANGERS of them.
     """
     if len(cohort) < FEWEST:
         return np.zeros(len(embeddings), np.float32)

@@ -18,7 +18,7 @@ LABELLED_KINDS = (Kind.CATEGORY, Kind.PROBABILITY, Kind.FRACTION, Kind.YEARS, Ki
 
 
 class UnusableLabels(ValueError):
-    """The labels do not say what they should; the message names file and line, and what to do."""
+    """The label file cannot be used; the message names file and line, and what to do."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from tasks.inference import load_for_inference
 from tasks.install import ModelVersion
 from tasks.job import Job
 from tasks.photo_faces import TO_RESTORE, PhotoFaces, crop, restored_crop
-from tasks.pipeline import PAGE, face_stages, hands
+from tasks.pipeline import PAGE, face_stages, thread_count
 from tasks.prepare import GROUP, Prepare
 from tasks.record import crop_writers, record
 from tasks.side_by_side import side_by_side, torch_threads
@@ -87,7 +87,7 @@ class Stages:
     """
 
     def __init__(self, catalog: Catalog, job: Job) -> None:
-        self.catalog, self.job, self.threads = catalog, job, hands(job.settings)
+        self.catalog, self.job, self.threads = catalog, job, thread_count(job.settings)
         self.seconds: dict[str, float] = {}
 
     def through(self) -> list[PhotoFaces]:

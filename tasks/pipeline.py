@@ -42,7 +42,7 @@ log = logs.logger()
 PAGE = 64  # images that one call of an actor works through, at most
 APART = 4 * GROUP  # photos that a stage of its own takes at once: on a GPU, their faces then fill whole batches
 FRONT = "front"  # the fused stages before those that `face_stages` names
-MOST_HANDS = 4  # each holds the pixels of up to 16 photos; what has more processors and much to do takes Ray
+MOST_THREADS = 4  # each holds the pixels of up to 16 photos; what has more processors and much to do takes Ray
 Stage = Callable[[Sequence[PhotoFaces]], list[PhotoFaces]]
 AnyStage = Callable[[Any], list[PhotoFaces]]  # the first takes what was claimed, the others what the one before it gave
 Page = tuple[int, int]
@@ -143,7 +143,7 @@ def _count(catalog: Catalog, job: Job) -> int:
 
 def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
     keep_freed_memory()
-    threads = hands(job.settings)
+    threads = thread_count(job.settings)
     with torch_threads(max(1, job.settings.cpu_count // threads)):
         set_time_limit(job.settings.item_seconds, threads)
         with closing(Prepare(job, threads)) as prepare:
@@ -153,9 +153,9 @@ def _in_process(catalog: Catalog, job: Job) -> Generator[list[PhotoFaces]]:
                 yield from results
 
 
-def hands(settings: Settings) -> int:
+def thread_count(settings: Settings) -> int:
     """In how many threads a small job works: one a processor, and two at least, so that one reads while one computes."""
-    return max(2, min(settings.cpu_count, MOST_HANDS))
+    return max(2, min(settings.cpu_count, MOST_THREADS))
 
 
 def through(stages: Sequence[AnyStage], group: Any) -> list[PhotoFaces]:
@@ -224,7 +224,7 @@ class _Shares:
     @classmethod
     def of(cls, cpus: int, gpus: int, stages: Sequence[str], most: int, nodes: int = 1) -> "_Shares":
         """With GPUs one actor per GPU of the front and of each of the other `stages`, sharing it; else one per processor that
-        does them all. `most`: of no kind more than that.
+        does them all. `most`: upper bound for the actors of any one stage.
 
         A process costs 3 s and 500 MB for its libraries, and a photo costs packing on its way to it: that is worth it only
         where stages take turns on a GPU. Each computes with one thread: on a CPU, processes side by side beat threads inside

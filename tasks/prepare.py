@@ -49,16 +49,16 @@ class Claimed:
 class Prepare:
     """Turn a page of image ids (first, last) into groups of photos with boxes, landmarks, crops and quality.
 
-    One thread takes the groups, since of copies the first one that is claimed is processed; several, `hands`, may prepare them.
+    One thread claims the groups, because only the first claimed copy of a photo is processed; `threads` workers prepare them.
     """
 
-    def __init__(self, job: Job, hands: int = 1) -> None:
-        self.job, self.hands = job, hands
+    def __init__(self, job: Job, threads: int = 1) -> None:
+        self.job, self.threads = job, threads
         self.catalog = Catalog(job.settings.catalog_url)
         self.store = job.photographs()
         self.detect = Detect(job.recipe.detector, job.device)
         self.limits = DecodeLimits(max_bytes=job.settings.max_bytes, max_megapixels=job.settings.max_megapixels)
-        self.threads = Workers(THREADS, job.settings.item_seconds, "decode")
+        self.decoders = Workers(THREADS, job.settings.item_seconds, "decode")
         with self.catalog.read() as session:
             self.erased = Erased(session, job.collection_id)
         self.refused = 0  # photos that the store has refused, one after the other, until now
@@ -71,7 +71,7 @@ class Prepare:
             CatalogUnavailable: if the catalog is away for longer than patience reaches.
         """
         work = self._pending(page)
-        groups = even_groups(work, self.hands)
+        groups = even_groups(work, self.threads)
         reading = self._begin_reading(groups[0]) if groups else []
         for group, following in zip(groups, [*groups[1:], []], strict=True):
             read = [self._await(call, _photo(work), "read") for call, work in zip(reading, group, strict=True)]
@@ -97,7 +97,7 @@ class Prepare:
 
     def close(self) -> None:
         """Let go of threads and connections."""
-        self.threads.close()
+        self.decoders.close()
         self.catalog.close()
 
     @patient
@@ -106,12 +106,12 @@ class Prepare:
             return pending(session, self.job.collection_id, self.job.run_id, page, self.job.keys)
 
     def _begin_reading(self, group: Sequence[Work]) -> list[Call[Read]]:
-        return [self.threads.submit(self._read, work) for work in group]
+        return [self.decoders.submit(self._read, work) for work in group]
 
     def _await(self, call: Call[Result], photo: PhotoFaces, stage: str) -> Result | PhotoFaces:
         """What a thread has made of a photo; if the thread hangs, or fails as none should, the photo with that failure."""
         try:
-            return self.threads.wait(call)
+            return self.decoders.wait(call)
         except Exception as error:
             return given_up(photo, stage, error)
 
@@ -142,7 +142,7 @@ class Prepare:
         failed = [item for item in read if isinstance(item, PhotoFaces)]
         return Claimed(
             [*failed, *(photo for photo, _ in claimed if photo.shared)],
-            [(photo, self.threads.submit(self.decode, photo, data)) for photo, data in claimed if not photo.shared],
+            [(photo, self.decoders.submit(self.decode, photo, data)) for photo, data in claimed if not photo.shared],
         )
 
     def _unless_erased(self, item: Read) -> Read:
@@ -198,11 +198,11 @@ class Prepare:
         return replace(item, photo=item.photo.having(**{n: a[~gone] for n, a in item.photo.arrays.items()}))
 
 
-def even_groups(page: Sequence[Work], hands: int) -> list[Sequence[Work]]:
-    """Cut a page into groups of at most GROUP, or CROPS, as many for each of the `hands`, and of equal size but for one."""
+def even_groups(page: Sequence[Work], threads: int) -> list[Sequence[Work]]:
+    """Cut a page into groups of at most GROUP, or CROPS, as many for each of the `threads`, and of equal size but for one."""
     most = CROPS if all(work.size <= CROP_BYTES for work in page) else GROUP
-    rounds = -(-len(page) // (most * hands))
-    count = min(rounds * hands, len(page))
+    rounds = -(-len(page) // (most * threads))
+    count = min(rounds * threads, len(page))
     ends = [-(-k * len(page) // count) for k in range(count + 1)] if count else []
     return [page[start:end] for start, end in pairwise(ends)]
 

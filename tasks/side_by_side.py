@@ -27,7 +27,7 @@ def side_by_side(items: Iterable[Item], work: Callable[[Item], Result], threads:
     One item more than there are threads is in hand or waiting, whatever the reader's speed. An error of the items is raised
     after the results of those that came before it; one of the work ends it all.
     """
-    over, hands = threading.Event(), Workers(threads, FOREVER, "hand")
+    over, workers = threading.Event(), Workers(threads, FOREVER, "worker")
 
     def unless_over(item: Item) -> Result:
         if over.is_set():
@@ -40,21 +40,21 @@ def side_by_side(items: Iterable[Item], work: Callable[[Item], Result], threads:
     try:
         while True:
             try:
-                calls.append(hands.submit(copy_context().run, unless_over, next(coming)))
+                calls.append(workers.submit(copy_context().run, unless_over, next(coming)))
             except StopIteration:
                 break
             except Exception as error:
                 broken = error
                 break
             if len(calls) > threads:
-                yield hands.wait(calls.popleft())
+                yield workers.wait(calls.popleft())
         while calls:
-            yield hands.wait(calls.popleft())
+            yield workers.wait(calls.popleft())
         if broken is not None:
             raise broken
     finally:
         over.set()
-        hands.close()
+        workers.close()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ app = typer.Typer(name="audit", help="Read and verify the audit log.", no_args_i
 @app.command("list")
 def list_(
     action: Annotated[str | None, typer.Option(help="Only this kind: search, decide, erase, ...")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 50,
     as_json: Json = False,
 ) -> None:
     """List what was done, the latest first."""

@@ -19,7 +19,7 @@ app = typer.Typer(name="backfill", help="Embed the catalog's faces with a new mo
 def run(
     rate: Annotated[
         float | None,
-        typer.Option(min=0.001, help="At most so many faces per second; beside a night a quarter at most."),
+        typer.Option(min=0.001, help="Maximum number of faces per second; a quarter of it while a run is at work."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -76,7 +76,7 @@ def status(as_json: Json = False) -> None:
 @app.command()
 def search(
     photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A photograph; it is not kept.")],
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 10,
     as_json: Json = False,
 ) -> None:
     """Search by the version to come before it is complete: faces that lack it are seen through the bridge."""

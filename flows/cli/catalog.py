@@ -9,7 +9,7 @@ from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 
-Limit = Annotated[int, typer.Option(min=1, help="At most so many rows.")]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
 
 
 def faces(
@@ -59,7 +59,7 @@ def estimate_text(attribute: views.AttributeView) -> str:
 
 
 def identities(
-    min_faces: Annotated[int, typer.Option(min=1, help="Only people with at least so many faces.")] = 2,
+    min_faces: Annotated[int, typer.Option(min=1, help="Only people with at least this many faces.")] = 2,
     limit: Limit = 50,
     as_json: Json = False,
 ) -> None:

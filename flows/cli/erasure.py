@@ -94,7 +94,7 @@ def _preview(plan: "Plan", as_json: bool) -> None:
 
 
 def erasures(
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 50, as_json: Json = False
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 50, as_json: Json = False
 ) -> None:
     """List the certificates of what was erased: when, why and how many rows, nothing of whom."""
     from tasks.erase import certificates  # noqa: PLC0415

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tasks.status import Status
 
 EXIT_WITH_FAILURES = 3
-Limit = Annotated[int, typer.Option(min=1, help="At most so many rows.")]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
 OfCollection = Annotated[str | None, typer.Option("--collection", help="Only of this collection.")]
 
 

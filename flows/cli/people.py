@@ -17,9 +17,9 @@ app = typer.Typer(name="people", help="Decide who is who. No later run overrides
 Person = Annotated[int, typer.Argument(metavar="PERSON", help="A number that 'visage identities' shows.")]
 Faces = Annotated[list[int], typer.Argument(metavar="FACE...", help="Numbers that 'visage faces' shows.")]
 OfPerson = Annotated[
-    int | None, typer.Option("--person", help="Which person is meant; default: who the faces are now.")
+    int | None, typer.Option("--person", help="The person it is about; default: the one that the faces belong to now.")
 ]
-Limit = Annotated[int, typer.Option(min=1, help="At most so many rows.")]
+Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
 
 
 @app.command()

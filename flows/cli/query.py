@@ -31,7 +31,7 @@ def query(
         str | None,
         typer.Option(help="Count instead: taken-year, found-day, collection, person, quality, or an attribute."),
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many faces.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of faces.")] = 50,
     after: Annotated[int, typer.Option(min=0, help="Go on after this face: the last one of the page before.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -69,7 +69,8 @@ def query(
 def duplicates(
     collection: Annotated[str, typer.Argument(help="Name of the collection.")],
     near: Annotated[
-        int | None, typer.Option(help="Also pictures that look the same: up to so many of 64 bits may differ (0 to 3).")
+        int | None,
+        typer.Option(help="Also pictures that look the same; how many of 64 bits may differ (0 to 3)."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -93,9 +94,7 @@ def export(
         Shape, typer.Option("--format", help="folder: crops of known people, as 'visage train recognition' reads them.")
     ] = Shape.PARQUET,
     embeddings: Annotated[bool, typer.Option("--embeddings", help="The vectors too; they are biometric data.")] = False,
-    min_pictures: Annotated[
-        int, typer.Option(min=1, help="folder: leave people out of whom there are fewer pictures.")
-    ] = 1,
+    min_pictures: Annotated[int, typer.Option(min=1, help="folder: leave out people with fewer pictures.")] = 1,
     as_json: Json = False,
 ) -> None:
     """Write faces and what is known of them into files. An erasure removes the folder if the person may be in it."""

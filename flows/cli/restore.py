@@ -18,7 +18,7 @@ def restore(
         str | None,
         typer.Option(help="NAME (its champion), NAME@VERSION or NAME@ALIAS; default: what the settings name."),
     ] = None,
-    upscale: Annotated[float, typer.Option(min=1, max=4, help="Enlarge the photo so many times.")] = 1.0,
+    upscale: Annotated[float, typer.Option(min=1, max=4, help="Enlarge the photo by this factor.")] = 1.0,
     as_json: Json = False,
 ) -> None:
     """Restore small and blurred faces, and say which were not and why. Copies are marked: their detail is invented."""

@@ -35,7 +35,7 @@ def search(
     attribute: Annotated[
         list[str] | None, typer.Option(help="Only faces with name=label or name=least..most, like yaw=-15..15.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, help="At most so many rows.")] = 10,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 10,
     after: Annotated[str | None, typer.Option(help="Go on behind an earlier answer, from what it gave.")] = None,
     as_json: Json = False,
 ) -> None:

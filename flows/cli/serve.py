@@ -58,16 +58,16 @@ def _say(url: str, guarded: bool, as_json: bool) -> None:
         return
     console.print(literal(f"Visage is at {url}"))
     if not guarded:
-        console.print("Everybody on this machine may do everything; 'visage tokens create' ends that.")
+        console.print(
+            "Everybody with an account on this machine has full access, until there is a token: 'visage tokens create'"
+        )
 
 
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(help="Who or what it is for; the audit log names them so.")],
     role: Annotated[RoleName, typer.Option(help="read: look and search; curate: also decide; admin: everything.")],
-    days: Annotated[
-        int | None, typer.Option(min=1, max=3650, help="It ends after so many days; default: never.")
-    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=3650, help="Days until it expires; default: never.")] = None,
     as_json: Json = False,
 ) -> None:
     """Make a token and print it: it is shown this once, and only its digest is kept."""

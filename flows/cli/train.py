@@ -54,7 +54,7 @@ def recognition(
         float, typer.Option(help="Share of the people with two faces or more kept for verification.")
     ] = 0.1,
     workers: Annotated[int, typer.Option(help="Processes, with a GPU each where there are any.")] = 1,
-    seed: Annotated[int, typer.Option(help="Another one gives another order of faces.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed; it decides the order of the faces.")] = 0,
     as_json: Json = False,
 ) -> None:
     """Train a recognition model on labelled pictures; the result is a new version, the challenger of its model.

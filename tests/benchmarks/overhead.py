@@ -10,7 +10,7 @@ from flows.night import discover_images, night
 from infra.settings import Settings
 from tasks.job import Job
 from tasks.limits import Forward, Stages, forwards, loading_seconds
-from tasks.pipeline import hands
+from tasks.pipeline import thread_count
 from tests.benchmarks import photo_sets
 from tests.benchmarks.progress import say
 from tests.benchmarks.table import Row, seconds, shares
@@ -98,7 +98,7 @@ def bare_stages(settings: Settings) -> dict[str, float]:
 def parts(ran: Ran, loading: float) -> dict[str, float]:
     """What the seconds of a run in this process went into, its threads together; in all they are all but the loading."""
     steps, stages = ran.state.seconds, ran.state.tally.seconds
-    serial = {name: stages[name] / hands(ran.state.settings) for name in SERIAL if name in stages}
+    serial = {name: stages[name] / thread_count(ran.state.settings) for name in SERIAL if name in stages}
     rest = steps["process"] - loading - sum(serial.values())
     others = {name: steps[name] for name in ("discover", "group", "audit", "report")}
     return {**serial, "record and waiting": rest, **others}
