@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image as PillowImage
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from flows import night as steps
 from flows.night import Night, night
@@ -377,10 +378,9 @@ from pathlib import Path
 from infra.settings import load_settings
 from flows import night as steps
 from flows.night import night
-print("ready", flush=True)
 with night(load_settings(), "archive") as state:
     steps.discover_images(state)
-    steps.process_images(state, lambda: print("batch", flush=True))
+    steps.process_images(state)
     steps.audit_catalog(state)
 """
 
@@ -400,19 +400,24 @@ def environment(settings: Settings) -> dict[str, str]:
 def test_killed_run_resumes_without_duplicates(
     settings: Settings, photos: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    for i in range(43):
+    for i in range(92):
         (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(300 + 2 * i)))
     undisturbed = settings.model_copy(update={"home": tmp_path / "undisturbed"})
     add(undisturbed, photos)
     run(undisturbed)
     add(settings, photos)
-    with subprocess.Popen([sys.executable, "-c", RUN], env=environment, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        while not process.stdout.readline().startswith("batch"):
-            assert process.poll() is None, "it ended without a batch"
+    catalog = Catalog(settings.catalog_url)
+    with subprocess.Popen([sys.executable, "-c", RUN], env=environment) as process:
+        recorded = 0
+        while not recorded:
+            assert process.poll() is None, "it ended before anything was recorded"
+            time.sleep(0.02)
+            with catalog.read() as session:
+                recorded = session.scalar(select(func.count()).where(Image.status == "done")) or 0
         process.send_signal(signal.SIGKILL)
+    catalog.close()
     state = run(settings)
-    assert 0 < state.tally.images < 48
+    assert 0 < state.tally.images < 97
     with Catalog(settings.catalog_url).read() as session:
         assert list(session.scalars(select(Run.status).order_by(Run.id))) == ["crashed", "done"]
     left, right = contents(undisturbed), contents(settings)

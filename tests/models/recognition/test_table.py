@@ -112,6 +112,7 @@ def test_half_precision_keeps_the_embedding(network, faces, embeddings, device, 
     assert F.cosine_similarity(found, embeddings[:2]).min() > 0.99
 
 
+@pytest.mark.long
 def test_torch_export_gives_the_same_embedding_at_any_batch_size(network, faces, embeddings):
     batch = torch.export.Dim("batch", max=64)
     module = torch.export.export(network, (faces[:2],), dynamic_shapes=({0: batch},)).module()
