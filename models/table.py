@@ -1,6 +1,7 @@
 """The model table: the one place that knows which models exist. Adding a model adds one line here."""
 
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from types import MappingProxyType
 
 from models.attributes import faceptor, swinface
@@ -78,13 +79,15 @@ def spec(name: str) -> ModelSpec:
     """Look a model up by name, heads included.
 
     Raises:
-        UnknownModel: with the known names.
+        UnknownModel: with the names that are nearest to it.
     """
     found = find(name)
     if found is None:
+        near = get_close_matches(name, MODELS, n=3, cutoff=0.4) or [n for n in sorted(MODELS) if n.startswith(name)][:3]
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
         raise UnknownModel(
-            f"no model is called {name!r}; known: {', '.join(sorted(MODELS))}, and heads on recognition models, like "
-            "dlib-resnet-expression"
+            f"no model is called {name!r}.{meant} 'visage models list' shows all; heads on recognition models, like "
+            "dlib-resnet-expression, can be trained"
         )
     return found
 

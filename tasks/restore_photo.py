@@ -212,6 +212,10 @@ def photographs(source: Path, out: Path) -> list[Path]:
     """
     if source.is_file():
         return [source]
+    if out.resolve() == source.resolve():
+        raise NothingToRestore(
+            f"copies cannot go into {source} itself: name another folder, like {source / 'restored'}"
+        )
     wanted, results = Filter(), out.resolve()
     found = sorted(
         path

@@ -4,15 +4,14 @@ Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed (
 interrupted. Commands import what is heavy only when they run, so that help and errors come at once.
 """
 
-import signal
 import sys
 import traceback
 from collections.abc import Callable
-from types import FrameType
 
 import typer
 
 from flows.cli import (
+    INTERRUPTED,
     archive,
     attributes,
     audit,
@@ -47,7 +46,6 @@ from infra.telemetry import silence
 
 OURS = {"flows", "tasks", "models", "infra"}
 EXIT_ERROR = 1
-EXIT_INTERRUPTED = 130  # what Typer makes of KeyboardInterrupt
 
 app = typer.Typer(
     name="visage",
@@ -98,14 +96,13 @@ for command in COMMANDS:
 app.command("import")(archive.import_)
 
 
-def main() -> None:
+def run() -> None:
     """Run the command and turn every error into a message and an exit code."""
     silence()
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         app(standalone_mode=True)
     except SystemExit as end:
-        if end.code == EXIT_INTERRUPTED:
+        if end.code == INTERRUPTED:  # what Typer makes of KeyboardInterrupt
             errors.print("interrupted; what was recorded stays, the next run goes on from there")
         raise
     except Exception as error:
@@ -122,7 +119,3 @@ def _speaks_for_itself(error: Exception) -> bool:
 
 def _message(error: Exception) -> str:
     return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-
-
-def _terminate(signum: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

@@ -14,7 +14,7 @@ Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
 
 def faces(
     collection: Annotated[str | None, typer.Option(help="Only of this collection.")] = None,
-    identity: Annotated[int | None, typer.Option(help="Only of this person.")] = None,
+    identity: Annotated[int | None, typer.Option("--person", "--identity", help="Only of this person.")] = None,
     min_quality: Annotated[float, typer.Option(min=0, max=1, help="Only of at least this quality.")] = 0.0,
     limit: Limit = 50,
     as_json: Json = False,

@@ -20,7 +20,7 @@ SHOWN = 20  # keys and faces listed in a preview
 
 def erase(
     face: Annotated[list[int] | None, typer.Option(help="A face; may be given several times.")] = None,
-    identity: Annotated[int | None, typer.Option(help="A person, with all faces.")] = None,
+    identity: Annotated[int | None, typer.Option("--person", "--identity", help="A person, with all faces.")] = None,
     image: Annotated[str | None, typer.Option(help="A photograph, by its key in the collection.")] = None,
     collection: Annotated[str | None, typer.Option(help="The collection of --image, if several have that key.")] = None,
     photo: Annotated[

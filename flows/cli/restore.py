@@ -1,14 +1,19 @@
 """`visage restore`: restore the faces of a photograph, or of all in a folder, once and without a catalog entry."""
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.progress import Progress
 
+from flows.cli.nights import EXIT_WITH_FAILURES
 from flows.cli.output import Json, console, errors, literal, print_json, print_table
 from infra.settings import load_settings
+
+if TYPE_CHECKING:
+    from tasks.restore_photo import PhotoReport
 
 
 def restore(
@@ -21,7 +26,10 @@ def restore(
     upscale: Annotated[float, typer.Option(min=1, max=4, help="Enlarge the photo by this factor.")] = 1.0,
     as_json: Json = False,
 ) -> None:
-    """Restore small and blurred faces, and say which were not and why. Copies are marked: their detail is invented."""
+    """Restore small and blurred faces, and say which were not and why. Copies are marked: their detail is invented.
+
+    Exit code 3: done, but some photographs could not be processed.
+    """
     from tasks.restore_photo import restore_photos  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
@@ -39,7 +47,13 @@ def restore(
         )
     if as_json:
         print_json(reports)
-        return
+    else:
+        _show(source, out, reports)
+    if any(report.problem for report in reports):
+        raise typer.Exit(EXIT_WITH_FAILURES)
+
+
+def _show(source: Path, out: Path, reports: "Sequence[PhotoReport]") -> None:
     rows = []
     for report in reports:
         if report.problem:

@@ -1,7 +1,7 @@
 """`visage schedule` and `visage serve-schedules`: the job that runs every night by itself."""
 
 import json
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -130,4 +130,5 @@ def serve_schedules(as_json: Json = False) -> None:
         else:
             errors.print(literal(news), soft_wrap=True)
 
-    serve(load_settings(), say)
+    with suppress(KeyboardInterrupt):  # how it is meant to end
+        serve(load_settings(), say)

@@ -27,7 +27,9 @@ def search(
         int | None, typer.Option(min=1, help="Only for this face of the photo, counted as this command shows them.")
     ] = None,
     face: Annotated[list[int] | None, typer.Option(help="A face of the catalog, or several of one person.")] = None,
-    person: Annotated[int | None, typer.Option(help="A person of the catalog: who else looks like them?")] = None,
+    person: Annotated[
+        int | None, typer.Option("--person", "--identity", help="A person of the catalog: who else looks like them?")
+    ] = None,
     collection: Annotated[list[str] | None, typer.Option(help="Only faces of this collection, or of these.")] = None,
     taken_from: Annotated[datetime | None, Day] = None,
     taken_until: Annotated[datetime | None, Day] = None,

@@ -1,6 +1,7 @@
 """`visage serve` and `visage tokens`: the API and the page, and who may use them."""
 
 import sys
+from contextlib import suppress
 from datetime import timedelta
 from enum import StrEnum
 from typing import Annotated
@@ -48,7 +49,8 @@ def serve(
             "make one first with 'visage tokens create NAME --role admin'",
             param_hint="--host",
         )
-    run(settings, host, port, exposed, tuple(public_name or ()), lambda url: _say(url, guarded, as_json))
+    with suppress(KeyboardInterrupt):  # how it is meant to end
+        run(settings, host, port, exposed, tuple(public_name or ()), lambda url: _say(url, guarded, as_json))
 
 
 def _say(url: str, guarded: bool, as_json: bool) -> None:

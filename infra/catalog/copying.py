@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,13 +63,13 @@ def copy_catalog(
     """Copy all rows into an empty database, or go on with a copy that was interrupted. The source is only read.
 
     Raises:
-        CopyRefused: if the target holds anything else, or both are the same database.
+        CopyRefused: if there is no catalog to copy, the target holds anything else, or both are the same database.
         CopyDiffers: naming the table, if the source changed meanwhile; the target stays marked as unfinished.
         CatalogUnreachable, CatalogTooNew: for either side.
     """
     if location_of(source_url) == location_of(target_url):
         raise CopyRefused("source and target are the same database")
-    source = Catalog(source_url)
+    source = _existing(source_url)
     engine = create_catalog_engine(target_url)
     encryption.share(source.engine, engine)
     try:
@@ -84,6 +85,24 @@ def copy_catalog(
     finally:
         source.close()
         engine.dispose()
+
+
+def _existing(url: str) -> Catalog:
+    """Open a catalog that is there; none is made."""
+    place = location_of(url)
+    if place.get_backend_name() == "sqlite" and not Path(place.database or "").is_file():
+        raise CopyRefused(
+            f"there is no file {place.database} to copy from; a full path has four slashes: sqlite:////home/me/catalog.db"
+        )
+    engine = create_catalog_engine(url)
+    try:
+        with engine.connect() as connection:
+            found = revision(connection)
+    finally:
+        engine.dispose()
+    if found is None:
+        raise CopyRefused(f"{place.render_as_string()} holds no catalog to copy")
+    return Catalog(url)
 
 
 def tables() -> list[Table]:

@@ -324,6 +324,37 @@ def test_search_before_the_first_run_says_how_to_run(empty: Path, tmp_path: Path
     refused(visage("search", photo), 1, "'visage run COLLECTION'")
 
 
+def test_restore_tells_a_photo_that_could_not_be_processed_by_its_exit_code(archive: Settings, tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    ended = visage("restore", tmp_path / "broken.jpg", "--out", tmp_path / "out", "--json")
+    assert (ended.code, ended.json[0]["written"]) == (3, None)
+
+
+KILLED_WHILE_IMPORTED = """
+import os, signal, sys
+from importlib.abc import MetaPathFinder
+
+class Interrupt(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name == "typer":
+            os.kill(os.getpid(), int(sys.argv[1]))
+
+sys.meta_path.insert(0, Interrupt())
+from flows.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_command_interrupted_while_it_starts_says_nothing_and_exits_as_interrupted(number: signal.Signals) -> None:
+    command = [sys.executable, "-c", KILLED_WHILE_IMPORTED, str(int(number))]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
 # --- upkeep
 
 
@@ -375,6 +406,22 @@ def test_doctor_looks_on_where_the_home_cannot_be_written(empty: Path, monkeypat
 def test_down_without_a_server_is_no_error(empty: Path) -> None:
     ended = visage("down")
     assert (ended.code, ended.out) == (0, "no local Prefect server is running\n")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_the_service_is_no_failure(empty: Path, number: signal.Signals) -> None:
+    with subprocess.Popen(
+        [VISAGE, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # noqa: PLW1509 - it takes no lock
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        while '"url"' not in process.stdout.readline():
+            assert process.poll() is None
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "interrupted" not in said
 
 
 # --- runs, as real as they get

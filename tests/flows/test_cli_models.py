@@ -118,7 +118,7 @@ def test_file_of_another_variant_is_refused_by_the_keys_that_differ(home: Path) 
 
 def test_names_that_are_none_are_told_without_a_trace(home: Path) -> None:
     for arguments, said in {
-        ("register", "lightcnn", "--weights", "a.pth"): "no model is called 'lightcnn'; known: dfdnet,",
+        ("register", "lightcnn", "--weights", "a.pth"): "no model is called 'lightcnn'. Did you mean lightcnn-",
         ("show", "lightcnn"): "no model is called 'lightcnn'",
         (
             "promote",

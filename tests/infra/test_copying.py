@@ -119,6 +119,15 @@ def test_nothing_is_copied_over_something(source: Catalog, target: str, postgres
         copy_catalog(source.url, foreign)
 
 
+def test_a_misspelt_source_is_refused_and_not_made(target: str, tmp_path: Path, postgresql: PostgreSQL) -> None:
+    missing = tmp_path / "catalgo.db"
+    with pytest.raises(CopyRefused, match=r"there is no file .*catalgo\.db to copy from"):
+        copy_catalog(f"sqlite:///{missing}", target)
+    assert not missing.exists()
+    with pytest.raises(CopyRefused, match="holds no catalog to copy"):
+        copy_catalog(postgresql.create(), target)
+
+
 def test_the_way_back_from_a_server_to_a_file(source: Catalog, target: str, tmp_path: Path) -> None:
     copy_catalog(source.url, target)
     back = copy_catalog(target, f"sqlite:///{tmp_path / 'back.db'}")

@@ -204,7 +204,9 @@ def test_missing_and_unreadable_files_are_told_by_name(tiny: TinyTable, uri: str
 
 
 def test_unknown_model_is_told_with_the_known_ones(tiny: TinyTable, folder: Path, uri: str, tmp_path: Path) -> None:
-    with pytest.raises(UnknownModel, match="no model is called 'tiny-c'; known: tiny-a, tiny-b"):
+    with pytest.raises(
+        UnknownModel, match=r"no model is called 'tiny-c'\. Did you mean tiny-(a or tiny-b|b or tiny-a)"
+    ):
         add_checkpoint("tiny-c", [released(tmp_path)], folder, uri)
 
 
