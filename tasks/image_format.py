@@ -3,7 +3,9 @@
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from enum import StrEnum
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -155,25 +157,43 @@ def _broken_off(data: bytes, name: str) -> DecodeFailure:
 
 
 MAX_SCANS = 100  # a progressive JPEG has about ten; thousands of tiny ones keep a decoder busy for hours
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd8])")  # TEM, RSTn and SOI stand alone, without a length
+# TEM, RSTn and SOI stand alone, without a length. Before a marker there may be any number of FF, of which the last is taken.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd8])")
+_EOI, _SOS = 0xD9, 0xDA
+
+
+def _jpeg_segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
+    """Walk a JPEG's segments to its end-of-image marker (ITU-T T.81, B.1.1): each one's marker, start and end.
+
+    What lies between two segments is coded picture data if the first is SOS, and nothing in a file that keeps to the standard.
+    """
+    while found := _JPEG_MARKER.search(data, at):
+        at = found.end()
+        if found[1][0] != _EOI:
+            at += max(int.from_bytes(data[at : at + 2], "big"), 2)
+        yield found[1][0], found.start(), at
+        if found[1][0] == _EOI:
+            return
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Walk the segments to the first scan (ITU-T T.81, B.1.1); behind it, look for the end-of-image marker.
+    """Walk the segments to the first scan; behind it, look for the end-of-image marker.
 
     Coded picture data never contains the markers' byte pairs. That every scan is whole, the decoder sees.
     """
-    at = 2
-    while found := _JPEG_MARKER.search(data, at):
-        if found[1] == b"\xd9":
-            raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
-        if found[1] == b"\xda":
-            break
-        at = found.end() + max(int.from_bytes(data[found.end() : found.end() + 2], "big"), 2)
-    if found is None or data.rfind(b"\xff\xd9", found.end()) < 0:
+    first = next((segment for segment in _jpeg_segments(data) if segment[0] in (_EOI, _SOS)), None)
+    if first is not None and first[0] == _EOI:
+        raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
+    if first is None or data.rfind(b"\xff\xd9", first[2]) < 0:
         raise _broken_off(data, "JPEG")
-    if _count(data, b"\xff\xda", found.start()) > MAX_SCANS:
-        raise DecodeFailure(Reason.CORRUPT, f"the JPEG has more than {MAX_SCANS} scans, as no camera or editor writes")
+    _, start, _ = first
+    # The quick count takes in what follows the picture, too: phones append a film, in which any pair of bytes occurs.
+    if _count(data, b"\xff\xda", start) > MAX_SCANS:
+        scans = (start for marker, start, _ in _jpeg_segments(data, start) if marker == _SOS)
+        if next(islice(scans, MAX_SCANS, None), None) is not None:
+            raise DecodeFailure(
+                Reason.CORRUPT, f"the JPEG has more than {MAX_SCANS} scans, as no camera or editor writes"
+            )
 
 
 def _count(data: bytes, pair: bytes, start: int) -> int:

@@ -88,6 +88,7 @@ def _cut_off() -> Iterator[Case]:
     thumbnail = encode(scene(32, 24))
     only = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     yield "thumbnail-only.jpg", jpeg[:2] + only, "truncated"
+    yield "erased-flash-behind-the-header.jpg", jpeg[:100] + b"\xff" * 200_000, "truncated"
     png = encode(PICTURE, "PNG")
     yield "data-missing.png", b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", png[16:29]) + _chunk(b"IEND", b""), "corrupt"
     damaged = bytearray(png)
@@ -123,7 +124,10 @@ def _bombs() -> Iterator[Case]:
     scan = encode(PICTURE, progressive=True)
     first = scan.index(b"\xff\xda")
     second = scan.index(b"\xff\xda", first + 2)
-    yield "ten-thousand-scans.jpg", scan[:second] + scan[first:second] * 10_000 + scan[second:], "corrupt"
+    scans = scan[first:second] * 10_000
+    yield "ten-thousand-scans.jpg", scan[:second] + scans + scan[second:], "corrupt"
+    comment = b"\xff\xfe\0\4\xff\xd9"
+    yield "scans-behind-a-false-end.jpg", scan[:second] + comment + scans + scan[second:], "corrupt"
 
 
 def _sizes() -> Iterator[Case]:
@@ -194,6 +198,7 @@ def _jpeg_oddities() -> Iterator[Case]:
     jpeg = encode(PICTURE)
     scan = jpeg.index(b"\xff\xda")
     yield "more-after-the-end.jpg", jpeg + b"appended by somebody" * 50, None
+    yield "film-after-the-end.jpg", jpeg + b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 200, None
     yield "zeros-before-the-end.jpg", jpeg[:-2] + bytes(100) + b"\xff\xd9", None
     yield "comment-of-64k.jpg", jpeg[:2] + b"\xff\xfe\xff\xff" + b"x" * 65_533 + jpeg[2:], None
     frame = jpeg.index(b"\xff\xc0")

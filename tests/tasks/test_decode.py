@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -282,6 +283,21 @@ def test_bombs_take_no_memory() -> None:
     count, megabytes = map(int, done.stdout.split())
     assert count >= 5
     assert megabytes < 30
+
+
+def test_erased_flash_behind_a_header_takes_no_time() -> None:
+    recovered = encode(PICTURE)[:100] + b"\xff" * 10_000_000  # as programs find it on a memory card
+    start = time.perf_counter()
+    assert outcome(recovered) is Reason.TRUNCATED
+    assert time.perf_counter() - start < 10  # in quadratic time: days
+
+
+def test_film_behind_a_photograph_does_not_matter() -> None:
+    photograph = encode(PICTURE)
+    film = np.random.default_rng(0).bytes(10_000_000)
+    assert film.count(b"\xff\xda") > 100
+    photo = decode(photograph + film)
+    assert difference(photo.pixels, decode(photograph).pixels) == 0
 
 
 @cache
