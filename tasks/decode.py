@@ -25,7 +25,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
 from tasks.color_profile import to_srgb
-from tasks.image_format import DecodeFailure, Format, Reason, check_complete, sniff
+from tasks.image_format import DecodeFailure, Format, Reason, check_complete, mend_jpeg, padding_before_end, sniff
 
 __all__ = ["DecodeFailure", "DecodeLimits", "Format", "Photo", "Reason", "decode"]
 
@@ -53,7 +53,8 @@ class Photo:
     how many original pixels one pixel spans: x_original = (x + 0.5) * scale - 0.5, to half a decoded pixel at the far
     edges, where sizes are rounded. `mode` and `bits` describe the samples as stored: Pillow's mode, and bits per
     channel where the format tells. `exif_time` is when the photograph was taken, with a time zone only if the camera wrote
-    one. `notes` name what was passed over: icc_ignored, exif_ignored, jpeg_extra_bytes, first_frame_only.
+    one. `notes` name what was passed over: icc_ignored, exif_ignored, jpeg_extra_bytes,
+    jpeg_mended, first_frame_only.
     """
 
     pixels: Pixels = field(repr=False)
@@ -173,14 +174,6 @@ def _check_tiff(file: TiffImageFile, length: int, limits: DecodeLimits) -> None:
             )
 
 
-# TurboJPEG's warnings that leave the pixels whole: bytes between two segments, and headers that some cameras write.
-_HARMLESS = re.compile(
-    r"\b\d{1,4} extraneous bytes before marker 0x(?!d[0-7])|unknown JFIF|Unknown Adobe color transform|Invalid SOS parameters"
-)
-
-_BEYOND_TURBOJPEG = re.compile("subsampling|arithmetic")  # rare, and left to libjpeg through Pillow
-
-
 def _jpeg_pixels(
     header: JpegImageFile, data: bytes, shrink: int, has_profile: bool, notes: list[str]
 ) -> Image.Image | Pixels:
@@ -191,20 +184,40 @@ def _jpeg_pixels(
     width, height = math.ceil(header.width / shrink), math.ceil(header.height / shrink)
     colours = "CMYK" if header.mode == "CMYK" else "GRAY" if header.mode == "L" and has_profile else "RGB"
     try:
-        pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height)
-    except ValueError as error:
-        if _BEYOND_TURBOJPEG.search(str(error)):
-            return header.reduce(shrink)
-        if not _HARMLESS.search(str(error)):
+        pixels = _whole_jpeg(data, colours, width, height, notes)
+    except ValueError:
+        mended = mend_jpeg(data)
+        if mended == data:
             raise
-        notes.append("jpeg_extra_bytes")
-        pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height, strict=False)
+        pixels = _whole_jpeg(mended, colours, width, height, notes)
+        notes.append("jpeg_mended")
     if pixels.shape[:2] != (height, width):
         raise DecodeFailure(Reason.CORRUPT, f"the JPEG's header says {header.size} pixels, its picture has others")
     if colours == "CMYK":
         pixels = 255 - pixels  # as Adobe writes them: how much ink is missing
         return Image.frombytes("CMYK", (width, height), pixels.tobytes())
     return Image.fromarray(pixels[..., 0]) if colours == "GRAY" else pixels
+
+
+_BYTES_LEFT = re.compile(r"\b(\d+) extraneous bytes before marker 0xd9")
+
+
+def _whole_jpeg(data: bytes, colours: str, width: int, height: int, notes: list[str]) -> Pixels:
+    """Decode a JPEG that gives TurboJPEG nothing to warn of, but for padding before its end.
+
+    TurboJPEG tells its first warning. One about the end means that none came before it and none can follow.
+
+    Raises:
+        ValueError: at any other warning, and at coded data before the end, which show that the decoder lost its place.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height)
+    except ValueError as error:
+        left = _BYTES_LEFT.search(str(error))
+        if left is None or not padding_before_end(data, int(left[1])):
+            raise
+    notes.append("jpeg_extra_bytes")
+    return simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height, strict=False)
 
 
 def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
@@ -332,7 +345,9 @@ def _bits(file: Image.Image, data: bytes) -> int | None:
 
 
 _BREAKS_OFF = re.compile(r"truncated|premature end|end of file|insufficient input|no more images", re.IGNORECASE)
-_FOREIGN = re.compile(r"unsupported|not (?:yet )?supported|cannot handle|not implemented|precision", re.IGNORECASE)
+_FOREIGN = re.compile(
+    r"unsupported|not (?:yet )?supported|cannot handle|not implemented|precision|subsampling", re.IGNORECASE
+)
 
 
 def _failure(error: Exception) -> DecodeFailure:

@@ -196,6 +196,33 @@ def _check_jpeg(data: bytes) -> None:
             )
 
 
+_SOF0, _SOF1, _APP0 = 0xC0, 0xC1, 0xE0
+
+
+def mend_jpeg(data: bytes) -> bytes:
+    """Rewrite what some cameras and editors get wrong around the coded picture data, which themselves stay as they are.
+
+    That is: stray bytes between two segments, a JFIF version that does not exist, and the progressive parameters of a
+    sequential scan, which have only one legal value (ITU-T T.81, table B.3).
+    """
+    parts, at, sequential, coded = [data[:2]], 2, False, False
+    for marker, start, end in _jpeg_segments(data):
+        segment = data[start:end]
+        if marker == _APP0 and segment[4:9] == b"JFIF\0":
+            segment = segment[:9] + b"\1" + segment[10:]
+        elif marker == _SOS and sequential:
+            segment = segment[:-3] + b"\0\x3f\0"
+        parts += [data[at:start] if coded else b"", segment]
+        at, sequential, coded = end, sequential or marker in (_SOF0, _SOF1), marker == _SOS
+    return b"".join([*parts, data[at:]])
+
+
+def padding_before_end(data: bytes, length: int) -> bool:
+    """Tell whether the last bytes before a JPEG's end-of-image marker, `length` of them, are nothing but padding."""
+    end = next(start for marker, start, _ in _jpeg_segments(data) if marker == _EOI)
+    return not data[end - length : end].strip(b"\0\xff")
+
+
 def _count(data: bytes, pair: bytes, start: int) -> int:
     """Count a pair of unlike bytes from `start` on, in a tenth of the time of bytes.count."""
     wanted = int.from_bytes(pair, "little")

@@ -68,6 +68,7 @@ def hostile_files() -> Iterator[Case]:
     yield from _samples()
     yield from _several_pictures()
     yield from _jpeg_oddities()
+    yield from _header_mistakes()
 
 
 def _cut_off() -> Iterator[Case]:
@@ -205,11 +206,22 @@ def _jpeg_oddities() -> Iterator[Case]:
     yield "12-bit.jpg", jpeg[: frame + 4] + b"\x0c" + jpeg[frame + 5 :], "unsupported_format"
     yield "no-tables.jpg", jpeg[:2] + jpeg[frame:], "corrupt"
     yield "no-scan.jpg", jpeg[:scan] + b"\xff\xd9", "corrupt"
-    yield "unusual-sampling.jpg", _unusual_sampling(), None
+    yield "unusual-sampling.jpg", _unusual_sampling(), "unsupported_format"
     restarts = encode(PICTURE, restart_marker_blocks=2)
     second = restarts.index(b"\xff\xd1")
     yield "restarts.jpg", restarts, None
     yield "part-missing.jpg", restarts[: second - 30] + restarts[second + 60 :], "truncated"
+
+
+def _header_mistakes() -> Iterator[Case]:
+    """JPEGs whose headers no standard allows and every viewer shows; and the same with half of the picture gone."""
+    jpeg = encode(PICTURE)
+    version, table, scan = jpeg.index(b"JFIF\0") + 5, jpeg.index(b"\xff\xdb"), jpeg.index(b"\xff\xda")
+    for part, data, reason in (("whole", jpeg, None), ("cut", jpeg[: len(jpeg) * 3 // 4] + b"\xff\xd9", "truncated")):
+        yield f"jfif-version-3-{part}.jpg", data[:version] + b"\3" + data[version + 1 :], reason
+        yield f"stray-bytes-between-segments-{part}.jpg", data[:table] + bytes(3) + data[table:], reason
+        yield f"stray-byte-before-the-scan-{part}.jpg", data[:scan] + b"x" + data[scan:], reason
+        yield f"scan-of-no-frequencies-{part}.jpg", data[: scan + 12] + b"\0" + data[scan + 13 :], reason
 
 
 def _unusual_sampling() -> bytes:

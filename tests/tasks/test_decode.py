@@ -131,10 +131,13 @@ def test_rgb_is_reduced_as_pillow_would(size: tuple[int, int], long_side: int) -
     assert reduced.flags.c_contiguous
 
 
-def test_jpeg_beyond_turbojpeg_is_left_to_pillow() -> None:
-    data = {name: data for name, data, _ in hostile_files()}["unusual-sampling.jpg"]
-    for long_side, shape in ((None, (64, 96, 3)), (48, (32, 48, 3)), (30, (20, 30, 3))):
-        assert difference(decode(data, long_side=long_side).pixels, np.full(shape, 128, np.uint8)) <= 1
+def test_mistakes_in_a_jpegs_header_do_not_cost_the_picture() -> None:
+    mistaken = [data for name, data, _ in hostile_files() if name.endswith("-whole.jpg")]
+    assert len(mistaken) == 4
+    for data in mistaken:
+        photo = decode(data)
+        assert photo.notes == ("jpeg_mended",)
+        assert difference(photo.pixels, decode(encode(PICTURE)).pixels) == 0
 
 
 def test_samples_of_16_bits_are_scaled_not_clipped() -> None:
@@ -298,6 +301,17 @@ def test_film_behind_a_photograph_does_not_matter() -> None:
     assert film.count(b"\xff\xda") > 100
     photo = decode(photograph + film)
     assert difference(photo.pixels, decode(photograph).pixels) == 0
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_coded_data_that_no_pixel_needed_are_no_padding(progressive: bool) -> None:
+    data = encode(scene(640, 480), progressive=progressive)
+    padded = decode(data[:-2] + bytes(4096) + data[-2:])
+    assert padded.notes == ("jpeg_extra_bytes",)
+    assert difference(padded.pixels, decode(data).pixels) == 0
+    middle = len(data) // 2
+    for sector in (data[middle : middle + 512], b"\x5a" * 512):
+        assert outcome(data[:middle] + sector + data[middle:]) in (Reason.CORRUPT, Reason.TRUNCATED)
 
 
 @cache
