@@ -225,7 +225,7 @@ def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
     mode = image.mode
     if mode.startswith("I;16"):
         samples = np.asarray(image).astype(np.uint32)
-        white = 2 ** (bits or 16) - 1
+        white = 2 ** (bits or 16) - 1 if isinstance(image, TiffImageFile) else 65_535  # others scale what has fewer bits
         scaled = ((np.minimum(samples, white) * 255 + white // 2) // white).astype(np.uint8)
         if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
             scaled = 255 - scaled  # white is zero, which Pillow honours only in 8 bits

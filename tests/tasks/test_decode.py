@@ -1,5 +1,6 @@
 """Whatever the bytes: upright sRGB pixels of a whole picture, or a reason why not."""
 
+import io
 import pickle
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -149,6 +151,21 @@ def test_samples_of_16_bits_are_scaled_not_clipped() -> None:
     rgb = decode(rgb_16_bit_png(PICTURE.astype(np.uint16) * 257))
     assert difference(rgb.pixels, PICTURE) == 0
     assert rgb.bits == 16
+
+
+@pytest.mark.parametrize("bits", [10, 12])
+def test_heif_of_more_than_8_bits_keeps_its_greys_and_colours(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pillow_heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
+    grey, wide = PICTURE[..., 1], PICTURE.astype(np.uint16) * 257
+    colour = io.BytesIO()
+    pillow_heif.from_bytes(mode="RGB;16", size=(96, 64), data=wide.tobytes()).save(colour, quality=90)
+    for data, expected in (
+        (save(Image.fromarray(wide[..., 1]), "HEIF", quality=90), np.dstack([grey] * 3)),
+        (colour.getvalue(), PICTURE),
+    ):
+        photo = decode(data)
+        assert photo.bits == bits
+        assert np.abs(photo.pixels.astype(int) - expected).mean() < 3
 
 
 def test_white_is_zero_is_honoured_at_every_depth() -> None:
