@@ -36,7 +36,7 @@ Pixels = NDArray[np.uint8]
 class DecodeLimits:
     """What a file may ask for. Far above any camera, far below what brings a machine down.
 
-    Pillow refuses TIFF, GIF and WebP above 179 megapixels by itself.
+    Pillow refuses WebP above 179 megapixels by itself.
     """
 
     max_bytes: int = 200 * 2**20
@@ -101,12 +101,21 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
         raise _failure(error) from error
 
 
+class _TiffFile(TiffImageFile):
+    """A TIFF without Pillow's process-wide limit of pixels: `_check_size` has seen to ours."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)
+        super().load_prepare()
+
+
 _READERS: dict[Format, type[ImageFile.ImageFile]] = {
     # Opened by name, not through Image.open: no guessing, no registration, no process-wide pixel limit.
     Format.JPEG: JpegImageFile,
     Format.PNG: PngImageFile,
     Format.WEBP: WebPImageFile,
-    Format.TIFF: TiffImageFile,
+    Format.TIFF: _TiffFile,
     Format.BMP: BmpImageFile,
     Format.GIF: GifImageFile,
     Format.HEIF: HeifImageFile,
@@ -225,7 +234,9 @@ def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
     mode = image.mode
     if mode.startswith("I;16"):
         samples = np.asarray(image).astype(np.uint32)
-        white = 2 ** (bits or 16) - 1 if isinstance(image, TiffImageFile) else 65_535  # others scale what has fewer bits
+        white = (
+            2 ** (bits or 16) - 1 if isinstance(image, TiffImageFile) else 65_535
+        )  # others scale what has fewer bits
         scaled = ((np.minimum(samples, white) * 255 + white // 2) // white).astype(np.uint8)
         if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
             scaled = 255 - scaled  # white is zero, which Pillow honours only in 8 bits

@@ -410,8 +410,9 @@ def test_leniency_switched_on_by_somebody_else_is_refused(monkeypatch: pytest.Mo
 
 def test_pillows_own_pixel_limit_does_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
-    for format in ("JPEG", "PNG", "BMP", "HEIF", "AVIF"):
-        assert isinstance(outcome(encode(PICTURE, format)), Photo), format
+    for format in ("JPEG", "PNG", "TIFF", "BMP", "GIF", "HEIF", "AVIF"):
+        assert isinstance(outcome(encode(PICTURE, format, 6)), Photo), format
+    assert isinstance(outcome(encode(PICTURE, "TIFF", compression="tiff_lzw")), Photo)
 
 
 def test_failure_survives_the_way_between_processes() -> None:
