@@ -6,7 +6,8 @@ exists, by the header's word. A file that breaks off is a failure, never a pictu
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from io import BytesIO
 
@@ -25,7 +26,16 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
 from tasks.color_profile import to_srgb
-from tasks.image_format import DecodeFailure, Format, Reason, check_complete, mend_jpeg, padding_before_end, sniff
+from tasks.image_format import (
+    DecodeFailure,
+    Format,
+    Reason,
+    check_complete,
+    mend_jpeg,
+    padding_before_end,
+    sniff,
+    without_chunks,
+)
 
 __all__ = ["DecodeFailure", "DecodeLimits", "Format", "Photo", "Reason", "decode"]
 
@@ -53,8 +63,8 @@ class Photo:
     how many original pixels one pixel spans: x_original = (x + 0.5) * scale - 0.5, to half a decoded pixel at the far
     edges, where sizes are rounded. `mode` and `bits` describe the samples as stored: Pillow's mode, and bits per
     channel where the format tells. `exif_time` is when the photograph was taken, with a time zone only if the camera wrote
-    one. `notes` name what was passed over: icc_ignored, exif_ignored, jpeg_extra_bytes,
-    jpeg_mended, first_frame_only.
+    one. `notes` name what was passed over: icc_ignored, exif_ignored, text_ignored, jpeg_extra_bytes, jpeg_mended,
+    first_frame_only.
     """
 
     pixels: Pixels = field(repr=False)
@@ -94,6 +104,8 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
         raise DecodeFailure(Reason.UNSUPPORTED_FORMAT, f"{format.upper()} pictures are switched off")
     check_complete(data, format)
     try:
+        if format is Format.PNG:
+            return _decode_png(data, limits, long_side)
         return _decode(data, format, limits, long_side)
     except DecodeFailure:
         raise
@@ -151,6 +163,24 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
     if orientation > 4:
         width, height = height, width
     return Photo(_upright(raster, orientation), scale, width, height, format, mode, bits, exif_time, tuple(notes))
+
+
+_PNG_EXTRAS = (("text_ignored", {b"tEXt", b"zTXt", b"iTXt"}), ("icc_ignored", {b"iCCP"}))
+
+
+def _decode_png(
+    data: bytes, limits: DecodeLimits, long_side: int | None, extras: Sequence[tuple[str, set[bytes]]] = _PNG_EXTRAS
+) -> Photo:
+    """Decode a PNG, leaving out its texts, then its colour profile, if they inflate to more than Pillow holds in memory."""
+    try:
+        return _decode(data, Format.PNG, limits, long_side)
+    except ValueError as error:
+        if not extras or "MAX_TEXT" not in str(error):
+            raise
+    (note, kinds), *rest = extras
+    lighter = without_chunks(data, kinds)
+    photo = _decode_png(lighter, limits, long_side, rest)
+    return photo if lighter == data else replace(photo, notes=(*photo.notes, note))
 
 
 def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:

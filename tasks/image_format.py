@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes and never by its name; and whether it is all there, before anything is decoded."""
+"""What a file is, by its first bytes and never by its name; whether it is all there; and what in it can be mended or spared."""
 
 import re
 import struct
@@ -246,6 +246,17 @@ def _check_png(data: bytes) -> None:
             return
         at = end
     raise _broken_off(data, "PNG")
+
+
+def without_chunks(data: bytes, kinds: set[bytes]) -> bytes:
+    """Return a whole PNG without its chunks of these kinds."""
+    parts, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in kinds:
+            parts.append(data[at:end])
+        at = end
+    return b"".join(parts)
 
 
 def _check_boxes(data: bytes) -> None:

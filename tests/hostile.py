@@ -115,8 +115,11 @@ def _bombs() -> Iterator[Case]:
     yield "bomb.png", _png(50_000, 50_000, 1, 0, rows), "too_many_pixels"
     yield "bomb-in-the-header.png", _png(2**31 - 1, 2**31 - 1, 8, 2, rows), "too_many_pixels"
     yield "too-little-data.png", _png(10_000, 10_000, 1, 0, rows[:100]), "truncated"
-    note = b"Comment\0\0" + zlib.compress(bytes(50_000_000), 9)
-    yield "text-bomb.png", _png(8, 8, 8, 0, zlib.compress(bytes(72)), _chunk(b"zTXt", note)), "corrupt"
+    bulk = b"Comment\0\0" + zlib.compress(bytes(50_000_000), 9)
+    white = _png(8, 8, 8, 0, zlib.compress((b"\0" + b"\xff" * 8) * 8))
+    for name, kind in (("text-bomb.png", b"zTXt"), ("profile-bomb.png", b"iCCP")):
+        yield name, white[:33] + _chunk(kind, bulk) + white[33:], None
+    yield "text-bomb-behind-the-pixels.png", white[:-12] + _chunk(b"zTXt", bulk) + white[-12:], None
     small = encode(PICTURE)
     frame = small.index(b"\xff\xc0") + 5
     yield "bomb.jpg", small[:frame] + b"\xff\xff\xff\xff" + small[frame + 4 :], "too_many_pixels"

@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, PngImagePlugin
 
 from infra.storage import AccessDenied, Entry, Filter, Folder
 from tasks.decode import DecodeFailure, DecodeLimits, Format, Photo, Reason, decode
@@ -286,14 +286,16 @@ MEASURE = """
 import resource, sys
 from tasks.decode import DecodeFailure, decode
 from tests.hostile import hostile_files
-files = [(name, data) for name, data, _ in hostile_files() if name.startswith(("bomb", "text-bomb"))]
+files = [file for file in hostile_files() if "bomb" in file[0]]
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-for name, data in files:
+for name, data, reason in files:
     try:
         decode(data)
-        sys.exit(f"{name} was decoded")
-    except DecodeFailure:
-        pass
+        refused = None
+    except DecodeFailure as failure:
+        refused = failure.reason
+    if refused != reason:
+        sys.exit(f"{name}: {refused}")
 print(len(files), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
 
@@ -301,8 +303,26 @@ print(len(files), (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) 
 def test_bombs_take_no_memory() -> None:
     done = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
     count, megabytes = map(int, done.stdout.split())
-    assert count >= 5
+    assert count >= 7
     assert megabytes < 30
+
+
+def test_png_is_decoded_without_metadata_that_would_fill_the_memory() -> None:
+    bombs = {name: decode(data) for name, data, _ in hostile_files() if name.endswith(("-bomb.png", "-pixels.png"))}
+    assert {name: photo.notes for name, photo in bombs.items()} == {
+        "text-bomb.png": ("text_ignored",),
+        "profile-bomb.png": ("icc_ignored",),
+        "text-bomb-behind-the-pixels.png": ("text_ignored",),
+    }
+    assert all(photo.pixels.shape == (8, 8, 3) and photo.pixels.min() == 255 for photo in bombs.values())
+
+
+def test_colour_profile_is_followed_beside_texts_that_would_fill_the_memory() -> None:
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("prompt", "x" * 2**21, zip=True)
+    photo, bare = (decode(encode(PICTURE, "PNG", icc_profile=rgb_profile(), pnginfo=info)) for info in (texts, None))
+    assert photo.notes == ("text_ignored",)
+    assert difference(photo.pixels, bare.pixels) == 0
 
 
 def test_erased_flash_behind_a_header_takes_no_time() -> None:
