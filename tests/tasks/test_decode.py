@@ -8,6 +8,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from PIL import Image, ImageFile, PngImagePlugin
 from infra.storage import AccessDenied, Entry, Filter, Folder
 from tasks.decode import DecodeFailure, DecodeLimits, Format, Photo, Reason, decode
 from tests.hostile import PROCESSED, Expectation, Outcome, hostile_files, make_hostile_folder, rgb_16_bit_png
-from tests.photographs import cmyk_profile, encode, exif, photograph, rgb_profile, save, scene
+from tests.photographs import cmyk_profile, encode, exif, grey_profile, photograph, rgb_profile, save, scene
 from tests.reference import shared
 
 PICTURE = scene(96, 64)
@@ -218,6 +219,24 @@ def test_wide_colours_become_srgb(format: str) -> None:
     assert np.abs(photo.pixels[16, 16] - expected).max() < 4
     assert np.abs(photo.pixels[16, 16].astype(int) - (200, 120, 80)).max() > 8
     assert photo.notes == ()
+
+
+@pytest.mark.parametrize(
+    ("mode", "format"),
+    [*product(["L"], ["JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF"]), *product(["LA"], ["PNG", "WEBP", "TIFF"])],
+)
+def test_profile_of_greys_is_followed(mode: str, format: str) -> None:
+    grey = Image.new("L", (32, 32), 55).convert(mode)
+    options = {"lossless": True} if format == "WEBP" else {}
+    photo = decode(save(grey, format, icc_profile=grey_profile(), **options))
+    assert photo.notes == ()
+    assert np.abs(photo.pixels.astype(int) - 128).max() <= 2  # sRGB's 128 is 55 of 255 in light (IEC 61966-2-1)
+
+
+def test_profile_of_greys_is_ignored_for_colours() -> None:
+    photo = decode(encode(PICTURE, "PNG", icc_profile=grey_profile()))
+    assert photo.notes == ("icc_ignored",)
+    assert difference(photo.pixels, PICTURE) == 0
 
 
 def test_broken_profile_is_noted_and_the_picture_kept() -> None:
