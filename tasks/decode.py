@@ -31,6 +31,7 @@ from tasks.image_format import (
     Format,
     Reason,
     check_complete,
+    check_filled,
     mend_jpeg,
     padding_before_end,
     sniff,
@@ -139,6 +140,8 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
     notes: list[str] = []
     file = _READERS[format](BytesIO(data))
     _check_size(file.size, limits)
+    if isinstance(file, HeifImageFile | AvifImageFile):
+        check_filled(data, len(file.info.get("exif") or b""))
     mode, bits, profile = file.mode, _bits(file, data), file.info.get("icc_profile")
     scale, shrink = max(max(file.size) / (long_side or math.inf), 1.0), 1
     width, height = file.size

@@ -260,7 +260,15 @@ def without_chunks(data: bytes, kinds: set[bytes]) -> bytes:
 
 
 def _check_boxes(data: bytes) -> None:
-    """Walk the top-level boxes of an ISO media file (ISO/IEC 14496-12, 4.2). Some cameras append what is no box."""
+    for _, _, end in _boxes(data):
+        _require(data, end)
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Walk the top-level boxes of an ISO media file (ISO/IEC 14496-12, 4.2): each one's kind, start and end.
+
+    Some cameras append what is no box.
+    """
     at = 0
     while at + 8 <= len(data) and data[at + 4 : at + 8] in (
         b"ftyp",
@@ -274,10 +282,28 @@ def _check_boxes(data: bytes) -> None:
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size == 0:  # to the end of the file
-            return
-        _require(data, at + size)
-        at += max(size, 8)
+        end = at + max(size, 8) if size else len(data)
+        yield data[at + 4 : at + 8], at, end
+        at = end
+
+
+MAX_ZEROS = 4096  # HEVC escapes more than two (ITU-T H.265, 7.3.1.1); flat pictures in AV1 have up to five (measured)
+
+
+def check_filled(data: bytes, metadata: int) -> None:
+    """See that the media data of HEIF or AVIF do not end in zeros, as in a copy that was given its size and never finished.
+
+    `metadata`, a number of bytes, may lie among them, and may rightly end in zeros.
+
+    Raises:
+        DecodeFailure: TRUNCATED.
+    """
+    for kind, start, end in _boxes(data):
+        if kind == b"mdat" and not data[max(end - MAX_ZEROS - metadata, start) : end].strip(b"\0"):
+            raise DecodeFailure(
+                Reason.TRUNCATED,
+                "the picture data end in zeros (a copy that was never finished?); upload or copy it again",
+            )
 
 
 def _check_tiff(data: bytes) -> None:

@@ -441,6 +441,16 @@ def test_threads_decode_as_one_does() -> None:
         assert difference(photo.pixels, pixels) == 0, name
 
 
+@pytest.mark.parametrize("format", ["HEIF", "AVIF"])
+def test_zeros_in_metadata_and_behind_the_picture_do_not_matter(format: str) -> None:
+    tags = Image.Exif()
+    tags.get_ifd(0x8769)[0x927C] = bytes(20_000)  # notes of the maker, kept at the end
+    data = encode(PICTURE, format, exif=tags.tobytes())
+    assert data.endswith(bytes(10_000)) is (format == "HEIF")
+    for file in (data, data + bytes(100_000)):
+        assert isinstance(outcome(file), Photo)
+
+
 def test_leniency_switched_on_by_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(RuntimeError, match="LOAD_TRUNCATED_IMAGES"):
