@@ -208,6 +208,8 @@ def _jpeg_oddities() -> Iterator[Case]:
     yield "more-after-the-end.jpg", jpeg + b"appended by somebody" * 50, None
     yield "film-after-the-end.jpg", jpeg + b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 200, None
     yield "zeros-before-the-end.jpg", jpeg[:-2] + bytes(100) + b"\xff\xd9", None
+    yield "a-few-bytes-before-the-end.jpg", jpeg[:-2] + b"leftover" + jpeg[-2:], None
+    yield "unknown-marker.jpg", jpeg[: scan + 200] + b"\xff\xf3" + jpeg[scan + 200 :], "corrupt"
     yield "comment-of-64k.jpg", jpeg[:2] + b"\xff\xfe\xff\xff" + b"x" * 65_533 + jpeg[2:], None
     frame = jpeg.index(b"\xff\xc0")
     yield "12-bit.jpg", jpeg[: frame + 4] + b"\x0c" + jpeg[frame + 5 :], "unsupported_format"
