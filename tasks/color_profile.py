@@ -12,11 +12,14 @@ Transform = ImageCms.ImageCmsTransform
 def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
     """Carry an image of mode L, RGB or CMYK from its embedded ICC profile to sRGB; return it in mode RGB.
 
+    RGB that is all grey may have a profile for grey: WebP stores no other, and transparency may have been laid on white.
     Perceptual intent, 8 bits per channel. Safe in threads.
 
     Raises:
         ValueError: if the profile cannot be read or does not describe pictures of this mode.
     """
+    if image.mode == "RGB" and profile[16:20] == b"GRAY" and _is_grey(image):
+        image = image.getchannel(0)
     transform = _transform(profile, image.mode)
     if transform is None:
         return image.convert("RGB")
@@ -24,6 +27,11 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         return transform.apply(image)
     except (ValueError, ImageCms.PyCMSError) as error:
         raise ValueError(f"the colour profile cannot be applied: {error}") from error
+
+
+def _is_grey(image: Image.Image) -> bool:
+    red, green, blue = image.split()
+    return red == green == blue
 
 
 @lru_cache(maxsize=16)  # a collection comes from a few cameras; a CMYK transform takes some 10 ms to build

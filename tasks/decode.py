@@ -6,7 +6,8 @@ exists, by the header's word. A file that breaks off is a failure, never a pictu
 
 import math
 import re
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from io import BytesIO
 
@@ -25,7 +26,17 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
 from tasks.color_profile import to_srgb
-from tasks.image_format import DecodeFailure, Format, Reason, check_complete, sniff
+from tasks.image_format import (
+    DecodeFailure,
+    Format,
+    Reason,
+    check_complete,
+    check_filled,
+    mend_jpeg,
+    padding_before_end,
+    sniff,
+    without_chunks,
+)
 
 __all__ = ["DecodeFailure", "DecodeLimits", "Format", "Photo", "Reason", "decode"]
 
@@ -36,7 +47,7 @@ Pixels = NDArray[np.uint8]
 class DecodeLimits:
     """What a file may ask for. Far above any camera, far below what brings a machine down.
 
-    Pillow refuses TIFF, GIF and WebP above 179 megapixels by itself.
+    Pillow refuses WebP above 179 megapixels by itself.
     """
 
     max_bytes: int = 200 * 2**20
@@ -53,7 +64,8 @@ class Photo:
     how many original pixels one pixel spans: x_original = (x + 0.5) * scale - 0.5, to half a decoded pixel at the far
     edges, where sizes are rounded. `mode` and `bits` describe the samples as stored: Pillow's mode, and bits per
     channel where the format tells. `exif_time` is when the photograph was taken, with a time zone only if the camera wrote
-    one. `notes` name what was passed over: icc_ignored, exif_ignored, jpeg_extra_bytes, first_frame_only.
+    one. `notes` name what was passed over: icc_ignored, exif_ignored, text_ignored, jpeg_extra_bytes, jpeg_mended,
+    first_frame_only.
     """
 
     pixels: Pixels = field(repr=False)
@@ -93,6 +105,8 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
         raise DecodeFailure(Reason.UNSUPPORTED_FORMAT, f"{format.upper()} pictures are switched off")
     check_complete(data, format)
     try:
+        if format is Format.PNG:
+            return _decode_png(data, limits, long_side)
         return _decode(data, format, limits, long_side)
     except DecodeFailure:
         raise
@@ -100,12 +114,21 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
         raise _failure(error) from error
 
 
+class _TiffFile(TiffImageFile):
+    """A TIFF without Pillow's process-wide limit of pixels: `_check_size` has seen to ours."""
+
+    def load_prepare(self) -> None:
+        if self._im is None:
+            self.im = Image.core.new(self.mode, self._tile_size)
+        super().load_prepare()
+
+
 _READERS: dict[Format, type[ImageFile.ImageFile]] = {
     # Opened by name, not through Image.open: no guessing, no registration, no process-wide pixel limit.
     Format.JPEG: JpegImageFile,
     Format.PNG: PngImageFile,
     Format.WEBP: WebPImageFile,
-    Format.TIFF: TiffImageFile,
+    Format.TIFF: _TiffFile,
     Format.BMP: BmpImageFile,
     Format.GIF: GifImageFile,
     Format.HEIF: HeifImageFile,
@@ -117,6 +140,8 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
     notes: list[str] = []
     file = _READERS[format](BytesIO(data))
     _check_size(file.size, limits)
+    if isinstance(file, HeifImageFile | AvifImageFile):
+        check_filled(data, len(file.info.get("exif") or b""))
     mode, bits, profile = file.mode, _bits(file, data), file.info.get("icc_profile")
     scale, shrink = max(max(file.size) / (long_side or math.inf), 1.0), 1
     width, height = file.size
@@ -141,6 +166,24 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
     if orientation > 4:
         width, height = height, width
     return Photo(_upright(raster, orientation), scale, width, height, format, mode, bits, exif_time, tuple(notes))
+
+
+_PNG_EXTRAS = (("text_ignored", {b"tEXt", b"zTXt", b"iTXt"}), ("icc_ignored", {b"iCCP"}))
+
+
+def _decode_png(
+    data: bytes, limits: DecodeLimits, long_side: int | None, extras: Sequence[tuple[str, set[bytes]]] = _PNG_EXTRAS
+) -> Photo:
+    """Decode a PNG, leaving out its texts, then its colour profile, if they inflate to more than Pillow holds in memory."""
+    try:
+        return _decode(data, Format.PNG, limits, long_side)
+    except ValueError as error:
+        if not extras or "MAX_TEXT" not in str(error):
+            raise
+    (note, kinds), *rest = extras
+    lighter = without_chunks(data, kinds)
+    photo = _decode_png(lighter, limits, long_side, rest)
+    return photo if lighter == data else replace(photo, notes=(*photo.notes, note))
 
 
 def _check_size(size: tuple[int, int], limits: DecodeLimits) -> None:
@@ -173,14 +216,6 @@ def _check_tiff(file: TiffImageFile, length: int, limits: DecodeLimits) -> None:
             )
 
 
-# TurboJPEG's warnings that leave the pixels whole: bytes between two segments, and headers that some cameras write.
-_HARMLESS = re.compile(
-    r"\b\d{1,4} extraneous bytes before marker 0x(?!d[0-7])|unknown JFIF|Unknown Adobe color transform|Invalid SOS parameters"
-)
-
-_BEYOND_TURBOJPEG = re.compile("subsampling|arithmetic")  # rare, and left to libjpeg through Pillow
-
-
 def _jpeg_pixels(
     header: JpegImageFile, data: bytes, shrink: int, has_profile: bool, notes: list[str]
 ) -> Image.Image | Pixels:
@@ -191,14 +226,13 @@ def _jpeg_pixels(
     width, height = math.ceil(header.width / shrink), math.ceil(header.height / shrink)
     colours = "CMYK" if header.mode == "CMYK" else "GRAY" if header.mode == "L" and has_profile else "RGB"
     try:
-        pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height)
-    except ValueError as error:
-        if _BEYOND_TURBOJPEG.search(str(error)):
-            return header.reduce(shrink)
-        if not _HARMLESS.search(str(error)):
+        pixels = _whole_jpeg(data, colours, width, height, notes)
+    except ValueError:
+        mended = mend_jpeg(data)
+        if mended == data:
             raise
-        notes.append("jpeg_extra_bytes")
-        pixels = simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height, strict=False)
+        pixels = _whole_jpeg(mended, colours, width, height, notes)
+        notes.append("jpeg_mended")
     if pixels.shape[:2] != (height, width):
         raise DecodeFailure(Reason.CORRUPT, f"the JPEG's header says {header.size} pixels, its picture has others")
     if colours == "CMYK":
@@ -207,12 +241,36 @@ def _jpeg_pixels(
     return Image.fromarray(pixels[..., 0]) if colours == "GRAY" else pixels
 
 
+_BYTES_LEFT = re.compile(r"\b(\d+) extraneous bytes before marker 0xd9")
+# Encoders may flush too much; of 1,080 photographs damaged inside, 503 left bytes before the end, all of them more than this.
+MAX_BYTES_LEFT = 4
+
+
+def _whole_jpeg(data: bytes, colours: str, width: int, height: int, notes: list[str]) -> Pixels:
+    """Decode a JPEG that gives TurboJPEG nothing to warn of, but for padding or a few bytes before its end.
+
+    TurboJPEG tells its first warning. One about the end means that none came before it and none can follow.
+
+    Raises:
+        ValueError: at any other warning, and at coded data before the end, which show that the decoder lost its place.
+    """
+    try:
+        return simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height)
+    except ValueError as error:
+        left = _BYTES_LEFT.search(str(error))
+        if left is None or (int(left[1]) > MAX_BYTES_LEFT and not padding_before_end(data, int(left[1]))):
+            raise
+    notes.append("jpeg_extra_bytes")
+    return simplejpeg.decode_jpeg(data, colours, min_width=width, min_height=height, strict=False)
+
+
 def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
     """Bring a decoded image to 8-bit L, RGB, RGBA or CMYK."""
     mode = image.mode
     if mode.startswith("I;16"):
         samples = np.asarray(image).astype(np.uint32)
-        white = 2 ** (bits or 16) - 1
+        # Only TIFF's reader leaves samples of fewer bits as they are.
+        white = 2 ** (bits or 16) - 1 if isinstance(image, TiffImageFile) else 65_535
         scaled = ((np.minimum(samples, white) * 255 + white // 2) // white).astype(np.uint8)
         if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
             scaled = 255 - scaled  # white is zero, which Pillow honours only in 8 bits
@@ -332,7 +390,9 @@ def _bits(file: Image.Image, data: bytes) -> int | None:
 
 
 _BREAKS_OFF = re.compile(r"truncated|premature end|end of file|insufficient input|no more images", re.IGNORECASE)
-_FOREIGN = re.compile(r"unsupported|not (?:yet )?supported|cannot handle|not implemented|precision", re.IGNORECASE)
+_FOREIGN = re.compile(
+    r"unsupported(?! marker)|not (?:yet )?supported|cannot handle|not implemented|precision|subsampling", re.IGNORECASE
+)
 
 
 def _failure(error: Exception) -> DecodeFailure:

@@ -1,9 +1,11 @@
-"""What a file is, by its first bytes and never by its name; and whether it is all there, before anything is decoded."""
+"""What a file is, by its first bytes and never by its name; whether it is all there; and what in it can be mended or spared."""
 
 import re
 import struct
 import zlib
+from collections.abc import Iterator
 from enum import StrEnum
+from itertools import islice
 from typing import Literal
 
 import numpy as np
@@ -155,25 +157,70 @@ def _broken_off(data: bytes, name: str) -> DecodeFailure:
 
 
 MAX_SCANS = 100  # a progressive JPEG has about ten; thousands of tiny ones keep a decoder busy for hours
-_JPEG_MARKER = re.compile(rb"\xff+([^\x00\xff\x01\xd0-\xd8])")  # TEM, RSTn and SOI stand alone, without a length
+# TEM, RSTn and SOI stand alone, without a length. Before a marker there may be any number of FF, of which the last is taken.
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd8])")
+_EOI, _SOS = 0xD9, 0xDA
+
+
+def _jpeg_segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
+    """Walk a JPEG's segments to its end-of-image marker (ITU-T T.81, B.1.1): each one's marker, start and end.
+
+    What lies between two segments is coded picture data if the first is SOS, and nothing in a file that keeps to the standard.
+    """
+    while found := _JPEG_MARKER.search(data, at):
+        at = found.end()
+        if found[1][0] != _EOI:
+            at += max(int.from_bytes(data[at : at + 2], "big"), 2)
+        yield found[1][0], found.start(), at
+        if found[1][0] == _EOI:
+            return
 
 
 def _check_jpeg(data: bytes) -> None:
-    """Walk the segments to the first scan (ITU-T T.81, B.1.1); behind it, look for the end-of-image marker.
+    """Walk the segments to the first scan; behind it, look for the end-of-image marker.
 
     Coded picture data never contains the markers' byte pairs. That every scan is whole, the decoder sees.
     """
-    at = 2
-    while found := _JPEG_MARKER.search(data, at):
-        if found[1] == b"\xd9":
-            raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
-        if found[1] == b"\xda":
-            break
-        at = found.end() + max(int.from_bytes(data[found.end() : found.end() + 2], "big"), 2)
-    if found is None or data.rfind(b"\xff\xd9", found.end()) < 0:
+    first = next((segment for segment in _jpeg_segments(data) if segment[0] in (_EOI, _SOS)), None)
+    if first is not None and first[0] == _EOI:
+        raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
+    if first is None or data.rfind(b"\xff\xd9", first[2]) < 0:
         raise _broken_off(data, "JPEG")
-    if _count(data, b"\xff\xda", found.start()) > MAX_SCANS:
-        raise DecodeFailure(Reason.CORRUPT, f"the JPEG has more than {MAX_SCANS} scans, as no camera or editor writes")
+    _, start, _ = first
+    # The quick count takes in what follows the picture, too: phones append a film, in which any pair of bytes occurs.
+    if _count(data, b"\xff\xda", start) > MAX_SCANS:
+        scans = (start for marker, start, _ in _jpeg_segments(data, start) if marker == _SOS)
+        if next(islice(scans, MAX_SCANS, None), None) is not None:
+            raise DecodeFailure(
+                Reason.CORRUPT, f"the JPEG has more than {MAX_SCANS} scans, as no camera or editor writes"
+            )
+
+
+_SOF0, _SOF1, _APP0 = 0xC0, 0xC1, 0xE0
+
+
+def mend_jpeg(data: bytes) -> bytes:
+    """Rewrite what some cameras and editors get wrong around the coded picture data, which themselves stay as they are.
+
+    That is: stray bytes between two segments, a JFIF version that does not exist, and the progressive parameters of a
+    sequential scan, which have only one legal value (ITU-T T.81, table B.3).
+    """
+    parts, at, sequential, coded = [data[:2]], 2, False, False
+    for marker, start, end in _jpeg_segments(data):
+        segment = data[start:end]
+        if marker == _APP0 and segment[4:9] == b"JFIF\0":
+            segment = segment[:9] + b"\1" + segment[10:]
+        elif marker == _SOS and sequential:
+            segment = segment[:-3] + b"\0\x3f\0"
+        parts += [data[at:start] if coded else b"", segment]
+        at, sequential, coded = end, sequential or marker in (_SOF0, _SOF1), marker == _SOS
+    return b"".join([*parts, data[at:]])
+
+
+def padding_before_end(data: bytes, length: int) -> bool:
+    """Tell whether the last bytes before a JPEG's end-of-image marker, `length` of them, are nothing but padding."""
+    end = next(start for marker, start, _ in _jpeg_segments(data) if marker == _EOI)
+    return not data[end - length : end].strip(b"\0\xff")
 
 
 def _count(data: bytes, pair: bytes, start: int) -> int:
@@ -201,8 +248,27 @@ def _check_png(data: bytes) -> None:
     raise _broken_off(data, "PNG")
 
 
+def without_chunks(data: bytes, kinds: set[bytes]) -> bytes:
+    """Return a whole PNG without its chunks of these kinds."""
+    parts, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] not in kinds:
+            parts.append(data[at:end])
+        at = end
+    return b"".join(parts)
+
+
 def _check_boxes(data: bytes) -> None:
-    """Walk the top-level boxes of an ISO media file (ISO/IEC 14496-12, 4.2). Some cameras append what is no box."""
+    for _, _, end in _boxes(data):
+        _require(data, end)
+
+
+def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Walk the top-level boxes of an ISO media file (ISO/IEC 14496-12, 4.2): each one's kind, start and end.
+
+    Some cameras append what is no box.
+    """
     at = 0
     while at + 8 <= len(data) and data[at + 4 : at + 8] in (
         b"ftyp",
@@ -216,10 +282,28 @@ def _check_boxes(data: bytes) -> None:
         size = int.from_bytes(data[at : at + 4], "big")
         if size == 1:
             size = int.from_bytes(data[at + 8 : at + 16], "big")
-        if size == 0:  # to the end of the file
-            return
-        _require(data, at + size)
-        at += max(size, 8)
+        end = at + max(size, 8) if size else len(data)
+        yield data[at + 4 : at + 8], at, end
+        at = end
+
+
+MAX_ZEROS = 4096  # HEVC escapes more than two (ITU-T H.265, 7.3.1.1); flat pictures in AV1 have up to five (measured)
+
+
+def check_filled(data: bytes, metadata: int) -> None:
+    """See that the media data of HEIF or AVIF do not end in zeros, as in a copy that was given its size and never finished.
+
+    `metadata`, a number of bytes, may lie among them, and may rightly end in zeros.
+
+    Raises:
+        DecodeFailure: TRUNCATED.
+    """
+    for kind, start, end in _boxes(data):
+        if kind == b"mdat" and not data[max(end - MAX_ZEROS - metadata, start) : end].strip(b"\0"):
+            raise DecodeFailure(
+                Reason.TRUNCATED,
+                "the picture data end in zeros (a copy that was never finished?); upload or copy it again",
+            )
 
 
 def _check_tiff(data: bytes) -> None:

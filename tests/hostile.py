@@ -68,6 +68,7 @@ def hostile_files() -> Iterator[Case]:
     yield from _samples()
     yield from _several_pictures()
     yield from _jpeg_oddities()
+    yield from _header_mistakes()
 
 
 def _cut_off() -> Iterator[Case]:
@@ -85,9 +86,14 @@ def _cut_off() -> Iterator[Case]:
     yield "progressive-cut.jpg", progressive[: len(progressive) * 2 // 3], "truncated"
     yield "cut-and-mended.jpg", jpeg[: len(jpeg) // 2] + b"\xff\xd9", "truncated"
     yield "zeros-in-the-second-half.jpg", jpeg[: len(jpeg) // 2] + bytes(len(jpeg) // 2), "truncated"
+    noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
+    for suffix in ("heic", "avif"):
+        whole = encode(noise, FORMATS[suffix])
+        yield f"zeros-in-the-second-half.{suffix}", whole[: len(whole) // 2] + bytes(len(whole) // 2), "truncated"
     thumbnail = encode(scene(32, 24))
     only = b"\xff\xe1" + struct.pack(">H", len(thumbnail) + 2) + thumbnail
     yield "thumbnail-only.jpg", jpeg[:2] + only, "truncated"
+    yield "erased-flash-behind-the-header.jpg", jpeg[:100] + b"\xff" * 200_000, "truncated"
     png = encode(PICTURE, "PNG")
     yield "data-missing.png", b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", png[16:29]) + _chunk(b"IEND", b""), "corrupt"
     damaged = bytearray(png)
@@ -113,8 +119,11 @@ def _bombs() -> Iterator[Case]:
     yield "bomb.png", _png(50_000, 50_000, 1, 0, rows), "too_many_pixels"
     yield "bomb-in-the-header.png", _png(2**31 - 1, 2**31 - 1, 8, 2, rows), "too_many_pixels"
     yield "too-little-data.png", _png(10_000, 10_000, 1, 0, rows[:100]), "truncated"
-    note = b"Comment\0\0" + zlib.compress(bytes(50_000_000), 9)
-    yield "text-bomb.png", _png(8, 8, 8, 0, zlib.compress(bytes(72)), _chunk(b"zTXt", note)), "corrupt"
+    bulk = b"Comment\0\0" + zlib.compress(bytes(50_000_000), 9)
+    white = _png(8, 8, 8, 0, zlib.compress((b"\0" + b"\xff" * 8) * 8))
+    for name, kind in (("text-bomb.png", b"zTXt"), ("profile-bomb.png", b"iCCP")):
+        yield name, white[:33] + _chunk(kind, bulk) + white[33:], None
+    yield "text-bomb-behind-the-pixels.png", white[:-12] + _chunk(b"zTXt", bulk) + white[-12:], None
     small = encode(PICTURE)
     frame = small.index(b"\xff\xc0") + 5
     yield "bomb.jpg", small[:frame] + b"\xff\xff\xff\xff" + small[frame + 4 :], "too_many_pixels"
@@ -123,7 +132,10 @@ def _bombs() -> Iterator[Case]:
     scan = encode(PICTURE, progressive=True)
     first = scan.index(b"\xff\xda")
     second = scan.index(b"\xff\xda", first + 2)
-    yield "ten-thousand-scans.jpg", scan[:second] + scan[first:second] * 10_000 + scan[second:], "corrupt"
+    scans = scan[first:second] * 10_000
+    yield "ten-thousand-scans.jpg", scan[:second] + scans + scan[second:], "corrupt"
+    comment = b"\xff\xfe\0\4\xff\xd9"
+    yield "scans-behind-a-false-end.jpg", scan[:second] + comment + scans + scan[second:], "corrupt"
 
 
 def _sizes() -> Iterator[Case]:
@@ -194,17 +206,31 @@ def _jpeg_oddities() -> Iterator[Case]:
     jpeg = encode(PICTURE)
     scan = jpeg.index(b"\xff\xda")
     yield "more-after-the-end.jpg", jpeg + b"appended by somebody" * 50, None
+    yield "film-after-the-end.jpg", jpeg + b"\0\0\0\x18ftypmp42" + b"\xff\xda" * 200, None
     yield "zeros-before-the-end.jpg", jpeg[:-2] + bytes(100) + b"\xff\xd9", None
+    yield "a-few-bytes-before-the-end.jpg", jpeg[:-2] + b"leftover" + jpeg[-2:], None
+    yield "unknown-marker.jpg", jpeg[: scan + 200] + b"\xff\xf3" + jpeg[scan + 200 :], "corrupt"
     yield "comment-of-64k.jpg", jpeg[:2] + b"\xff\xfe\xff\xff" + b"x" * 65_533 + jpeg[2:], None
     frame = jpeg.index(b"\xff\xc0")
     yield "12-bit.jpg", jpeg[: frame + 4] + b"\x0c" + jpeg[frame + 5 :], "unsupported_format"
     yield "no-tables.jpg", jpeg[:2] + jpeg[frame:], "corrupt"
     yield "no-scan.jpg", jpeg[:scan] + b"\xff\xd9", "corrupt"
-    yield "unusual-sampling.jpg", _unusual_sampling(), None
+    yield "unusual-sampling.jpg", _unusual_sampling(), "unsupported_format"
     restarts = encode(PICTURE, restart_marker_blocks=2)
     second = restarts.index(b"\xff\xd1")
     yield "restarts.jpg", restarts, None
     yield "part-missing.jpg", restarts[: second - 30] + restarts[second + 60 :], "truncated"
+
+
+def _header_mistakes() -> Iterator[Case]:
+    """JPEGs whose headers no standard allows and every viewer shows; and the same with half of the picture gone."""
+    jpeg = encode(PICTURE)
+    version, table, scan = jpeg.index(b"JFIF\0") + 5, jpeg.index(b"\xff\xdb"), jpeg.index(b"\xff\xda")
+    for part, data, reason in (("whole", jpeg, None), ("cut", jpeg[: len(jpeg) * 3 // 4] + b"\xff\xd9", "truncated")):
+        yield f"jfif-version-3-{part}.jpg", data[:version] + b"\3" + data[version + 1 :], reason
+        yield f"stray-bytes-between-segments-{part}.jpg", data[:table] + bytes(3) + data[table:], reason
+        yield f"stray-byte-before-the-scan-{part}.jpg", data[:scan] + b"x" + data[scan:], reason
+        yield f"scan-of-no-frequencies-{part}.jpg", data[: scan + 12] + b"\0" + data[scan + 13 :], reason
 
 
 def _unusual_sampling() -> bytes:

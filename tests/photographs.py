@@ -92,6 +92,14 @@ def rgb_profile() -> bytes:
     return _profile(b"RGB ", b"XYZ ", tags | {b"rTRC": gamma, b"gTRC": gamma, b"bTRC": gamma})
 
 
+def grey_profile() -> bytes:
+    """An ICC profile for grey samples that are linear in light."""
+    linear = b"curv\0\0\0\0" + struct.pack(">IHxx", 1, 256)
+    return _profile(
+        b"GRAY", b"XYZ ", {b"wtpt": b"XYZ \0\0\0\0" + b"".join(map(_fixed, (0.9642, 1, 0.8249))), b"kTRC": linear}
+    )
+
+
 def cmyk_profile() -> bytes:
     """An ICC profile for printing inks so weak that even full ink on full ink is only a mid grey."""
     corners = np.indices((2, 2, 2, 2)).reshape(4, -1).T  # cyan, magenta, yellow, black: last varies fastest
