@@ -1,9 +1,9 @@
 """Erase: what the catalog knows of a face, a person or a photograph goes, everywhere, and does not come back.
 
 First a plan says what would go. Carried out, its rows go in one transaction that also leaves errands in an outbox: crops,
-restored pictures, thumbnails, the search index, contact sheets, pages and exports to delete, and the database's files to scrub.
-A crash leaves the errands there, and `finish` goes on with them: every run and every erasure calls it. What must not return is
-kept as keyed hashes of bytes, never as a vector. Photographs in the store of their owner are not ours, and stay.
+restored pictures, thumbnails, the search index, reports of runs, pages and exports to delete, and the database's files to
+scrub. A crash leaves the errands there, and `finish` goes on with them: every run and every erasure calls it. What must not
+return is kept as keyed hashes of bytes, never as a vector. Photographs in the store of their owner are not ours, and stay.
 """
 
 import shutil
@@ -32,8 +32,8 @@ from infra.settings import Settings
 from infra.storage import StoreError, open_store
 from infra.tracking import remove_artifact
 from tasks.calibration import Calibration
+from tasks.run_report import REVEALING
 
-CONTACT_SHEET = "contact_sheet.png"
 STAYS = (
     "The photographs themselves lie in the store of their owner: Visage never deletes them there. Remove them yourself."
 )
@@ -274,14 +274,21 @@ def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
     contents = {i.content_id for i in _images(session, plan.image_ids) if i.content_id is not None}
     thumbnails += [f"thumbnails/{sha[:2]}/{sha}" for sha in erasing.digests(session, contents)]
     exhibits = erasing.exhibits_of(session, plan.collection_ids)
-    sheets = [run.tracking_run_id for run in erasing.runs_of(session, plan.collection_ids) if run.tracking_run_id]
     erasing.post(session, erasure_id, Errand.OBJECT, erasing.objects_of(session, plan.faces))
     erasing.post(session, erasure_id, Errand.FILE, [*thumbnails, "index"])
-    erasing.post(session, erasure_id, Errand.ARTIFACT, [f"{run}/{CONTACT_SHEET}" for run in sheets])
+    erasing.post(session, erasure_id, Errand.ARTIFACT, _revealing(session, plan.collection_ids))
     for exhibit in exhibits:
         erasing.post(session, erasure_id, Errand(exhibit.errand), [exhibit.place])
         session.delete(exhibit)
     erasing.post(session, erasure_id, Errand.SCRUB, [""])
+
+
+def _tracked(session: Session, collection_ids: Collection[int]) -> list[str]:
+    return [run.tracking_run_id for run in erasing.runs_of(session, collection_ids) if run.tracking_run_id]
+
+
+def _revealing(session: Session, collection_ids: Collection[int]) -> list[str]:
+    return [f"{run}/{name}" for run in _tracked(session, collection_ids) for name in REVEALING]
 
 
 def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
@@ -330,12 +337,11 @@ def _keys(session: Session, images: Sequence[Image]) -> tuple[str, ...]:
 
 
 def _counts(session: Session, faces: Collection[int], collections: Collection[int]) -> dict[str, int]:
-    sheets = sum(1 for run in erasing.runs_of(session, collections) if run.tracking_run_id)
     return {
         "faces": len(faces),
         **erasing.row_counts(session, faces),
         "objects": len(erasing.objects_of(session, faces)),
-        "contact_sheets": sheets,
+        "reports": len(_tracked(session, collections)),
         "exhibits": len(erasing.exhibits_of(session, collections)),
     }
 

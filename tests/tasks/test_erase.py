@@ -1,5 +1,6 @@
 """What is erased is gone: from every row, file and index, also if the process is killed meanwhile, and it stays away."""
 
+import base64
 import os
 import shutil
 import signal
@@ -20,14 +21,14 @@ from infra.catalog.custody_tables import Errand, Outbox, Suppression
 from infra.catalog.database import Catalog
 from infra.catalog.people_tables import Decision, Person
 from infra.catalog.runs import open_run
-from infra.catalog.schema import Attribute, Embedding, Face, Identity, Image, ModelVersion, Run, now
+from infra.catalog.schema import Attribute, Embedding, Face, Identity, Image, ModelVersion, now
 from infra.catalog.service_tables import IdempotencyKey
 from infra.catalog.vectors import put_embeddings
 from infra.settings import Settings
 from infra.storage import open_store
-from infra.tracking import track
 from tasks import decisions, erase, retention
 from tasks.erase import CannotErase, UnknownSubject
+from tasks.report import Tally, contact_sheet
 from tasks.thumbnails import Size, thumbnail
 from tests.catalogs import PostgreSQL
 from tests.made_up import Crowd
@@ -263,7 +264,7 @@ def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Pla
 def real(
     processed: Settings, tmp_path: Path, tracking_uri: str, weights_dir: Path
 ) -> Iterator[tuple[Settings, Catalog]]:
-    """A copy of the processed archive, with a contact sheet, a page and a thumbnail, whose photographs may be changed."""
+    """A copy of the processed archive, with a thumbnail, whose photographs may be changed."""
     home = tmp_path / "home"
     shutil.copytree(processed.home_folder, home)
     shutil.copytree(processed.home_folder.parent / "photos", tmp_path / "photos")
@@ -272,14 +273,17 @@ def real(
     with catalog.write() as session:
         collections.by_name(session, "archive").uri = str(tmp_path / "photos")
         image = session.scalars(select(Image).where(Image.key == "a.jpg")).one()
-        run_id = session.scalars(select(Run.id)).one()
         sha256 = erasing.digests(session, [image.content_id or 0])[0]
-        with track(tracking_uri, settings.artifacts_folder, "erasure", "test", {}) as run:
-            run.bytes(b"contact sheet with faces", "contact_sheet.png")
-        session.execute(update(Run).where(Run.id == run_id).values(tracking_run_id=run.run_id))
     thumbnail(settings, str(tmp_path / "photos"), image.key, image.etag, sha256, Size.SMALL)
     yield settings, catalog
     catalog.close()
+
+
+def report(settings: Settings, look: np.ndarray) -> None:
+    """Report a night that has seen one face."""
+    with night(settings, "archive") as state:
+        state.tally.portraits = [(0.9, look)]
+        steps.report_run(state)
 
 
 def a_night(settings: Settings) -> Night:
@@ -318,7 +322,7 @@ def test_an_erased_photo_and_an_erased_face_are_not_taken_in_again(
         assert finished.left == ()
     left = files(settings)
     assert not page.exists()
-    assert not any(name.endswith("contact_sheet.png") or name.startswith("thumbnails") for name in left)
+    assert not any(name.startswith("thumbnails") for name in left)
     assert not any(f"objects/{key}" in left for key in crops)
     assert not any(trace in (settings.home_folder / name).read_bytes() for name in left for trace in traces)
 
@@ -337,6 +341,35 @@ def test_an_erased_photo_and_an_erased_face_are_not_taken_in_again(
         assert (
             session.scalar(select(func.count()).select_from(Attribute).where(Attribute.face_id.in_(image.faces))) == 0
         )
+
+
+@pytest.mark.slow
+def test_no_report_of_a_night_shows_or_names_what_is_erased(
+    real: tuple[Settings, Catalog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, catalog = real
+    looks = np.random.default_rng(0).integers(0, 255, (2, 96, 96, 3), np.uint8)
+    sheets = [contact_sheet(Tally(portraits=[(0.9, look)])) or b"" for look in looks]
+
+    def shown() -> set[int]:
+        contents = b"".join((settings.home_folder / name).read_bytes() for name in files(settings))
+        return {n for n, sheet in enumerate(sheets) if sheet in contents or base64.b64encode(sheet) in contents}
+
+    report(settings, looks[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "as_html", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            report(settings, looks[1])  # the sheet is there, and the night dies
+    assert shown() == {0, 1}
+    with catalog.read() as session:
+        plan = erase.plan_image(session, "a.jpg", "archive")
+    certificate, _ = erase.erase(catalog, settings, "officer", plan, "asked for")
+    assert certificate.completed_at is not None
+    assert certificate.counts["reports"] == 2
+    assert shown() == set()
+    left = {Path(name).name for name in files(settings)}
+    assert "counts.json" in left
+    assert left.isdisjoint({"contact_sheet.png", "report.html", "report.json"})
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ CALLED = {
     "restoration": "restored pictures",
     "statement": "decisions",
     "objects": "stored crops",
+    "reports": "reports of runs, with contact sheets",
     "exhibits": "pages and exports",
 }
 MOST_FACES = 10_000  # of an order
