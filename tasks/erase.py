@@ -6,7 +6,6 @@ scrub. A crash leaves the errands there, and `finish` goes on with them: every r
 return is kept as keyed hashes of bytes, never as a vector. Photographs in the store of their owner are not ours, and stay.
 """
 
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +16,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog import audit, erasing, obedience
+from infra.catalog import audit, erasing, exhibits, obedience
 from infra.catalog import decisions as stored
 from infra.catalog.custody_tables import Errand, Outbox
 from infra.catalog.database import Catalog, exclusive
@@ -50,7 +49,10 @@ class CannotErase(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be erased. `keys`: the photographs that show it, as COLLECTION/KEY. `counts`: rows and files by kind."""
+    """What would be erased. `keys`: the photographs that show it, as COLLECTION/KEY. `counts`: rows and files by kind.
+
+    `exhibits`: pages, exports and archives that may show it, as paths.
+    """
 
     kind: str
     faces: tuple[int, ...]
@@ -58,6 +60,7 @@ class Plan:
     collection_ids: tuple[int, ...]
     keys: tuple[str, ...]
     counts: dict[str, int]
+    exhibits: tuple[str, ...]
     notes: tuple[str, ...]
     similarities: dict[int, float]
 
@@ -100,6 +103,7 @@ def plan_faces(session: Session, face_ids: Collection[int], kind: str = "face") 
         collection_ids=tuple(collections),
         keys=_keys(session, images),
         counts=_counts(session, face_ids, collections),
+        exhibits=_exhibits(session, collections),
         notes=(STAYS, NEW_PHOTOS, NEIGHBOURS),
         similarities={},
     )
@@ -149,6 +153,7 @@ def plan_image(session: Session, key: str, collection: str | None = None) -> Pla
         collection_ids=(found[0].collection_id,),
         keys=_keys(session, images),
         counts={"images": len(images), **_counts(session, faces, [found[0].collection_id])},
+        exhibits=_exhibits(session, [found[0].collection_id]),
         notes=(STAYS,),
         similarities={},
     )
@@ -242,7 +247,7 @@ def finish(catalog: Catalog, settings: Settings) -> Finished:
             break
         finished = []
         for errand in errands:
-            problem = _run(settings, errand)
+            problem = _run(catalog, settings, errand)
             if problem:
                 left.append(f"{errand.errand} {errand.place}: {problem}")
             else:
@@ -273,11 +278,10 @@ def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
     thumbnails = [f"thumbnails/{r.sha256[:2]}/{r.sha256}" for r in found]
     contents = {i.content_id for i in _images(session, plan.image_ids) if i.content_id is not None}
     thumbnails += [f"thumbnails/{sha[:2]}/{sha}" for sha in erasing.digests(session, contents)]
-    exhibits = erasing.exhibits_of(session, plan.collection_ids)
     erasing.post(session, erasure_id, Errand.OBJECT, erasing.objects_of(session, plan.faces))
     erasing.post(session, erasure_id, Errand.FILE, [*thumbnails, "index"])
     erasing.post(session, erasure_id, Errand.ARTIFACT, _revealing(session, plan.collection_ids))
-    for exhibit in exhibits:
+    for exhibit in exhibits.concerning(session, plan.collection_ids):
         erasing.post(session, erasure_id, Errand(exhibit.errand), [exhibit.place])
         session.delete(exhibit)
     erasing.post(session, erasure_id, Errand.SCRUB, [""])
@@ -306,7 +310,7 @@ def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
     erasing.forget_images(session, _images(session, plan.image_ids))
 
 
-def _run(settings: Settings, errand: Outbox) -> str:
+def _run(catalog: Catalog, settings: Settings, errand: Outbox) -> str:
     """Do one errand; returns what stood in the way."""
     try:
         if errand.errand == Errand.OBJECT.value:
@@ -314,13 +318,13 @@ def _run(settings: Settings, errand: Outbox) -> str:
         elif errand.errand == Errand.ARTIFACT.value:
             run_id, _, name = errand.place.partition("/")
             remove_artifact(settings.mlflow_uri, run_id, name)
+        elif Path(errand.place).is_absolute():
+            with catalog.read() as session:
+                mark = exhibits.known_mark(session, errand.place)
+            exhibits.remove_marked(errand.place, mark)
         else:
-            path = settings.home_folder / errand.place  # an absolute one stays what it is
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except (StoreError, OSError) as error:
+            exhibits.remove(settings.home_folder / errand.place)
+    except (StoreError, OSError, exhibits.NotOurs) as error:
         return str(error)
     except Exception as error:  # MLflow's stores raise whatever their servers do
         return f"{type(error).__name__}: {error}"
@@ -342,8 +346,12 @@ def _counts(session: Session, faces: Collection[int], collections: Collection[in
         **erasing.row_counts(session, faces),
         "objects": len(erasing.objects_of(session, faces)),
         "reports": len(_tracked(session, collections)),
-        "exhibits": len(erasing.exhibits_of(session, collections)),
+        "exhibits": len(_exhibits(session, collections)),
     }
+
+
+def _exhibits(session: Session, collections: Collection[int]) -> tuple[str, ...]:
+    return tuple(sorted({exhibit.place for exhibit in exhibits.concerning(session, collections)}))
 
 
 def _certificate(row: Erasure) -> Certificate:

@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 
 from infra.catalog import keyed
 from infra.catalog.boxes import overlaps
-from infra.catalog.custody_tables import Errand, Exhibit, Outbox, Secret, Suppression
+from infra.catalog.custody_tables import Errand, Outbox, Secret, Suppression
 from infra.catalog.decisions import chunks, family
 from infra.catalog.obedience import drop_stale_proposals, refresh_exemplars
 from infra.catalog.people import remove_empty_identities
@@ -129,20 +129,6 @@ def row_counts(session: Session, face_ids: Collection[int]) -> dict[str, int]:
 def runs_of(session: Session, collection_ids: Collection[int]) -> list[Run]:
     """All runs on some collections."""
     return list(session.scalars(select(Run).where(Run.collection_id.in_(collection_ids)).order_by(Run.id)))
-
-
-def exhibits_of(session: Session, collection_ids: Collection[int]) -> list[Exhibit]:
-    """Files that we made and that may show faces of some collections."""
-    showing = or_(Exhibit.collection_id.is_(None), Exhibit.collection_id.in_(collection_ids))
-    return list(session.scalars(select(Exhibit).where(showing)))
-
-
-def note_exhibit(session: Session, kind: str, errand: Errand, place: str, collection_id: int | None) -> None:
-    """Remember a file outside the catalog that shows or holds faces, so that an erasure finds it.
-
-    `place`: an absolute path (FILE), or "RUN/PATH" in MLflow (ARTIFACT). Without a collection it may show anybody.
-    """
-    session.add(Exhibit(kind=kind, errand=errand.value, place=place, collection_id=collection_id))
 
 
 def forget_faces(session: Session, face_ids: Collection[int]) -> None:

@@ -20,7 +20,7 @@ from flows.night import night
 from infra.archive_file import MANIFEST, InvalidArchive, open_archive
 from infra.catalog import audit, collections, encryption
 from infra.catalog.collections import CollectionExists
-from infra.catalog.custody_tables import Suppression
+from infra.catalog.custody_tables import Exhibit, Suppression
 from infra.catalog.database import Catalog
 from infra.catalog.decisions import history
 from infra.catalog.encryption import EmbeddingsLocked
@@ -391,6 +391,8 @@ def test_an_erasure_takes_the_archive_with_it(source: Settings, processed: Setti
     path = tmp_path / "archive.visage"
     archive(opened(there), there, "archive", path, "tests")
     assert path.exists()
+    with opened(there).read() as session:
+        assert str(path) in erase.plan_image(session, "b.jpg", "archive").exhibits
     erased(there, erase.plan_image, "b.jpg", "archive")
     assert not path.exists()
 
@@ -597,6 +599,9 @@ def test_nothing_is_written_over_and_no_half_archive_is_left(
     with pytest.raises(CannotArchive, match="is at work on 'archive'; wait for it"):
         archive(catalog, settings, "archive", tmp_path / "out", "tests")
     assert mine.read_text() == "precious"
+    with catalog.read() as session:
+        noted = session.scalars(select(Exhibit.place).where(Exhibit.place.startswith(str(tmp_path)))).all()
+    assert noted == []  # what comes to lie there is not ours
     assert {path.name for path in tmp_path.iterdir()} == {"home", "mine"}
 
 

@@ -16,8 +16,8 @@ from sqlalchemy import func, select, update
 from flows import night as steps
 from flows.night import Night, night
 from flows.page import write_page
-from infra.catalog import audit, collections, erasing
-from infra.catalog.custody_tables import Errand, Outbox, Suppression
+from infra.catalog import audit, collections, erasing, exhibits
+from infra.catalog.custody_tables import Outbox, Suppression
 from infra.catalog.database import Catalog
 from infra.catalog.people_tables import Decision, Person
 from infra.catalog.runs import open_run
@@ -85,7 +85,7 @@ def plant(home: Path, catalog: Catalog) -> Place:
         decisions.decline(session, "curator", place.identity(ada[0]), place.identity(bob[0]))
         session.add(IdempotencyKey(who="x", key="y", request_digest="z", status=200, body=f'{{"name": "{NAME}"}}'))
         export = home.parent / "export" / "faces.parquet"
-        erasing.note_exhibit(session, "export", Errand.FILE, str(export), crowd.collection_id)
+        exhibits.make_folder(session, "export", export.parent, crowd.collection_id)
         store = open_store(settings.crops_uri)
         for face in session.scalars(select(Face)):
             store.put(face.crop_key, b"crop of face %d " % face.id + bytes(64), "image/jpeg")
@@ -178,11 +178,11 @@ def test_a_kill_in_the_middle_loses_nothing_or_is_made_good(
         plan = erase.plan_identity(session, place.identity(place.ada[0]))
     url, real, calls = place.catalog.url, erase._run, []
 
-    def run(settings: Settings, errand: Outbox) -> str:
+    def run(catalog: Catalog, settings: Settings, errand: Outbox) -> str:
         calls.append(errand)
         if len(calls) == {"first errand": 1, "third errand": 3}.get(moment):
             die()
-        return real(settings, errand)
+        return real(catalog, settings, errand)
 
     place.catalog.close()
     child = os.fork()
@@ -217,6 +217,27 @@ def test_what_cannot_be_deleted_now_is_said_and_done_later(place: Place, monkeyp
         certificate, finished = erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
     assert certificate.completed_at is None
     assert any("no right to" in problem for problem in finished.left)
+    assert erase.finish(place.catalog, place.settings).left == ()
+    with place.catalog.read() as session:
+        assert erase.certificates(session)[0].completed_at is not None
+
+
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+def test_what_came_to_lie_where_an_export_was_is_named_and_stays(place: Place, tmp_path: Path) -> None:
+    export, own = tmp_path / "export", tmp_path / "export" / "my only negatives.tif"
+    export.rename(tmp_path / "taken away")
+    export.mkdir()
+    own.write_bytes(b"precious")
+    with place.catalog.read() as session:
+        plan = erase.plan_faces(session, place.ada)
+    assert plan.exhibits == (str(export),)
+    certificate, finished = erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
+    (problem,) = finished.left
+    assert str(export) in problem
+    assert "if it is yours, move it away" in problem
+    assert certificate.completed_at is None
+    assert own.read_bytes() == b"precious"
+    export.rename(tmp_path / "out of the way")
     assert erase.finish(place.catalog, place.settings).left == ()
     with place.catalog.read() as session:
         assert erase.certificates(session)[0].completed_at is not None
