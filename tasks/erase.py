@@ -40,6 +40,7 @@ NEW_PHOTOS = (
     "No vector is kept, so the person cannot be recognised in photographs that come later: those are taken in like any "
     "stranger's. Keep them out of the store, or erase again."
 )
+NO_FACE = "No face of this person is left, nor where there were some: reports, pages and exports of all collections go."
 NEIGHBOURS = "Crops of other faces in the same photographs stay, and may show a part of an erased one at their edge."
 
 
@@ -51,7 +52,7 @@ class CannotErase(ValueError):
 class Plan:
     """What would be erased. `keys`: the photographs that show it, as COLLECTION/KEY. `counts`: rows and files by kind.
 
-    `exhibits`: pages, exports and archives that may show it, as paths.
+    `exhibits`: pages, exports and archives that may show it, as paths. `persons`: who is meant, by their roots.
     """
 
     kind: str
@@ -63,6 +64,7 @@ class Plan:
     exhibits: tuple[str, ...]
     notes: tuple[str, ...]
     similarities: dict[int, float]
+    persons: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -112,19 +114,39 @@ def plan_faces(session: Session, face_ids: Collection[int], kind: str = "face") 
 def plan_identity(session: Session, identity_id: int) -> Plan:
     """What erasing a person would take: all faces of the identity, and of what stands for the person under other versions.
 
+    The name and what was decided go with them, also if no face is left.
+
     Raises:
         UnknownSubject: if there is no such identity.
-        CannotErase: if it has no faces.
+        CannotErase: if it has no faces, and nobody decided anything about it.
     """
     person_id = stored.identity(session, identity_id).person_id
-    same = Identity.id == identity_id
-    if person_id is not None:
-        root = session.get_one(Person, person_id).root_id
-        same = Identity.person_id.in_(stored.family(session, root or person_id))
-    faces = {face for i in session.scalars(select(Identity.id).where(same)) for face in stored.members(session, i)}
-    if not faces:
+    if person_id is None:
+        if members := stored.members(session, identity_id):
+            return plan_faces(session, members, "identity")
         raise CannotErase(f"identity {identity_id} has no faces; there is nothing to erase")
-    return plan_faces(session, faces, "identity")
+    root = session.get_one(Person, person_id).root_id or person_id
+    persons = stored.family(session, root)
+    identities = session.scalars(select(Identity.id).where(Identity.person_id.in_(persons)))
+    faces = {face for i in identities for face in stored.members(session, i)} | {*stored.confirmed_as(session, persons)}
+    plan = plan_faces(session, faces, "identity") if faces else _plan_name(session)
+    return replace(plan, persons=(root,), counts={"person": len(persons), **plan.counts})
+
+
+def _plan_name(session: Session) -> Plan:
+    """What erasing a person of whom no face is left would take besides: whatever may show them, in any collection."""
+    collections = tuple(session.scalars(select(CollectionRow.id).order_by(CollectionRow.id)))
+    return Plan(
+        kind="identity",
+        faces=(),
+        image_ids=(),
+        collection_ids=collections,
+        keys=(),
+        counts=_counts(session, (), collections),
+        exhibits=_exhibits(session, collections),
+        notes=(NO_FACE,),
+        similarities={},
+    )
 
 
 def plan_image(session: Session, key: str, collection: str | None = None) -> Plan:
@@ -306,7 +328,7 @@ def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
     for region in erasing.regions(session, plan.faces):
         if region.content_id not in whole:
             erasing.suppress_content(session, erasure_id, region.collection_id, region.sha256, region.box)
-    erasing.forget_faces(session, plan.faces)
+    erasing.forget_faces(session, plan.faces, plan.persons)
     erasing.forget_images(session, _images(session, plan.image_ids))
 
 

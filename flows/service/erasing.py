@@ -98,7 +98,7 @@ def _plan(session: Session, asked: ErasureIn) -> Plan:
 
 
 def _out(planned: Plan) -> PlanOut:
-    content = [planned.kind, sorted(planned.faces), sorted(planned.image_ids), planned.exhibits]
+    content = [planned.kind, sorted(planned.faces), sorted(planned.image_ids), planned.persons, planned.exhibits]
     return PlanOut(
         kind=planned.kind,
         faces=list(planned.faces),

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from flows import night as steps
 from flows.night import Night, night
 from flows.page import write_page
-from infra.catalog import audit, collections, erasing, exhibits
+from infra.catalog import audit, collections, erasing, exhibits, ledger
 from infra.catalog.custody_tables import Outbox, Suppression
 from infra.catalog.database import Catalog
 from infra.catalog.people_tables import Decision, Person
@@ -163,6 +163,50 @@ def test_what_stays_of_the_others_is_whole(place: Place) -> None:
     theirs = {f"{what} {face}" for what in ("crop", "vector") for face in place.ada[1:]} | {"name"}
     assert theirs.issuperset(place.left())
     assert {f"crop {face}" for face in place.ada[1:]} <= set(place.left())
+
+
+def test_a_person_of_whom_no_face_is_left_can_be_erased(place: Place) -> None:
+    ada = place.identity(place.ada[0])
+    with place.catalog.write() as session:  # all photographs of her were replaced
+        photos = [place.crowd.photo_of[face] for face in place.ada]
+        session.execute(delete(Image).where(Image.content_id.in_(photos)))
+        ledger.prune(session, place.crowd.collection_id)
+    place.crowd.night()
+    certificate = place.erase(erase.plan_identity, ada)
+    assert (certificate.counts["person"], certificate.counts["faces"]) == (1, 0)
+    assert "name" not in place.left()
+    assert names(place.catalog) == set()
+    with place.catalog.read() as session, pytest.raises(UnknownSubject, match=f"no identity {ada}"):
+        erase.plan_identity(session, ada)
+
+
+@pytest.mark.parametrize("others", ["shown as somebody else", "said not to be her"])
+def test_a_name_goes_with_the_last_face_that_was_ever_said_to_have_it(place: Place, others: str) -> None:
+    ada = place.identity(place.ada[0])
+    with place.catalog.write() as session:
+        if others == "shown as somebody else":
+            decisions.reject(session, "curator", place.ada)
+        else:
+            decisions.reject(session, "curator", place.bob[:1], ada)
+    place.erase(erase.plan_faces, place.ada)
+    assert names(place.catalog) == set()
+    assert "name" not in place.left()
+
+
+def test_a_name_whose_naming_was_undone_goes_with_the_next_erasure(place: Place) -> None:
+    with place.catalog.write() as session:
+        named = decisions.name(session, "curator", place.identity(place.bob[0]), "Bob Byron").decision_id
+        decisions.undo(session, "curator", named)
+        decisions.undo(session, "curator", 3)  # that he is not she
+    assert "Bob Byron" in names(place.catalog)
+    place.erase(erase.plan_faces, place.bob)
+    assert names(place.catalog) == {NAME}
+
+
+def names(catalog: Catalog) -> set[str | None]:
+    with catalog.read() as session:
+        columns = Person.name, Decision.name, Identity.name
+        return {name for column in columns for name in session.scalars(select(column))} - {None}
 
 
 def die(*_: object, **__: object) -> None:

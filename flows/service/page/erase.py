@@ -21,6 +21,7 @@ CERTIFICATES, SHOWN = 50, 24
 KINDS = ("face", "identity", "image", "photo")
 CALLED = {
     "images": "photographs",
+    "person": "entries about a person",
     "embedding": "vectors",
     "attribute": "estimates",
     "face_identity": "places among people",
