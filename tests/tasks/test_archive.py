@@ -288,8 +288,9 @@ def test_killed_import_leaves_nothing_half_and_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("attempts", ["the first", "the second, after one that was killed"])
 def test_an_import_that_fails_leaves_all_as_before(
-    file: Path, target: Settings, monkeypatch: pytest.MonkeyPatch
+    file: Path, target: Settings, attempts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {e: count(target, e) for e in (Collection, Run, Content, Image, Face, Embedding, Identity, ModelVersion)}
 
@@ -298,6 +299,14 @@ def test_an_import_that_fails_leaves_all_as_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(archive_import, "close_run", full)
+        if attempts == "the second, after one that was killed":
+            with patch.context() as killed:
+                killed.setattr(archive_import, "_undo", lambda *_: None)
+                with pytest.raises(OSError, match="no space left"):
+                    taken_in(target, file)
+            with opened(target).write() as session:
+                session.execute(update(Run).values(process_started=1.0))
+            assert objects(target) != {}
         with pytest.raises(OSError, match="no space left"):
             taken_in(target, file)
     assert {entity: count(target, entity) for entity in before} == before
@@ -362,6 +371,24 @@ def test_what_was_erased_here_does_not_come_in_with_an_archive(file: Path, targe
         assert len([key for key in stored if key.endswith(".jpg")]) == 2
     assert len(of_pair(target, "two")) == 1
     assert not list((target.home_folder / "thumbnails").rglob("*.jpg"))  # it showed a.jpg
+
+
+@pytest.mark.slow
+def test_a_photograph_that_was_erased_here_before_it_was_read_does_not_come_in(
+    file: Path, source: Settings, target: Settings
+) -> None:
+    with opened(source).read() as there, opened(target).write() as here:
+        mine = collections.add(here, "mine", "/photos", [], [], [])
+        image = there.scalars(select(Image).where(Image.key == "a.jpg")).one()
+        seen = {"key": image.key, "etag": image.etag, "size": image.size, "modified_at": image.modified_at}
+        here.add(Image(collection_id=mine.id, status="pending", **seen))
+        photo = there.get_one(Content, image.content_id).sha256
+    erased(target, erase.plan_image, "a.jpg", "mine")
+    taken = taken_in(target, file)
+    assert (taken.held_photos, taken.held_faces, taken.left) == (2, 1, ())  # with the copy of it
+    assert objects(target).keys() == {key for key in objects(source) if photo not in key}
+    assert not list((target.home_folder / "thumbnails").rglob("*.jpg"))
+    assert count(target, Face) == 14 + taken.faces == 14 + 3
 
 
 @pytest.mark.slow
