@@ -126,11 +126,17 @@ def plan_identity(session: Session, identity_id: int) -> Plan:
             return plan_faces(session, members, "identity")
         raise CannotErase(f"identity {identity_id} has no faces; there is nothing to erase")
     root = session.get_one(Person, person_id).root_id or person_id
-    persons = stored.family(session, root)
-    identities = session.scalars(select(Identity.id).where(Identity.person_id.in_(persons)))
-    faces = {face for i in identities for face in stored.members(session, i)} | {*stored.confirmed_as(session, persons)}
+    persons, faces = _of_person(session, root)
     plan = plan_faces(session, faces, "identity") if faces else _plan_name(session)
     return replace(plan, persons=(root,), counts={"person": len(persons), **plan.counts})
+
+
+def _of_person(session: Session, root: int) -> tuple[list[int], set[int]]:
+    """Everybody who turned out to be a person, and all their faces under any version."""
+    persons = stored.family(session, root)
+    identities = session.scalars(select(Identity.id).where(Identity.person_id.in_(persons)))
+    shown = {face for identity in identities for face in stored.members(session, identity)}
+    return persons, shown | set(stored.confirmed_as(session, persons))
 
 
 def _plan_name(session: Session) -> Plan:
@@ -238,7 +244,7 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
     """Carry a plan out: rows at once, the rest through the outbox. Call it without an open transaction.
 
     Raises:
-        CannotErase: while a run is at work on the same collection.
+        CannotErase: while a run is at work on the same collection, or if a person of the plan has more faces since.
         UnknownSubject: if faces of the plan are gone since.
     """
     with catalog.write() as session:
@@ -248,6 +254,10 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
                 raise CannotErase(f"run {alive[0].id} is at work on this collection; wait for it, or stop it first")
         if plan.faces:
             stored.check_faces(session, plan.faces)
+        for root in plan.persons:
+            persons, faces = _of_person(session, root)
+            if not persons or not faces <= set(plan.faces):
+                raise CannotErase("more is known of this person by now than the plan says; look at it again")
         erasure = Erasure(kind=plan.kind, reason=reason, who=who, counts=plan.counts)
         session.add(erasure)
         session.flush()

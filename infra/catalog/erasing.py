@@ -145,7 +145,8 @@ def forget_faces(session: Session, face_ids: Collection[int], persons: Collectio
         session.execute(delete(Face).where(Face.id.in_(part)).execution_options(synchronize_session=False))
     for root in roots:
         _forget_person(session, root)
-    session.execute(update(Decision).where(Decision.person_id.is_(None)).values(name=None))
+    of_nobody = Decision.person_id.is_(None), Decision.name.is_not(None)
+    session.execute(update(Decision).where(*of_nobody).values(name=None))
     refresh_exemplars(session, touched)
     drop_stale_proposals(session)
     remove_empty_identities(session)

@@ -296,11 +296,17 @@ def test_what_cannot_be_erased_is_refused(place: Place) -> None:
             erase.plan_image(session, "nothing.jpg")
         with pytest.raises(UnknownSubject, match="no identity 99"):
             erase.plan_identity(session, 99)
+        person = erase.plan_identity(session, place.identity(place.ada[0]))
+    place.crowd.photo(ADA)
+    place.crowd.night()
+    with pytest.raises(CannotErase, match="more is known of this person by now"):
+        erase.erase(place.catalog, place.settings, "officer", person, "asked for")
+    with place.catalog.write() as session:
         plan = erase.plan_faces(session, place.ada)
         run = open_run(session, place.crowd.collection_id, "recipe").id
     with pytest.raises(CannotErase, match=f"run {run} is at work"):
         erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
-    assert len(place.crowd.places()) == 8
+    assert len(place.crowd.places()) == 9
 
 
 def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Place) -> None:
