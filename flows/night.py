@@ -43,7 +43,7 @@ from tasks.pipeline import engine_for, process
 from tasks.recipe import Recipe
 from tasks.report import Tally, contact_sheet
 from tasks.retention import expire
-from tasks.run_report import SHOWN, RunReport, as_html, as_json
+from tasks.run_report import CONTACT_SHEET, HTML, JSON, SHOWN, RunReport, as_html, as_json
 from tasks.search import prepare_index
 from tasks.sweep import sweep
 
@@ -291,6 +291,8 @@ def report_run(state: Night) -> RunReport:
             {"collection": state.collection.name, "run": str(job.run_id)},
         ) as run,
     ):
+        with state.catalog.write() as session:  # before there is anything in it that an erasure has to find
+            session.execute(update(Run).where(Run.id == job.run_id).values(tracking_run_id=run.run_id))
         run.params(
             {
                 "recipe": job.recipe.digest,
@@ -317,12 +319,10 @@ def report_run(state: Night) -> RunReport:
         run.text(json.dumps(state.counts(), indent=2), "counts.json")
         sheet = contact_sheet(tally)
         if sheet is not None:
-            run.bytes(sheet, "contact_sheet.png")
+            run.bytes(sheet, CONTACT_SHEET)
         report = _report(state)
-        run.text(as_html(report, sheet), "report.html")
-        run.text(as_json(report), "report.json")
-        with state.catalog.write() as session:
-            session.execute(update(Run).where(Run.id == job.run_id).values(tracking_run_id=run.run_id))
+        run.text(as_html(report, sheet), HTML)
+        run.text(as_json(report), JSON)
     return report
 
 

@@ -11,10 +11,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw
 
-from infra.catalog import collections, views
-from infra.catalog.custody_tables import Errand
+from infra.catalog import collections, exhibits, views
 from infra.catalog.database import Catalog
-from infra.catalog.erasing import note_exhibit
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError, open_store
 from tasks.decode import DecodeFailure, decode
@@ -39,21 +37,23 @@ def write_page(collection_name: str, folder: Path) -> Path:
         latest = [run for run in views.runs(session, 100) if run.collection == collection_name][:10]
     crops = open_store(settings.crops_uri, settings.storage_options)
     faces = [_face(crops, view) for view in found[:MAX_FACES]]
+    photos = _wall(open_store(collection.uri, settings.storage_options), found[:MAX_FACES], settings)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "index.html"
+    with closing(Catalog(settings.catalog_url)) as catalog, catalog.write() as session:
+        mark = exhibits.note(session, "page", page, collection.id)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     html = environment.get_template("page.html").render(
         collection=collection_name,
-        photos=_wall(open_store(collection.uri, settings.storage_options), found[:MAX_FACES], settings),
+        mark=mark,
+        photos=photos,
         faces=faces,
         people=_people(faces),
         failures=failures,
         runs=latest,
         truncated=len(found) > MAX_FACES,
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
     page.write_text(html, encoding="utf-8")
-    with closing(Catalog(settings.catalog_url)) as catalog, catalog.write() as session:
-        note_exhibit(session, "page", Errand.FILE, str(page.absolute()), collection.id)
     return page
 
 

@@ -33,14 +33,16 @@ class InvalidArchive(ValueError):
 
 
 class ArchiveWriter:
-    """Writes beside its place, and takes the place only when all is written: `with ArchiveWriter(path) as archive`.
+    """Writes beside its place, and takes the place only when all is written: `with ArchiveWriter(path, comment) as archive`.
+
+    `comment` stands at the beginning of the file, for whoever has to know it again.
 
     Raises:
         FileExistsError: if something is there already.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self.partial = path, part_of(path)
+    def __init__(self, path: Path, comment: str) -> None:
+        self.path, self.partial, self.comment = path, part_of(path), comment
         if path.exists():
             raise FileExistsError(path)
         self.objects: set[bytes] = set()
@@ -48,7 +50,8 @@ class ArchiveWriter:
 
     def __enter__(self) -> "ArchiveWriter":
         self._file = self.partial.open("wb")
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT)
+        headers = {"comment": self.comment}
+        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.PAX_FORMAT, pax_headers=headers)
         return self
 
     def table(self, name: str, rows: int, file: IO[bytes]) -> None:

@@ -17,10 +17,9 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from infra.archive_file import ArchiveWriter, part_of
-from infra.catalog import audit, collections, encryption
-from infra.catalog.custody_tables import Errand
+from infra.catalog import audit, collections, encryption, exhibits
 from infra.catalog.database import Catalog, head
-from infra.catalog.erasing import Erased, note_exhibit, suppressions
+from infra.catalog.erasing import Erased, suppressions
 from infra.catalog.portable import CARRIED, Selection
 from infra.catalog.runs import close_dead_runs
 from infra.catalog.schema import Attribute, Content, Face, Restoration, now
@@ -81,14 +80,18 @@ def archive(
         collection = collections.by_name(session, name)
         if alive := close_dead_runs(session, collection.id):
             raise CannotArchive(f"run {alive[0].id} is at work on {name!r}; wait for it, or stop it first")
-        for place in (path, part_of(path)):
-            note_exhibit(session, "archive", Errand.FILE, str(place.absolute()), collection.id)
+        places = path, part_of(path)
+        marks = " ".join(exhibits.note(session, "archive", place, collection.id) for place in places)
         audit.append(session, who, "archive", {"collection": collection.id})
-    with catalog.read() as session, ArchiveWriter(path) as file:
-        rows = _write_tables(session, collection.id, file, on_progress)
-        objects = _write_objects(session, settings, collection.id, file, on_progress)
-        digest = file.finish(_about(session, collection.id, name))
-        decrypted = encryption.is_encrypted(session)
+    try:
+        with catalog.read() as session, ArchiveWriter(path, marks) as file:
+            rows = _write_tables(session, collection.id, file, on_progress)
+            objects = _write_objects(session, settings, collection.id, file, on_progress)
+            digest = file.finish(_about(session, collection.id, name))
+            decrypted = encryption.is_encrypted(session)
+    finally:
+        with catalog.write() as session:
+            exhibits.forget_missing(session, *places)
     return Archived(path, name, rows["image"], rows["face"], objects, digest, decrypted)
 
 

@@ -90,24 +90,30 @@ class HeldBack:
 
 
 def held_back(session: Session, file: ArchiveReader) -> HeldBack:
-    """Look for what was erased from any collection of this catalog. Costs nothing where nothing was."""
+    """Look for what was erased from any collection of this catalog. Costs nothing where nothing was.
+
+    A photograph may have been erased before anybody had read it: then its bytes are those that its object has in the archive.
+    """
     collections = session.scalars(select(Suppression.collection_id).distinct().order_by(Suppression.collection_id))
     erased = [Erased(session, collection) for collection in collections]
     images, contents, faces = set[int](), set[int](), set[int]()
     marks: list[tuple[str, tuple[float, ...] | None]] = []
     photos: dict[int, str] = {}
+    for page in rows_of(file, BY_NAME["image"]) if erased else ():
+        for row in page:
+            entry = Entry(row["key"], row["etag"], row["size"], row["modified_at"])
+            if any(e.object(entry) for e in erased):
+                images.add(row["id"])
+                contents |= {row["content_id"]} - {None}
     for page in rows_of(file, BY_NAME["content"]) if erased else ():
         for row in page:
-            if any(e.content(row["sha256"]) for e in erased):
+            if row["id"] in contents or any(e.content(row["sha256"]) for e in erased):
                 contents.add(row["id"])
                 marks.append((row["sha256"], None))
             elif any(e.boxes for e in erased):
                 photos[row["id"]] = row["sha256"]
-    for page in rows_of(file, BY_NAME["image"]) if erased else ():
-        for row in page:
-            entry = Entry(row["key"], row["etag"], row["size"], row["modified_at"])
-            if row["content_id"] in contents or any(e.object(entry) for e in erased):
-                images.add(row["id"])
+    for page in rows_of(file, BY_NAME["image"]) if contents else ():
+        images |= {row["id"] for row in page if row["content_id"] in contents}
     for page in rows_of(file, BY_NAME["face"]) if erased else ():
         for row in page:
             box = row["x1"], row["y1"], row["x2"], row["y2"]

@@ -7,6 +7,7 @@ before it leaves an empty collection, which the same import goes on with.
 What was erased here is kept out, whatever collection it was erased from, and what had been erased there stays away as well.
 """
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -23,7 +24,8 @@ from infra.catalog.collections import CollectionExists
 from infra.catalog.database import Catalog, exclusive
 from infra.catalog.heartbeat import beating
 from infra.catalog.runs import LeaseLost, close_run, hold, open_run
-from infra.catalog.schema import Collection, Image, ModelVersion, Run, RunStatus
+from infra.catalog.schema import Collection as CollectionRow
+from infra.catalog.schema import Image, ModelVersion, Run, RunStatus
 from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Store, StoreMissing, open_store
@@ -70,12 +72,11 @@ class Imported:
 
 @dataclass
 class _Stay:
-    """The collection while it is taken in: its number and run, and what was written so far."""
+    """The collection while it is taken in: its number and run, and of which photographs thumbnails were written so far."""
 
     collection_id: int
     run_id: int
     goes_on: bool
-    keys: list[str] = field(default_factory=list)
     thumbnails: list[str] = field(default_factory=list)
 
 
@@ -163,10 +164,10 @@ def _check_versions(session: Session, file: ArchiveReader) -> None:
 def _enter(session: Session, row: dict[str, Any], recipe: str) -> _Stay:
     """Enter the empty collection and the run that stands for the import, or take up those of one that died."""
     exclusive(session, "collections")
-    found = session.scalar(select(Collection).where(Collection.name == row["name"]))
+    found = session.scalar(select(CollectionRow).where(CollectionRow.name == row["name"]))
     goes_on = found is not None
     if found is None:
-        found = Collection(**row)
+        found = CollectionRow(**row)
         session.add(found)
         session.flush()
     else:
@@ -186,14 +187,14 @@ def _write_objects(settings: Settings, file: ArchiveReader, where: Places, stay:
         sha256, data = found
         for key in where.crops.get(sha256, ()):
             if not (stay.goes_on and patient(store.exists)(key)):  # stores write as a whole or not at all
-                stay.keys.append(key)
                 patient(store.put)(key, data, TYPES.get(Path(key).suffix, "application/octet-stream"))
         for photo, name in where.thumbnails.get(sha256, ()):
             if take_thumbnail(settings, photo, name, data):
                 stay.thumbnails.append(photo)
 
     if stay.goes_on:
-        _sweep(store, stay, where)
+        _sweep(store, stay, set(where.keys.values()))
+        stay.thumbnails += [photo for found in where.thumbnails.values() for photo, _ in found]  # made then, perhaps
     objects, done = file.objects(), 0
     with ThreadPoolExecutor(WRITERS) as writers:
         while group := list(islice(objects, GROUP)):
@@ -202,9 +203,8 @@ def _write_objects(settings: Settings, file: ArchiveReader, where: Places, stay:
             on_progress("objects", done)
 
 
-def _sweep(store: Store, stay: _Stay, where: Places) -> None:
-    """Remove what a process that died was just writing."""
-    wanted = set(where.keys.values())
+def _sweep(store: Store, stay: _Stay, wanted: Collection[str] = ()) -> None:
+    """Remove crops of the collection but those that are wanted, as a process leaves them that died."""
     with suppress(StoreMissing):
         for page in store.list(folder_of(stay.collection_id)):
             for entry in page:
@@ -226,9 +226,7 @@ def _commit(catalog: Catalog, file: ArchiveReader, stay: _Stay, who: str, where:
 
 def _undo(catalog: Catalog, settings: Settings, stay: _Stay) -> None:
     """Leave nothing of an import that did not work."""
-    store = open_store(settings.crops_uri, settings.storage_options)
-    for key in stay.keys:
-        store.delete(key)
+    _sweep(open_store(settings.crops_uri, settings.storage_options), stay)
     forget(settings, stay.thumbnails)
     with catalog.write() as session:
-        session.execute(delete(Collection).where(Collection.id == stay.collection_id))
+        session.execute(delete(CollectionRow).where(CollectionRow.id == stay.collection_id))

@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-from infra.catalog import audit, collections
-from infra.catalog.custody_tables import Errand
+from infra.catalog import audit, collections, exhibits
 from infra.catalog.database import Catalog
-from infra.catalog.erasing import note_exhibit
 from infra.settings import Settings
 from models.spec import Role
 from tasks.curation_input import study_collection, study_pictures
@@ -40,6 +38,7 @@ def curate_pictures(
     embedder = version_for(Role.EMBED, model or settings.embed_model, settings)
     labelled = read_collection(images, labels)
     curated = curate_studied(study_pictures(settings, detector, embedder, labelled, on_progress))
+    out.mkdir(parents=True)
     return curated, write(curated, out)
 
 
@@ -62,12 +61,13 @@ def curate_collection(
     identities = read_identities(labels)
     with catalog.write() as session:
         collection = collections.by_name(session, name)
-        note_exhibit(session, "curation", Errand.FILE, str(out.absolute()), collection.id)
+        exhibits.make_folder(session, "curation", out, collection.id)
         audit.append(session, who, "curate", {"collection": collection.id})
-    with catalog.read() as session:
-        curated = curate_studied(study_collection(session, settings, name, identities))
-    on_progress(len(curated.labels), len(curated.labels))
-    return curated, write(curated, out)
+    with exhibits.whole(catalog, out):
+        with catalog.read() as session:
+            curated = curate_studied(study_collection(session, settings, name, identities))
+        on_progress(len(curated.labels), len(curated.labels))
+        return curated, write(curated, out)
 
 
 def _check(out: Path) -> None:

@@ -87,8 +87,7 @@ def curate_studied(studied: Studied, seed: int = 0) -> Curated:
 
 
 def write(curated: Curated, folder: Path) -> tuple[Path, ...]:
-    """Write page, JSON and both lists into a folder, and return the files."""
-    folder.mkdir(parents=True)
+    """Write page, JSON and both lists into a folder that is there, and return the files."""
     paths = tuple(folder / name for name in FILES)
     page, report, proposals, cleaned = paths
     report.write_text(json.dumps(as_json(curated), indent=1, ensure_ascii=False), encoding="utf-8")

@@ -1,12 +1,11 @@
 """Erase: what the catalog knows of a face, a person or a photograph goes, everywhere, and does not come back.
 
 First a plan says what would go. Carried out, its rows go in one transaction that also leaves errands in an outbox: crops,
-restored pictures, thumbnails, the search index, contact sheets, pages and exports to delete, and the database's files to scrub.
-A crash leaves the errands there, and `finish` goes on with them: every run and every erasure calls it. What must not return is
-kept as keyed hashes of bytes, never as a vector. Photographs in the store of their owner are not ours, and stay.
+restored pictures, thumbnails, the search index, reports of runs, pages and exports to delete, and the database's files to
+scrub. A crash leaves the errands there, and `finish` goes on with them: every run and every erasure calls it. What must not
+return is kept as keyed hashes of bytes, never as a vector. Photographs in the store of their owner are not ours, and stay.
 """
 
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -17,7 +16,7 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog import audit, erasing, obedience
+from infra.catalog import audit, erasing, exhibits, obedience
 from infra.catalog import decisions as stored
 from infra.catalog.custody_tables import Errand, Outbox
 from infra.catalog.database import Catalog, exclusive
@@ -32,8 +31,8 @@ from infra.settings import Settings
 from infra.storage import StoreError, open_store
 from infra.tracking import remove_artifact
 from tasks.calibration import Calibration
+from tasks.run_report import REVEALING
 
-CONTACT_SHEET = "contact_sheet.png"
 STAYS = (
     "The photographs themselves lie in the store of their owner: Visage never deletes them there. Remove them yourself."
 )
@@ -41,6 +40,7 @@ NEW_PHOTOS = (
     "No vector is kept, so the person cannot be recognised in photographs that come later: those are taken in like any "
     "stranger's. Keep them out of the store, or erase again."
 )
+NO_FACE = "No face of this person is left, nor where there were some: reports, pages and exports of all collections go."
 NEIGHBOURS = "Crops of other faces in the same photographs stay, and may show a part of an erased one at their edge."
 
 
@@ -50,7 +50,10 @@ class CannotErase(ValueError):
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be erased. `keys`: the photographs that show it, as COLLECTION/KEY. `counts`: rows and files by kind."""
+    """What would be erased. `keys`: the photographs that show it, as COLLECTION/KEY. `counts`: rows and files by kind.
+
+    `exhibits`: pages, exports and archives that may show it, as paths. `persons`: who is meant, by their roots.
+    """
 
     kind: str
     faces: tuple[int, ...]
@@ -58,8 +61,10 @@ class Plan:
     collection_ids: tuple[int, ...]
     keys: tuple[str, ...]
     counts: dict[str, int]
+    exhibits: tuple[str, ...]
     notes: tuple[str, ...]
     similarities: dict[int, float]
+    persons: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -100,6 +105,7 @@ def plan_faces(session: Session, face_ids: Collection[int], kind: str = "face") 
         collection_ids=tuple(collections),
         keys=_keys(session, images),
         counts=_counts(session, face_ids, collections),
+        exhibits=_exhibits(session, collections),
         notes=(STAYS, NEW_PHOTOS, NEIGHBOURS),
         similarities={},
     )
@@ -108,19 +114,45 @@ def plan_faces(session: Session, face_ids: Collection[int], kind: str = "face") 
 def plan_identity(session: Session, identity_id: int) -> Plan:
     """What erasing a person would take: all faces of the identity, and of what stands for the person under other versions.
 
+    The name and what was decided go with them, also if no face is left.
+
     Raises:
         UnknownSubject: if there is no such identity.
-        CannotErase: if it has no faces.
+        CannotErase: if it has no faces, and nobody decided anything about it.
     """
     person_id = stored.identity(session, identity_id).person_id
-    same = Identity.id == identity_id
-    if person_id is not None:
-        root = session.get_one(Person, person_id).root_id
-        same = Identity.person_id.in_(stored.family(session, root or person_id))
-    faces = {face for i in session.scalars(select(Identity.id).where(same)) for face in stored.members(session, i)}
-    if not faces:
+    if person_id is None:
+        if members := stored.members(session, identity_id):
+            return plan_faces(session, members, "identity")
         raise CannotErase(f"identity {identity_id} has no faces; there is nothing to erase")
-    return plan_faces(session, faces, "identity")
+    root = session.get_one(Person, person_id).root_id or person_id
+    persons, faces = _of_person(session, root)
+    plan = plan_faces(session, faces, "identity") if faces else _plan_name(session)
+    return replace(plan, persons=(root,), counts={"person": len(persons), **plan.counts})
+
+
+def _of_person(session: Session, root: int) -> tuple[list[int], set[int]]:
+    """Everybody who turned out to be a person, and all their faces under any version."""
+    persons = stored.family(session, root)
+    identities = session.scalars(select(Identity.id).where(Identity.person_id.in_(persons)))
+    shown = {face for identity in identities for face in stored.members(session, identity)}
+    return persons, shown | set(stored.confirmed_as(session, persons))
+
+
+def _plan_name(session: Session) -> Plan:
+    """What erasing a person of whom no face is left would take besides: whatever may show them, in any collection."""
+    collections = tuple(session.scalars(select(CollectionRow.id).order_by(CollectionRow.id)))
+    return Plan(
+        kind="identity",
+        faces=(),
+        image_ids=(),
+        collection_ids=collections,
+        keys=(),
+        counts=_counts(session, (), collections),
+        exhibits=_exhibits(session, collections),
+        notes=(NO_FACE,),
+        similarities={},
+    )
 
 
 def plan_image(session: Session, key: str, collection: str | None = None) -> Plan:
@@ -149,6 +181,7 @@ def plan_image(session: Session, key: str, collection: str | None = None) -> Pla
         collection_ids=(found[0].collection_id,),
         keys=_keys(session, images),
         counts={"images": len(images), **_counts(session, faces, [found[0].collection_id])},
+        exhibits=_exhibits(session, [found[0].collection_id]),
         notes=(STAYS,),
         similarities={},
     )
@@ -211,7 +244,7 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
     """Carry a plan out: rows at once, the rest through the outbox. Call it without an open transaction.
 
     Raises:
-        CannotErase: while a run is at work on the same collection.
+        CannotErase: while a run is at work on the same collection, or if a person of the plan has more faces since.
         UnknownSubject: if faces of the plan are gone since.
     """
     with catalog.write() as session:
@@ -221,6 +254,10 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
                 raise CannotErase(f"run {alive[0].id} is at work on this collection; wait for it, or stop it first")
         if plan.faces:
             stored.check_faces(session, plan.faces)
+        for root in plan.persons:
+            persons, faces = _of_person(session, root)
+            if not persons or not faces <= set(plan.faces):
+                raise CannotErase("more is known of this person by now than the plan says; look at it again")
         erasure = Erasure(kind=plan.kind, reason=reason, who=who, counts=plan.counts)
         session.add(erasure)
         session.flush()
@@ -242,7 +279,7 @@ def finish(catalog: Catalog, settings: Settings) -> Finished:
             break
         finished = []
         for errand in errands:
-            problem = _run(settings, errand)
+            problem = _run(catalog, settings, errand)
             if problem:
                 left.append(f"{errand.errand} {errand.place}: {problem}")
             else:
@@ -273,15 +310,21 @@ def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
     thumbnails = [f"thumbnails/{r.sha256[:2]}/{r.sha256}" for r in found]
     contents = {i.content_id for i in _images(session, plan.image_ids) if i.content_id is not None}
     thumbnails += [f"thumbnails/{sha[:2]}/{sha}" for sha in erasing.digests(session, contents)]
-    exhibits = erasing.exhibits_of(session, plan.collection_ids)
-    sheets = [run.tracking_run_id for run in erasing.runs_of(session, plan.collection_ids) if run.tracking_run_id]
     erasing.post(session, erasure_id, Errand.OBJECT, erasing.objects_of(session, plan.faces))
     erasing.post(session, erasure_id, Errand.FILE, [*thumbnails, "index"])
-    erasing.post(session, erasure_id, Errand.ARTIFACT, [f"{run}/{CONTACT_SHEET}" for run in sheets])
-    for exhibit in exhibits:
+    erasing.post(session, erasure_id, Errand.ARTIFACT, _revealing(session, plan.collection_ids))
+    for exhibit in exhibits.concerning(session, plan.collection_ids):
         erasing.post(session, erasure_id, Errand(exhibit.errand), [exhibit.place])
         session.delete(exhibit)
     erasing.post(session, erasure_id, Errand.SCRUB, [""])
+
+
+def _tracked(session: Session, collection_ids: Collection[int]) -> list[str]:
+    return [run.tracking_run_id for run in erasing.runs_of(session, collection_ids) if run.tracking_run_id]
+
+
+def _revealing(session: Session, collection_ids: Collection[int]) -> list[str]:
+    return [f"{run}/{name}" for run in _tracked(session, collection_ids) for name in REVEALING]
 
 
 def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
@@ -295,11 +338,11 @@ def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
     for region in erasing.regions(session, plan.faces):
         if region.content_id not in whole:
             erasing.suppress_content(session, erasure_id, region.collection_id, region.sha256, region.box)
-    erasing.forget_faces(session, plan.faces)
+    erasing.forget_faces(session, plan.faces, plan.persons)
     erasing.forget_images(session, _images(session, plan.image_ids))
 
 
-def _run(settings: Settings, errand: Outbox) -> str:
+def _run(catalog: Catalog, settings: Settings, errand: Outbox) -> str:
     """Do one errand; returns what stood in the way."""
     try:
         if errand.errand == Errand.OBJECT.value:
@@ -307,13 +350,13 @@ def _run(settings: Settings, errand: Outbox) -> str:
         elif errand.errand == Errand.ARTIFACT.value:
             run_id, _, name = errand.place.partition("/")
             remove_artifact(settings.mlflow_uri, run_id, name)
+        elif Path(errand.place).is_absolute():
+            with catalog.read() as session:
+                mark = exhibits.known_mark(session, errand.place)
+            exhibits.remove_marked(errand.place, mark)
         else:
-            path = settings.home_folder / errand.place  # an absolute one stays what it is
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-    except (StoreError, OSError) as error:
+            exhibits.remove(settings.home_folder / errand.place)
+    except (StoreError, OSError, exhibits.NotOurs) as error:
         return str(error)
     except Exception as error:  # MLflow's stores raise whatever their servers do
         return f"{type(error).__name__}: {error}"
@@ -330,14 +373,17 @@ def _keys(session: Session, images: Sequence[Image]) -> tuple[str, ...]:
 
 
 def _counts(session: Session, faces: Collection[int], collections: Collection[int]) -> dict[str, int]:
-    sheets = sum(1 for run in erasing.runs_of(session, collections) if run.tracking_run_id)
     return {
         "faces": len(faces),
         **erasing.row_counts(session, faces),
         "objects": len(erasing.objects_of(session, faces)),
-        "contact_sheets": sheets,
-        "exhibits": len(erasing.exhibits_of(session, collections)),
+        "reports": len(_tracked(session, collections)),
+        "exhibits": len(_exhibits(session, collections)),
     }
+
+
+def _exhibits(session: Session, collections: Collection[int]) -> tuple[str, ...]:
+    return tuple(sorted({exhibit.place for exhibit in exhibits.concerning(session, collections)}))
 
 
 def _certificate(row: Erasure) -> Certificate:

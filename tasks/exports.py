@@ -1,7 +1,7 @@
 """Exports: faces with all that is known of them, as files for other programs.
 
-An export is a folder that this module makes, so that all in it is ours: the catalog remembers it, and an erasure that concerns
-what it may hold removes it.
+An export is a folder that this module makes, so that all in it is ours: the catalog remembers and marks it, and an erasure that
+concerns what it may hold removes it.
 """
 
 import json
@@ -20,10 +20,8 @@ import pyarrow.parquet
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog import audit
-from infra.catalog.custody_tables import Errand
+from infra.catalog import audit, exhibits
 from infra.catalog.database import Catalog
-from infra.catalog.erasing import note_exhibit
 from infra.catalog.people_tables import Person
 from infra.catalog.questions import ask
 from infra.catalog.schema import Content, Embedding, Face, Identity, Image, ImageStatus, ModelVersion
@@ -104,21 +102,16 @@ def export(
         raise CannotExport(f"pictures are counted by person in the format folder, not in {format.value}")
     with catalog.read() as session:
         ask(session, question, 1)  # whatever is wrong with the question is said before anything is written
-    try:
-        folder.mkdir(parents=True)
-    except FileExistsError:
-        raise CannotExport(f"{folder} is there already; name a new folder, which an erasure may remove") from None
     with catalog.write() as session:
-        note_exhibit(session, "export", Errand.FILE, str(folder.absolute()), None)
+        try:
+            exhibits.make_folder(session, "export", folder, None)
+        except FileExistsError:
+            raise CannotExport(f"{folder} is there already; name a new folder, which an erasure may remove") from None
         audit.append(session, who, "export", {"format": format.value, "embeddings": embeddings})
-    try:
-        with catalog.read() as session:
-            count = _WRITERS[format](_Source(session, settings, question, embeddings, min_pictures), folder)
-    except BaseException:
-        shutil.rmtree(folder)
-        raise
-    files = tuple(sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()))
-    return Exported(folder, count, files)
+    with exhibits.whole(catalog, folder), catalog.read() as session:
+        count = _WRITERS[format](_Source(session, settings, question, embeddings, min_pictures), folder)
+    paths = [path for path in folder.rglob("*") if path.is_file() and path.name != exhibits.MARK]
+    return Exported(folder, count, tuple(sorted(str(path.relative_to(folder)) for path in paths)))
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,8 @@ from infra.catalog.views import FailureView
 
 TEMPLATES = Path(__file__).parent / "templates"
 SHOWN = 100  # failures; 'visage failures' lists all
+CONTACT_SHEET, HTML, JSON = "contact_sheet.png", "report.html", "report.json"  # files of a night's run in MLflow
+REVEALING = (CONTACT_SHEET, HTML, JSON)  # they show faces or name photographs: an erasure removes them
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """`visage erase`, `erasures`, `retention`: forgetting, at once or when the time has come."""
 
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -52,10 +53,7 @@ def erase(
         print_json({"certificate": certificate, "finished": finished, "notes": plan.notes})
     else:
         console.print(literal(f"Erased: certificate {certificate.erasure_id} ({len(plan.faces)} faces)"))
-    for problem in finished.left:
-        errors.print(literal(f"left to do by the next run or 'visage retention': {problem}"))
-    if finished.left:
-        raise typer.Exit(1)
+    _say_what_is_left(finished.left)
 
 
 def _plan(
@@ -88,9 +86,18 @@ def _preview(plan: "Plan", as_json: bool) -> None:
     faces = [f"{f} (similarity {plan.similarities[f]:.3f})" if plan.similarities else str(f) for f in plan.faces]
     for what, names in (("faces", faces), ("shown in", list(plan.keys))):
         more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-        console.print(literal(f"{what}: {', '.join(names[:SHOWN])}{more}"))
+        console.print(literal(f"{what}: {', '.join(names[:SHOWN]) or 'none'}{more}"))
+    for place in plan.exhibits:
+        console.print(literal(f"may show it, and would be deleted: {place}"))
     for note in plan.notes:
         console.print(literal(f"- {note}"))
+
+
+def _say_what_is_left(left: Sequence[str]) -> None:
+    for problem in left:
+        errors.print(literal(f"left to do by the next run or 'visage retention': {problem}"))
+    if left:
+        raise typer.Exit(1)
 
 
 def erasures(
@@ -115,15 +122,18 @@ def retention(
     collection: Annotated[str | None, typer.Option(help="Only of this collection.")] = None, as_json: Json = False
 ) -> None:
     """Delete embeddings whose time is over, as every night does, and finish what erasures have left to do."""
+    from tasks.erase import finish  # noqa: PLC0415
     from tasks.retention import expire  # noqa: PLC0415
 
     settings = load_settings()
     with closing(Catalog(settings.catalog_url)) as catalog:
         counts = expire(catalog, settings, settings.acting, collection)
+        left = finish(catalog, settings).left
     if as_json:
         print_json(counts)
-        return
-    for name, faces in counts.items():
-        console.print(literal(f"{name}: the embeddings of {faces} faces were deleted"))
-    if not counts:
+    elif counts:
+        for name, faces in counts.items():
+            console.print(literal(f"{name}: the embeddings of {faces} faces were deleted"))
+    else:
         console.print("No embedding's time is over.")
+    _say_what_is_left(left)

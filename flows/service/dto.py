@@ -310,12 +310,13 @@ class ScheduleOut(Dto):
 
 
 class PlanOut(Dto):
-    """What an erasure would take."""
+    """What an erasure would take. `exhibits`: pages, exports and archives on the service's machine that may show it."""
 
     kind: str
     faces: list[int]
     keys: list[str]
     counts: dict[str, int]
+    exhibits: list[str]
     notes: list[str]
     digest: str
 

@@ -98,12 +98,13 @@ def _plan(session: Session, asked: ErasureIn) -> Plan:
 
 
 def _out(planned: Plan) -> PlanOut:
-    content = [planned.kind, sorted(planned.faces), sorted(planned.image_ids)]
+    content = [planned.kind, sorted(planned.faces), sorted(planned.image_ids), planned.persons, planned.exhibits]
     return PlanOut(
         kind=planned.kind,
         faces=list(planned.faces),
         keys=list(planned.keys),
         counts=planned.counts,
+        exhibits=list(planned.exhibits),
         notes=list(planned.notes),
         digest=hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     )

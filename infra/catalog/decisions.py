@@ -332,6 +332,11 @@ def former_places(session: Session, decision_id: int) -> list[DecidedMove]:
     return list(session.scalars(select(DecidedMove).where(DecidedMove.decision_id == decision_id)))
 
 
+def confirmed_as(session: Session, persons: Sequence[int]) -> list[int]:
+    """Faces of which a decision in force says that they are one of these persons."""
+    return list(session.scalars(select(Statement.face_id).where(stated(Says.IS, persons))))
+
+
 def confirmed_by(session: Session, decision_id: int) -> list[int]:
     """Faces of which a decision says who they are."""
     says = Statement.decision_id == decision_id, Statement.says == Says.IS.value

@@ -11,11 +11,11 @@ from sqlalchemy.orm import Session
 
 from infra.catalog import keyed
 from infra.catalog.boxes import overlaps
-from infra.catalog.custody_tables import Errand, Exhibit, Outbox, Secret, Suppression
-from infra.catalog.decisions import chunks, family
+from infra.catalog.custody_tables import Errand, Outbox, Secret, Suppression
+from infra.catalog.decisions import chunks, family, stated
 from infra.catalog.obedience import drop_stale_proposals, refresh_exemplars
 from infra.catalog.people import remove_empty_identities
-from infra.catalog.people_tables import DecidedMove, Decision, Person, Statement
+from infra.catalog.people_tables import DecidedMove, Decision, Person, Says, Statement
 from infra.catalog.schema import (
     Attribute,
     Content,
@@ -131,49 +131,56 @@ def runs_of(session: Session, collection_ids: Collection[int]) -> list[Run]:
     return list(session.scalars(select(Run).where(Run.collection_id.in_(collection_ids)).order_by(Run.id)))
 
 
-def exhibits_of(session: Session, collection_ids: Collection[int]) -> list[Exhibit]:
-    """Files that we made and that may show faces of some collections."""
-    showing = or_(Exhibit.collection_id.is_(None), Exhibit.collection_id.in_(collection_ids))
-    return list(session.scalars(select(Exhibit).where(showing)))
+def forget_faces(session: Session, face_ids: Collection[int], persons: Collection[int] = ()) -> None:
+    """Delete faces with all rows that hang on them.
 
-
-def note_exhibit(session: Session, kind: str, errand: Errand, place: str, collection_id: int | None) -> None:
-    """Remember a file outside the catalog that shows or holds faces, so that an erasure finds it.
-
-    `place`: an absolute path (FILE), or "RUN/PATH" in MLflow (ARTIFACT). Without a collection it may show anybody.
+    Of whom no face is left then, the name and what was decided go too: of `persons` (roots), and of whoever these faces were
+    ever said to be, or not to be. So do names whose naming was undone, if nothing tells any more whose they were.
     """
-    session.add(Exhibit(kind=kind, errand=errand.value, place=place, collection_id=collection_id))
-
-
-def forget_faces(session: Session, face_ids: Collection[int]) -> None:
-    """Delete faces with all rows that hang on them; persons and names of whom no face is left go too."""
-    touched: set[int] = set()
+    touched, roots = set[int](), set(persons)
     for part in chunks(face_ids):
         held = select(FaceIdentity.identity_id).where(FaceIdentity.face_id.in_(part))
         touched.update(identity for identity in session.scalars(held) if identity is not None)
+        roots |= _persons_about(session, part)
         session.execute(delete(Face).where(Face.id.in_(part)).execution_options(synchronize_session=False))
-    persons = {
-        root
-        for part in chunks(touched)
-        for root in session.scalars(
-            select(Person.root_id).join(Identity, Identity.person_id == Person.id).where(Identity.id.in_(part))
-        )
-        if root is not None
-    }
-    for root in persons:
+    for root in roots:
         _forget_person(session, root)
+    of_nobody = Decision.person_id.is_(None), Decision.name.is_not(None)
+    session.execute(update(Decision).where(*of_nobody).values(name=None))
     refresh_exemplars(session, touched)
     drop_stale_proposals(session)
     remove_empty_identities(session)
     session.execute(delete(IdempotencyKey))  # answers kept for repeated requests
 
 
+def _persons_about(session: Session, face_ids: Sequence[int]) -> set[int]:
+    """Whom places, statements, decisions and moves of some faces are about, by their roots."""
+    said, moved = Statement.face_id.in_(face_ids), DecidedMove.face_id.in_(face_ids)
+    of_decision = select(Decision.person_id, Decision.other_id)
+    about = (
+        select(Identity.person_id)
+        .join(FaceIdentity, FaceIdentity.identity_id == Identity.id)
+        .where(FaceIdentity.face_id.in_(face_ids)),
+        select(Identity.person_id).join(DecidedMove, DecidedMove.former_identity_id == Identity.id).where(moved),
+        select(Statement.person_id).where(said),
+        of_decision.join(Statement, Statement.decision_id == Decision.id).where(said),
+        of_decision.join(DecidedMove, DecidedMove.decision_id == Decision.id).where(moved),
+    )
+    persons = {person for rows in about for row in session.execute(rows.distinct()) for person in row if person}
+    return {
+        root
+        for part in chunks(persons)
+        for root in session.scalars(select(Person.root_id).where(Person.id.in_(part)))
+        if root is not None
+    }
+
+
 def _forget_person(session: Session, root: int) -> None:
     """Forget a person, if no face is left of them: the decisions stay as rows, without names and without whom they meant."""
     persons = family(session, root)
     shown = exists().where(FaceIdentity.identity_id == Identity.id, Identity.person_id.in_(persons))
-    stated = exists().where(Statement.person_id.in_(persons))
-    if session.scalar(select(or_(shown, stated))):
+    confirmed = exists().where(stated(Says.IS, persons))
+    if session.scalar(select(or_(shown, confirmed))):
         return
     about = or_(Decision.person_id.in_(persons), Decision.other_id.in_(persons))
     session.execute(update(Decision).where(about).values(name=None))

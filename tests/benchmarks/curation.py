@@ -172,6 +172,7 @@ def main() -> None:
             f"stable: {curated.stable}; {seconds:.1f} s"
         )
         if share == SHOWN and len(sys.argv) > 1:
+            Path(sys.argv[1]).mkdir(parents=True)
             write(curated, Path(sys.argv[1]))
 
 

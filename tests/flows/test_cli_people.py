@@ -79,7 +79,11 @@ def test_mistakes_are_explained(crowd: Crowd, arguments: tuple[object, ...], cod
 
 def test_faces_are_erased_after_a_preview_and_certified(crowd: Crowd, tmp_path: Path) -> None:
     visage("people", "name", 1, "Ada")
+    table = tmp_path / "table"
+    visage("export", table, "--format", "jsonl")
+    assert f"would be deleted: {table}" in visage("erase", "--identity", 1).out.replace("\n", "")
     preview = visage("erase", "--identity", 1, "--json")
+    assert preview.json["exhibits"] == [str(table)]
     assert preview.json["faces"] == [1, 2, 3]
     assert preview.json["keys"] == ["crowd/1.jpg", "crowd/2.jpg", "crowd/3.jpg"]
     assert any("never deletes them" in note for note in preview.json["notes"])
@@ -88,6 +92,7 @@ def test_faces_are_erased_after_a_preview_and_certified(crowd: Crowd, tmp_path: 
     erased = visage("erase", "--identity", 1, "--reason", "asked for", "--yes", "--json")
     assert erased.json["certificate"]["completed_at"] is not None
     assert set(crowd.places()) == {4, 5, 6}
+    assert not table.exists()
     assert visage("erase", "--image", "4.jpg", "--yes").code == 0
     assert set(crowd.places()) == {5, 6}
     assert [c["kind"] for c in visage("erasures", "--json").json] == ["image", "identity"]

@@ -20,7 +20,7 @@ from flows.night import night
 from infra.archive_file import MANIFEST, InvalidArchive, open_archive
 from infra.catalog import audit, collections, encryption
 from infra.catalog.collections import CollectionExists
-from infra.catalog.custody_tables import Suppression
+from infra.catalog.custody_tables import Exhibit, Suppression
 from infra.catalog.database import Catalog
 from infra.catalog.decisions import history
 from infra.catalog.encryption import EmbeddingsLocked
@@ -288,8 +288,9 @@ def test_killed_import_leaves_nothing_half_and_goes_on(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("attempts", ["the first", "the second, after one that was killed"])
 def test_an_import_that_fails_leaves_all_as_before(
-    file: Path, target: Settings, monkeypatch: pytest.MonkeyPatch
+    file: Path, target: Settings, attempts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = {e: count(target, e) for e in (Collection, Run, Content, Image, Face, Embedding, Identity, ModelVersion)}
 
@@ -298,6 +299,14 @@ def test_an_import_that_fails_leaves_all_as_before(
 
     with monkeypatch.context() as patch:
         patch.setattr(archive_import, "close_run", full)
+        if attempts == "the second, after one that was killed":
+            with patch.context() as killed:
+                killed.setattr(archive_import, "_undo", lambda *_: None)
+                with pytest.raises(OSError, match="no space left"):
+                    taken_in(target, file)
+            with opened(target).write() as session:
+                session.execute(update(Run).values(process_started=1.0))
+            assert objects(target) != {}
         with pytest.raises(OSError, match="no space left"):
             taken_in(target, file)
     assert {entity: count(target, entity) for entity in before} == before
@@ -365,6 +374,24 @@ def test_what_was_erased_here_does_not_come_in_with_an_archive(file: Path, targe
 
 
 @pytest.mark.slow
+def test_a_photograph_that_was_erased_here_before_it_was_read_does_not_come_in(
+    file: Path, source: Settings, target: Settings
+) -> None:
+    with opened(source).read() as there, opened(target).write() as here:
+        mine = collections.add(here, "mine", "/photos", [], [], [])
+        image = there.scalars(select(Image).where(Image.key == "a.jpg")).one()
+        seen = {"key": image.key, "etag": image.etag, "size": image.size, "modified_at": image.modified_at}
+        here.add(Image(collection_id=mine.id, status="pending", **seen))
+        photo = there.get_one(Content, image.content_id).sha256
+    erased(target, erase.plan_image, "a.jpg", "mine")
+    taken = taken_in(target, file)
+    assert (taken.held_photos, taken.held_faces, taken.left) == (2, 1, ())  # with the copy of it
+    assert objects(target).keys() == {key for key in objects(source) if photo not in key}
+    assert not list((target.home_folder / "thumbnails").rglob("*.jpg"))
+    assert count(target, Face) == 14 + taken.faces == 14 + 3
+
+
+@pytest.mark.slow
 def test_what_was_erased_there_stays_away_here(processed: Settings, empty: Settings, tmp_path: Path) -> None:
     home = shutil.copytree(processed.home_folder, tmp_path / "there" / "home")
     there = processed.model_copy(update={"home": home})
@@ -391,6 +418,8 @@ def test_an_erasure_takes_the_archive_with_it(source: Settings, processed: Setti
     path = tmp_path / "archive.visage"
     archive(opened(there), there, "archive", path, "tests")
     assert path.exists()
+    with opened(there).read() as session:
+        assert str(path) in erase.plan_image(session, "b.jpg", "archive").exhibits
     erased(there, erase.plan_image, "b.jpg", "archive")
     assert not path.exists()
 
@@ -597,6 +626,9 @@ def test_nothing_is_written_over_and_no_half_archive_is_left(
     with pytest.raises(CannotArchive, match="is at work on 'archive'; wait for it"):
         archive(catalog, settings, "archive", tmp_path / "out", "tests")
     assert mine.read_text() == "precious"
+    with catalog.read() as session:
+        noted = session.scalars(select(Exhibit.place).where(Exhibit.place.startswith(str(tmp_path)))).all()
+    assert noted == []  # what comes to lie there is not ours
     assert {path.name for path in tmp_path.iterdir()} == {"home", "mine"}
 
 

@@ -18,6 +18,7 @@ from infra.catalog.custody_tables import Exhibit
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion
 from infra.settings import Settings
+from tasks import erase
 from tasks.curation import ROUNDS, Round, Verdict, curate, duplicates, settled, united
 from tasks.training.collection import read_collection
 from tests.command import Ended, visage
@@ -207,6 +208,10 @@ def test_a_collection_is_curated_by_the_vectors_that_are_there_and_an_erasure_fi
         assert [exhibit.place for exhibit in exhibits] == [str(out)]
         assert audit.entries(session, 1)[0].action == "curate"
         assert exhibits[0].collection_id == collections.by_name(session, "archive").id
+        plan = erase.plan_image(session, "b.jpg", "archive")
+    _, finished = erase.erase(Catalog(settings.catalog_url), settings, "tests", plan, "asked for")
+    assert finished.left == ()
+    assert not out.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What is erased is gone: from every row, file and index, also if the process is killed meanwhile, and it stays away."""
 
+import base64
 import os
 import shutil
 import signal
@@ -10,24 +11,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 
 from flows import night as steps
 from flows.night import Night, night
 from flows.page import write_page
-from infra.catalog import audit, collections, erasing
-from infra.catalog.custody_tables import Errand, Outbox, Suppression
+from infra.catalog import audit, collections, erasing, exhibits, ledger
+from infra.catalog.custody_tables import Outbox, Suppression
 from infra.catalog.database import Catalog
 from infra.catalog.people_tables import Decision, Person
 from infra.catalog.runs import open_run
-from infra.catalog.schema import Attribute, Embedding, Face, Identity, Image, ModelVersion, Run, now
+from infra.catalog.schema import Attribute, Embedding, Face, Identity, Image, ModelVersion, now
 from infra.catalog.service_tables import IdempotencyKey
 from infra.catalog.vectors import put_embeddings
 from infra.settings import Settings
 from infra.storage import open_store
-from infra.tracking import track
 from tasks import decisions, erase, retention
 from tasks.erase import CannotErase, UnknownSubject
+from tasks.report import Tally, contact_sheet
 from tasks.thumbnails import Size, thumbnail
 from tests.catalogs import PostgreSQL
 from tests.made_up import Crowd
@@ -84,7 +85,7 @@ def plant(home: Path, catalog: Catalog) -> Place:
         decisions.decline(session, "curator", place.identity(ada[0]), place.identity(bob[0]))
         session.add(IdempotencyKey(who="x", key="y", request_digest="z", status=200, body=f'{{"name": "{NAME}"}}'))
         export = home.parent / "export" / "faces.parquet"
-        erasing.note_exhibit(session, "export", Errand.FILE, str(export), crowd.collection_id)
+        exhibits.make_folder(session, "export", export.parent, crowd.collection_id)
         store = open_store(settings.crops_uri)
         for face in session.scalars(select(Face)):
             store.put(face.crop_key, b"crop of face %d " % face.id + bytes(64), "image/jpeg")
@@ -164,6 +165,50 @@ def test_what_stays_of_the_others_is_whole(place: Place) -> None:
     assert {f"crop {face}" for face in place.ada[1:]} <= set(place.left())
 
 
+def test_a_person_of_whom_no_face_is_left_can_be_erased(place: Place) -> None:
+    ada = place.identity(place.ada[0])
+    with place.catalog.write() as session:  # all photographs of her were replaced
+        photos = [place.crowd.photo_of[face] for face in place.ada]
+        session.execute(delete(Image).where(Image.content_id.in_(photos)))
+        ledger.prune(session, place.crowd.collection_id)
+    place.crowd.night()
+    certificate = place.erase(erase.plan_identity, ada)
+    assert (certificate.counts["person"], certificate.counts["faces"]) == (1, 0)
+    assert "name" not in place.left()
+    assert names(place.catalog) == set()
+    with place.catalog.read() as session, pytest.raises(UnknownSubject, match=f"no identity {ada}"):
+        erase.plan_identity(session, ada)
+
+
+@pytest.mark.parametrize("others", ["shown as somebody else", "said not to be her"])
+def test_a_name_goes_with_the_last_face_that_was_ever_said_to_have_it(place: Place, others: str) -> None:
+    ada = place.identity(place.ada[0])
+    with place.catalog.write() as session:
+        if others == "shown as somebody else":
+            decisions.reject(session, "curator", place.ada)
+        else:
+            decisions.reject(session, "curator", place.bob[:1], ada)
+    place.erase(erase.plan_faces, place.ada)
+    assert names(place.catalog) == set()
+    assert "name" not in place.left()
+
+
+def test_a_name_whose_naming_was_undone_goes_with_the_next_erasure(place: Place) -> None:
+    with place.catalog.write() as session:
+        named = decisions.name(session, "curator", place.identity(place.bob[0]), "Bob Byron").decision_id
+        decisions.undo(session, "curator", named)
+        decisions.undo(session, "curator", 3)  # that he is not she
+    assert "Bob Byron" in names(place.catalog)
+    place.erase(erase.plan_faces, place.bob)
+    assert names(place.catalog) == {NAME}
+
+
+def names(catalog: Catalog) -> set[str | None]:
+    with catalog.read() as session:
+        columns = Person.name, Decision.name, Identity.name
+        return {name for column in columns for name in session.scalars(select(column))} - {None}
+
+
 def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -177,11 +222,11 @@ def test_a_kill_in_the_middle_loses_nothing_or_is_made_good(
         plan = erase.plan_identity(session, place.identity(place.ada[0]))
     url, real, calls = place.catalog.url, erase._run, []
 
-    def run(settings: Settings, errand: Outbox) -> str:
+    def run(catalog: Catalog, settings: Settings, errand: Outbox) -> str:
         calls.append(errand)
         if len(calls) == {"first errand": 1, "third errand": 3}.get(moment):
             die()
-        return real(settings, errand)
+        return real(catalog, settings, errand)
 
     place.catalog.close()
     child = os.fork()
@@ -222,6 +267,27 @@ def test_what_cannot_be_deleted_now_is_said_and_done_later(place: Place, monkeyp
 
 
 @pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+def test_what_came_to_lie_where_an_export_was_is_named_and_stays(place: Place, tmp_path: Path) -> None:
+    export, own = tmp_path / "export", tmp_path / "export" / "my only negatives.tif"
+    export.rename(tmp_path / "taken away")
+    export.mkdir()
+    own.write_bytes(b"precious")
+    with place.catalog.read() as session:
+        plan = erase.plan_faces(session, place.ada)
+    assert plan.exhibits == (str(export),)
+    certificate, finished = erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
+    (problem,) = finished.left
+    assert str(export) in problem
+    assert "if it is yours, move it away" in problem
+    assert certificate.completed_at is None
+    assert own.read_bytes() == b"precious"
+    export.rename(tmp_path / "out of the way")
+    assert erase.finish(place.catalog, place.settings).left == ()
+    with place.catalog.read() as session:
+        assert erase.certificates(session)[0].completed_at is not None
+
+
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
 def test_what_cannot_be_erased_is_refused(place: Place) -> None:
     with place.catalog.write() as session:
         with pytest.raises(UnknownSubject, match="no such faces: 99"):
@@ -230,11 +296,17 @@ def test_what_cannot_be_erased_is_refused(place: Place) -> None:
             erase.plan_image(session, "nothing.jpg")
         with pytest.raises(UnknownSubject, match="no identity 99"):
             erase.plan_identity(session, 99)
+        person = erase.plan_identity(session, place.identity(place.ada[0]))
+    place.crowd.photo(ADA)
+    place.crowd.night()
+    with pytest.raises(CannotErase, match="more is known of this person by now"):
+        erase.erase(place.catalog, place.settings, "officer", person, "asked for")
+    with place.catalog.write() as session:
         plan = erase.plan_faces(session, place.ada)
         run = open_run(session, place.crowd.collection_id, "recipe").id
     with pytest.raises(CannotErase, match=f"run {run} is at work"):
         erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
-    assert len(place.crowd.places()) == 8
+    assert len(place.crowd.places()) == 9
 
 
 def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Place) -> None:
@@ -263,7 +335,7 @@ def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Pla
 def real(
     processed: Settings, tmp_path: Path, tracking_uri: str, weights_dir: Path
 ) -> Iterator[tuple[Settings, Catalog]]:
-    """A copy of the processed archive, with a contact sheet, a page and a thumbnail, whose photographs may be changed."""
+    """A copy of the processed archive, with a thumbnail, whose photographs may be changed."""
     home = tmp_path / "home"
     shutil.copytree(processed.home_folder, home)
     shutil.copytree(processed.home_folder.parent / "photos", tmp_path / "photos")
@@ -272,14 +344,17 @@ def real(
     with catalog.write() as session:
         collections.by_name(session, "archive").uri = str(tmp_path / "photos")
         image = session.scalars(select(Image).where(Image.key == "a.jpg")).one()
-        run_id = session.scalars(select(Run.id)).one()
         sha256 = erasing.digests(session, [image.content_id or 0])[0]
-        with track(tracking_uri, settings.artifacts_folder, "erasure", "test", {}) as run:
-            run.bytes(b"contact sheet with faces", "contact_sheet.png")
-        session.execute(update(Run).where(Run.id == run_id).values(tracking_run_id=run.run_id))
     thumbnail(settings, str(tmp_path / "photos"), image.key, image.etag, sha256, Size.SMALL)
     yield settings, catalog
     catalog.close()
+
+
+def report(settings: Settings, look: np.ndarray) -> None:
+    """Report a night that has seen one face."""
+    with night(settings, "archive") as state:
+        state.tally.portraits = [(0.9, look)]
+        steps.report_run(state)
 
 
 def a_night(settings: Settings) -> Night:
@@ -318,7 +393,7 @@ def test_an_erased_photo_and_an_erased_face_are_not_taken_in_again(
         assert finished.left == ()
     left = files(settings)
     assert not page.exists()
-    assert not any(name.endswith("contact_sheet.png") or name.startswith("thumbnails") for name in left)
+    assert not any(name.startswith("thumbnails") for name in left)
     assert not any(f"objects/{key}" in left for key in crops)
     assert not any(trace in (settings.home_folder / name).read_bytes() for name in left for trace in traces)
 
@@ -337,6 +412,35 @@ def test_an_erased_photo_and_an_erased_face_are_not_taken_in_again(
         assert (
             session.scalar(select(func.count()).select_from(Attribute).where(Attribute.face_id.in_(image.faces))) == 0
         )
+
+
+@pytest.mark.slow
+def test_no_report_of_a_night_shows_or_names_what_is_erased(
+    real: tuple[Settings, Catalog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings, catalog = real
+    looks = np.random.default_rng(0).integers(0, 255, (2, 96, 96, 3), np.uint8)
+    sheets = [contact_sheet(Tally(portraits=[(0.9, look)])) or b"" for look in looks]
+
+    def shown() -> set[int]:
+        contents = b"".join((settings.home_folder / name).read_bytes() for name in files(settings))
+        return {n for n, sheet in enumerate(sheets) if sheet in contents or base64.b64encode(sheet) in contents}
+
+    report(settings, looks[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "as_html", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            report(settings, looks[1])  # the sheet is there, and the night dies
+    assert shown() == {0, 1}
+    with catalog.read() as session:
+        plan = erase.plan_image(session, "a.jpg", "archive")
+    certificate, _ = erase.erase(catalog, settings, "officer", plan, "asked for")
+    assert certificate.completed_at is not None
+    assert certificate.counts["reports"] == 2
+    assert shown() == set()
+    left = {Path(name).name for name in files(settings)}
+    assert "counts.json" in left
+    assert left.isdisjoint({"contact_sheet.png", "report.html", "report.json"})
 
 
 @pytest.mark.slow

@@ -9,11 +9,14 @@ import numpy as np
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
+from sqlalchemy import select
 
+from infra.catalog.custody_tables import Exhibit
 from infra.catalog.database import Catalog
 from infra.catalog.questions import ask
 from infra.catalog.views import FaceView
 from infra.settings import Settings
+from infra.storage import StoreError
 from tasks.decisions import ignore_identity
 from tasks.exports import CannotExport, Format, export
 from tasks.training.collection import find_faces
@@ -113,7 +116,7 @@ def test_people_with_few_pictures_and_ignored_ones_are_left_out(
     def people(name: str, min_pictures: int, settings: Settings = archive) -> set[str]:
         catalog = Catalog(settings.catalog_url)
         export(catalog, settings, "", tmp_path / name, Format.FOLDER, "tests", min_pictures=min_pictures)
-        return {path.name for path in (tmp_path / name).iterdir()}
+        return {path.name for path in (tmp_path / name).iterdir() if path.is_dir()}
 
     assert people("all", 1) == {str(person) for person in counts}
     assert people("some", most) == {str(person) for person, count in counts.items() if count == most}
@@ -133,6 +136,19 @@ def test_what_is_there_is_not_written_over(archive: Settings, tmp_path: Path) ->
     with pytest.raises(CannotExport, match="vectors are exported as parquet, not as csv"):
         made(archive, tmp_path / "out", Format.CSV, embeddings=True)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_an_export_that_fails_leaves_nothing_that_an_erasure_would_delete(archive: Settings, tmp_path: Path) -> None:
+    own = archive.model_copy(update={"home": shutil.copytree(archive.home_folder, tmp_path / "home")})
+    catalog = Catalog(own.catalog_url)
+    shutil.rmtree(own.crops_uri)
+    with pytest.raises(StoreError):
+        export(catalog, own, "", tmp_path / "people", Format.FOLDER, "tests")
+    assert not (tmp_path / "people").exists()
+    export(catalog, own, "", tmp_path / "table", Format.CSV, "tests")
+    with catalog.read() as session:
+        noted = session.scalars(select(Exhibit.place).where(Exhibit.place.startswith(str(tmp_path)))).all()
+    assert noted == [str(tmp_path / "table")]
 
 
 def test_command_says_what_it_wrote(archive: Settings, tmp_path: Path) -> None:

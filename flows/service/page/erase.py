@@ -21,12 +21,14 @@ CERTIFICATES, SHOWN = 50, 24
 KINDS = ("face", "identity", "image", "photo")
 CALLED = {
     "images": "photographs",
+    "person": "entries about a person",
     "embedding": "vectors",
     "attribute": "estimates",
     "face_identity": "places among people",
     "restoration": "restored pictures",
     "statement": "decisions",
     "objects": "stored crops",
+    "reports": "reports of runs, with contact sheets",
     "exhibits": "pages and exports",
 }
 MOST_FACES = 10_000  # of an order

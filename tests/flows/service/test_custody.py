@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from infra.catalog import tokens
 from infra.catalog.database import Catalog
 from infra.catalog.tokens import Role
 from infra.settings import Settings
+from tasks.exports import Format, export
 from tests.portraits import jpeg, landscape, pair, portrait
 from tests.serving import serving
 
@@ -79,8 +81,11 @@ def test_every_search_is_in_the_audit_log_without_the_photograph(clients: dict[s
     assert by_photo.subject["found"]
 
 
-def test_an_erased_face_is_gone_from_every_answer_and_certified(clients: dict[str, Client], own: Settings) -> None:
-    admin = clients["admin"]
+def test_an_erased_face_is_gone_from_every_answer_and_certified(
+    clients: dict[str, Client], own: Settings, tmp_path: Path
+) -> None:
+    admin, table = clients["admin"], tmp_path / "table"
+    export(Catalog(own.catalog_url), own, "", table, Format.JSON_LINES, "tests")
     image = next(image for image in admin.images(text="pair"))
     face, other = image.faces
     admin.picture(image.id, 640)
@@ -89,6 +94,7 @@ def test_an_erased_face_is_gone_from_every_answer_and_certified(clients: dict[st
     plan = admin.plan_erasure(asked)
     assert plan.faces == [face.face_id]
     assert plan.keys == ["archive/c/pair.jpg"]
+    assert str(table) in plan.exhibits
 
     def order(word: str = "erase", digest: str = plan.digest) -> ErasureOrder:
         return ErasureOrder(faces=[face.face_id], word=word, digest=digest, reason="asked for")
@@ -107,6 +113,7 @@ def test_an_erased_face_is_gone_from_every_answer_and_certified(clients: dict[st
         assert admin.http.get(f"/faces/{face.face_id}{path}").status_code == 404
     assert [f.face_id for f in admin.image(image.id).faces] == [other.face_id]
     assert not list((own.home_folder / "thumbnails").rglob("*.jpg"))
+    assert not table.exists()
     assert admin.audit("erase")[0].who == "the admin"
 
 
