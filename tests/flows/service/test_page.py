@@ -3,18 +3,21 @@
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select
 
 from flows.service.limits import Rate, Rates
 from infra.catalog import tokens
 from infra.catalog.database import Catalog
+from infra.catalog.people_tables import Decision
 from infra.catalog.runs import close_run, open_run
-from infra.catalog.schema import Collection, Content, Image, RunStatus, now
+from infra.catalog.schema import Collection, Content, FaceIdentity, Identity, Image, MergeProposal, RunStatus, now
 from infra.catalog.tokens import Role
 from infra.settings import Settings
+from tests import crowd
 from tests.browser import barriers, complaints
 from tests.portraits import jpeg, landscape, pair
 from tests.serving import serving
@@ -56,6 +59,26 @@ def page(browser: "Browser", address: str) -> "Iterator[Page]":
     context = browser.new_context(base_url=address, viewport=DESKTOP)
     yield context.new_page()
     context.close()
+
+
+@pytest.fixture
+def undecided(tmp_path: Path) -> Iterator[tuple[str, Catalog]]:
+    """A service whose catalog proposes four merges of made-up people, and that catalog."""
+    settings = Settings(home=tmp_path)
+    catalog = Catalog(settings.catalog_url)
+    crowd.enter(catalog, crowd.vectors(8, 16), indexed=False)
+    with catalog.write() as session:
+        session.add_all(Identity(id=n, model_version_id=crowd.EMBEDDER) for n in range(1, 9))
+        session.flush()
+        place = {"model_version_id": crowd.EMBEDDER, "exemplar": True, "run_id": 1}
+        session.add_all(FaceIdentity(face_id=n, identity_id=n, **place) for n in range(1, 9))
+        session.add_all(
+            MergeProposal(identity_a_id=n, identity_b_id=n + 1, face_a_id=n, face_b_id=n + 1, similarity=0.9, run_id=1)
+            for n in (1, 3, 5, 7)
+        )
+    with serving(settings, rates=GENEROUS) as url:
+        yield url, catalog
+    catalog.close()
 
 
 @pytest.mark.parametrize(("viewport", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
@@ -216,6 +239,42 @@ def test_chosen_faces_become_somebody_else_and_return(page: "Page") -> None:
     page.locator(".faces a").first.click()
     page.wait_for_url("**/people/*")
     assert page.locator("input[name=face]").count() == faces
+
+
+def test_a_key_answers_only_the_proposal_whose_pictures_were_seen(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+
+    def answers() -> int:
+        with catalog.read() as session:
+            return session.scalar(select(func.count()).select_from(Decision)) or 0
+
+    page = browser.new_page(base_url=url)
+    page.goto("/people/proposals")
+    page.wait_for_timeout(500)
+    page.keyboard.press("?")
+    page.keyboard.press("n")  # behind the help
+    page.keyboard.press("Escape")
+    assert answers() == 0
+    page.keyboard.down("n")
+    for _ in range(30):
+        page.keyboard.down("n")  # held: it repeats itself
+        page.wait_for_timeout(30)
+    page.keyboard.up("n")
+    assert answers() == 1
+    assert page.locator(".proposal").count() == 3
+    page.evaluate("$$('.proposal button').slice(0, 4).forEach((button) => button.click())")
+    page.wait_for_url("**decided=2")
+    assert answers() == 2
+    page.route("**/crop", lambda route: None)  # pictures that do not come
+    page.goto("/people/proposals", wait_until="commit")
+    page.locator("button[data-key=n]").wait_for()
+    page.wait_for_timeout(500)
+    page.keyboard.press("n")
+    page.wait_for_timeout(300)
+    assert answers() == 2
+    page.close()
 
 
 def test_two_curators_at_once_do_not_undo_each_other(browser: "Browser", address: str) -> None:

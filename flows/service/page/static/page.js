@@ -131,17 +131,30 @@ if (outlines) {
   outlines.addEventListener("click", () => outline(document.body.classList.contains("plain")));
 }
 
+// What was sent is not sent again: a second answer to the same page would be about pictures that nobody has seen.
+let sent = false;
+addEventListener("submit", (event) => {
+  if (event.defaultPrevented || event.target.method !== "post") return;
+  if (sent) event.preventDefault();
+  sent = true;
+});
+addEventListener("pageshow", () => { sent = false; });
+
 // Keyboard: arrows walk over pictures, [ and ] over pages, / to the search field, o for outlines, ? for help.
+const GLANCE = 300; // ms: nobody has looked at pictures that came later
+let shown = Infinity; // when all pictures of the page were there
+addEventListener("load", (event) => { shown = event.timeStamp; });
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || $("dialog[open]")) return;
   const press = (selector) => { const found = $(selector); if (found) { event.preventDefault(); found.click(); } };
-  if (event.key === "/") { const field = $("input[type=search]"); if (field) { event.preventDefault(); field.closest("details")?.setAttribute("open", ""); field.focus(); } }
+  if (event.key.startsWith("Arrow") && $("[data-items]")) walk(event); // the only one that may be held down
+  else if (event.repeat) return;
+  else if (event.key === "/") { const field = $("input[type=search]"); if (field) { event.preventDefault(); field.closest("details")?.setAttribute("open", ""); field.focus(); } }
   else if (event.key === "o" && outlines) outlines.click();
   else if (event.key === "?") $("#keys").showModal();
-  else if (event.key === "[" || (event.key === "ArrowLeft" && !$("[data-items]"))) press("a[rel=prev]");
-  else if (event.key === "]" || (event.key === "ArrowRight" && !$("[data-items]"))) press("a[rel=next]:not(.more)");
-  else if (event.key === "y" || event.key === "n") press(`.proposal button[data-key=${event.key}]`);
-  else if (event.key.startsWith("Arrow")) walk(event);
+  else if (event.key === "[" || event.key === "ArrowLeft") press("a[rel=prev]");
+  else if (event.key === "]" || event.key === "ArrowRight") press("a[rel=next]:not(.more)");
+  else if ((event.key === "y" || event.key === "n") && event.timeStamp > shown + GLANCE) press(`.proposal button[data-key=${event.key}]`);
 });
 function walk(event) {
   const links = $$("[data-items] > * > a:first-of-type");
