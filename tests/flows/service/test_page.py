@@ -7,14 +7,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import func, select
+from sqlalchemy import func, select, update
 
 from flows.service.limits import Rate, Rates
 from infra.catalog import tokens
 from infra.catalog.database import Catalog
 from infra.catalog.people_tables import Decision
 from infra.catalog.runs import close_run, open_run
-from infra.catalog.schema import Collection, Content, FaceIdentity, Identity, Image, MergeProposal, RunStatus, now
+from infra.catalog.schema import (
+    Collection,
+    Content,
+    Embedding,
+    Face,
+    FaceIdentity,
+    Identity,
+    Image,
+    MergeProposal,
+    RunStatus,
+    now,
+)
 from infra.catalog.tokens import Role
 from infra.settings import Settings
 from tests import crowd
@@ -187,6 +198,32 @@ def test_a_restored_face_is_compared_and_marked(page: "Page", own: Settings) -> 
     assert page.get_by_text("similarity", exact=False).first.is_visible()
     page.locator(".faces .face").first.wait_for()  # the neighbours have come
     assert page.get_by_text(re.compile("the same person")).first.is_visible()
+
+
+def test_a_face_without_an_embedding_says_why_and_what_cannot_be_loaded_is_said_in_its_place(
+    page: "Page", own: Settings
+) -> None:
+    with Catalog(own.catalog_url).write() as session:
+        face = session.scalars(select(Face).order_by(Face.id.desc())).first()
+        assert face is not None
+        vector = session.scalars(select(Embedding).where(Embedding.face_id == face.id)).one()
+        kept = {"face_id": face.id, "model_version_id": vector.model_version_id, "vector": vector.vector}
+        session.delete(vector)
+    place = page.locator("[data-load]")
+    page.goto(f"/faces/{face.id}")
+    place.get_by_text("The next night of its collection makes one").wait_for()
+    with Catalog(own.catalog_url).write() as session:
+        session.execute(update(Face).where(Face.id == face.id).values(embeddings_expired_at=now()))
+    page.reload()
+    place.get_by_text("the time was over for which its collection keeps embeddings").wait_for()
+    assert barriers(page) == []
+    page.route("**/neighbours", lambda route: route.continue_(url=route.request.url.replace(f"/{face.id}/", "/99999/")))
+    page.reload()
+    place.get_by_text("Could not be loaded").wait_for()
+    assert page.locator("h1").count() == page.locator("header").count() == 1
+    with Catalog(own.catalog_url).write() as session:
+        session.execute(update(Face).where(Face.id == face.id).values(embeddings_expired_at=None))
+        session.add(Embedding(**kept))
 
 
 def test_a_dropped_photograph_finds_people_face_by_face(page: "Page") -> None:

@@ -59,9 +59,7 @@ $$(".compare").forEach((box) => {
 // Parts of a page that take longer come when they are ready.
 $$("[data-load]").forEach(async (place) => {
   try {
-    const answer = await fetch(place.dataset.load, { headers: { "X-Part": "1" } });
-    const part = new DOMParser().parseFromString(await answer.text(), "text/html");
-    place.replaceChildren(...part.body.childNodes);
+    place.replaceChildren(...(await parsed(place.dataset.load)).body.childNodes);
   } catch {
     place.textContent = "Could not be loaded. Reload the page to try again.";
   }
