@@ -119,7 +119,7 @@ class Submitted:
     def numbers(self, name: str) -> list[int]:
         """The numbers of all fields of this name."""
         values = [value for value in self.form.getlist(name) if isinstance(value, str)]
-        if not all(value.isdigit() and len(value) < 19 for value in values):
+        if not all(value.isascii() and value.isdigit() and len(value) < 19 for value in values):
             raise Problem(422, "form", "The form does not fit", f"{name} must be numbers.")
         return [int(value) for value in values]
 

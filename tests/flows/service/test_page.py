@@ -28,6 +28,7 @@ from infra.catalog.schema import (
 )
 from infra.catalog.tokens import Role
 from infra.settings import Settings
+from tasks import decisions
 from tests import crowd
 from tests.browser import barriers, complaints
 from tests.portraits import jpeg, landscape, pair
@@ -311,6 +312,41 @@ def test_a_key_answers_only_the_proposal_whose_pictures_were_seen(
     page.keyboard.press("n")
     page.wait_for_timeout(300)
     assert answers() == 2
+    page.close()
+
+
+def test_a_person_named_with_a_number_is_not_taken_for_the_one_of_that_number(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+
+    def merge(other: str) -> str:
+        page.goto("/people/1")
+        page.get_by_label("Name or number").fill(other)
+        page.get_by_role("button", name="Merge into this one").click()
+        page.wait_for_load_state()
+        return page.locator("main").inner_text()
+
+    page = browser.new_page(base_url=url)
+    for number, name in ((5, "3"), (6, "Ada"), (7, "Ada"), (8, "1923")):
+        with catalog.write() as session:
+            decisions.name(session, "curator", number, name)
+    assert "'3' may be Person (number 3), 3 (number 5)." in merge("3")
+    assert "'Ada' may be Ada (number 6), Ada (number 7)." in merge("Ada")
+    for nobody in ("²", "Adam", "99"):
+        assert f"{nobody!r} is nobody's name or number here" in merge(nobody)
+    page.goto("/people/1")
+    offered = page.locator("datalist option").evaluate_all("options => options.map(option => option.value)")
+    assert sorted(offered) == ["1923 (number 8)", "3 (number 5)", "Ada (number 6)", "Ada (number 7)"]
+    for text in ("3 (number 5)", "1923", "Person 2", "4", "number 3"):
+        assert "Done: merged" in merge(text)
+    with catalog.read() as session:
+        left = set(session.scalars(select(FaceIdentity.identity_id)))
+    assert left == {1, 6, 7}
+    page.goto("/people/1")
+    page.locator("input[name=face]").first.evaluate("field => { field.value = '²'; field.checked = true }")
+    page.locator("button[value=confirm]").evaluate("button => { button.disabled = false; button.click() }")
+    page.get_by_text("face must be numbers").wait_for()
     page.close()
 
 
