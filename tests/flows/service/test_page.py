@@ -23,6 +23,8 @@ from infra.catalog.schema import (
     Identity,
     Image,
     MergeProposal,
+    ModelVersion,
+    Restoration,
     RunStatus,
     now,
 )
@@ -183,8 +185,6 @@ def test_the_keyboard_walks_the_wall_and_from_photograph_to_photograph(page: "Pa
 
 
 def test_a_restored_face_is_compared_and_marked(page: "Page", own: Settings) -> None:
-    from infra.catalog.schema import Restoration  # noqa: PLC0415
-
     with Catalog(own.catalog_url).read() as session:
         face = session.scalar(select(Restoration.face_id))
     page.goto(f"/faces/{face}")
@@ -199,6 +199,26 @@ def test_a_restored_face_is_compared_and_marked(page: "Page", own: Settings) -> 
     assert page.get_by_text("similarity", exact=False).first.is_visible()
     page.locator(".faces .face").first.wait_for()  # the neighbours have come
     assert page.get_by_text(re.compile("the same person")).first.is_visible()
+
+
+def test_a_face_that_was_recognised_by_invented_pixels_says_so(page: "Page", own: Settings) -> None:
+    with Catalog(own.catalog_url).write() as session:
+        restoration = session.scalars(select(Restoration)).first()
+        assert restoration is not None
+        face, restorer = restoration.face_id, restoration.model_version_id
+        model = session.get_one(ModelVersion, restorer)
+        of_face = update(Embedding).where(Embedding.face_id == face)
+    page.goto(f"/faces/{face}")
+    assert page.get_by_text("not used to recognise anybody").is_visible()
+    with Catalog(own.catalog_url).write() as session:
+        session.execute(of_face.values(restorer_id=restorer))
+    page.reload()
+    assert page.get_by_text("Its embedding was made from these invented pixels").is_visible()
+    assert page.get_by_text("not used to recognise").count() == 0
+    told = page.request.get(f"/api/v1/faces/{face}").json()
+    assert told["embedding_restorer"] == f"{model.name}@{model.version}"
+    with Catalog(own.catalog_url).write() as session:
+        session.execute(of_face.values(restorer_id=None))
 
 
 def test_a_face_without_an_embedding_says_why_and_what_cannot_be_loaded_is_said_in_its_place(
