@@ -20,6 +20,7 @@ from infra.catalog.schema import (
     Embedding,
     Face,
     FaceIdentity,
+    Failure,
     Identity,
     Image,
     MergeProposal,
@@ -297,6 +298,46 @@ def test_chosen_faces_become_somebody_else_and_return(page: "Page") -> None:
     page.locator(".faces a").first.click()
     page.wait_for_url("**/people/*")
     assert page.locator("input[name=face]").count() == faces
+
+
+def test_what_failed_is_shown_by_name_and_reason_and_a_collection_by_its_own_numbers(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+    there = {"etag": "", "size": 1, "modified_at": now()}
+    with catalog.write() as session:
+        run = open_run(session, 1, "recipe")
+        for n, reason in ((21, "truncated"), (22, "not_an_image")):
+            session.add(Image(id=n, collection_id=1, key=f"{n}.jpg", status="failed", **there))
+            session.flush()
+            failed = {"run_id": run.id, "collection_id": 1, "image_id": n, "key": f"{n}.jpg", "stage": "decode"}
+            session.add(Failure(**failed, reason=reason, message="It ends early.", retryable=False))
+        session.add_all(Image(collection_id=2, key=f"{n}.jpg", status="pending", **there) for n in (1, 2))
+        close_run(session, run.id, RunStatus.DONE_WITH_FAILURES, {}, None)
+    for viewport in (DESKTOP, PHONE):
+        page = browser.new_page(base_url=url, viewport=viewport)
+        page.goto("/photographs")
+        assert "8 photographs in 2 collections · 2 could not be read · 2 waiting" in page.locator(".head").inner_text()
+        page.get_by_role("link", name="2 could not be read").click()
+        captions = page.locator(".tile figcaption")
+        assert captions.all_inner_texts() == ["decode: not an image\n22.jpg", "decode: truncated\n21.jpg"]
+        assert captions.evaluate_all("all => all.map(one => getComputedStyle(one).opacity)") == ["1", "1"]
+        assert barriers(page) == []
+        page.goto("/nights")
+        page.get_by_role("link", name="truncated").click()
+        assert captions.all_inner_texts() == ["decode: truncated\n21.jpg"]
+        page.locator(".tile > a").click()
+        assert "This photograph could not be read. It ends early." in page.locator("main").inner_text()
+        page.goto("/photographs?collection=large")
+        assert "8 photographs · 2 could not be read" in page.locator(".head").inner_text()
+        page.goto("/photographs?collection=small")
+        assert "0 photographs · 2 waiting" in page.locator(".head").inner_text()
+        assert "2 photographs wait for the next night" in page.locator(".empty").inner_text()
+        assert page.locator("pre").inner_text() == "visage run small"
+        page.goto("/photographs?collection=small&status=pending")
+        page.locator(".tile > a").first.click()
+        assert "This photograph waits for the next night." in page.locator("main").inner_text()
+        page.close()
 
 
 def test_a_key_answers_only_the_proposal_whose_pictures_were_seen(
