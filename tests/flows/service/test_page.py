@@ -268,6 +268,54 @@ def test_a_dropped_photograph_finds_people_face_by_face(page: "Page") -> None:
     assert "no face was found" in page.get_by_role("alert").inner_text()
 
 
+def test_what_cannot_be_sent_is_said_before_it_is(page: "Page") -> None:
+    page.goto("/search")
+    page.evaluate("""() => {
+      const dataTransfer = new DataTransfer();
+      for (const name of ["a.jpg", "b.jpg"]) dataTransfer.items.add(new File(["x"], name, { type: "image/jpeg" }));
+      $(".drop").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+    }""")
+    page.get_by_text("These are 2 files: one photograph at a time.").wait_for()
+    page.locator("input[type=file]").set_input_files(
+        {"name": "big.jpg", "mimeType": "image/jpeg", "buffer": bytes(33 * 2**20)}
+    )
+    page.get_by_text("big.jpg has 33 MB; at most 32 MB are taken.").wait_for()
+    assert barriers(page) == []
+    page.locator("input[type=file]").set_input_files(
+        {"name": "coffee.jpg", "mimeType": "image/jpeg", "buffer": jpeg(landscape())}
+    )
+    page.get_by_text("no face was found").wait_for()
+
+
+def test_a_problem_leaves_a_way_on(page: "Page", address: str) -> None:
+    page.goto("/people/1")
+    page.get_by_label("Name or number").fill("nobody")
+    page.get_by_role("button", name="Merge into this one").click()
+    page.get_by_role("heading", name="Who is meant?").wait_for()
+    page.reload()
+    assert page.get_by_role("navigation").is_visible()
+    assert page.get_by_text("this machine").is_visible()
+    assert page.get_by_role("link", name="Try again").count() == 0
+    page.get_by_role("link", name="Go back").click()
+    page.wait_for_url("**/people/1")
+    page.goto("/people/1/merge")  # where a form's answer was
+    page.wait_for_url("**/people")
+    for path, section in (
+        ("/people/99999", "/people"),
+        ("/faces/99999", "/photographs"),
+        ("/nowhere", "/photographs"),
+        ("/nights?after=x", "/nights"),
+    ):
+        page.goto("about:blank")
+        assert page.goto(path).status in (404, 422)  # type: ignore[union-attr]
+        assert page.get_by_role("navigation").is_visible()
+        assert page.get_by_role("link", name="Go back").get_attribute("href") == section
+        assert barriers(page) == []
+    for elsewhere in ("http://elsewhere.org/people/1", f"{address}//elsewhere.org/people/1"):
+        answer = page.request.get("/people/99999", headers={"Referer": elsewhere})
+        assert 'href="/people">Go back' in answer.text()
+
+
 def test_a_person_is_named_and_the_name_taken_back(page: "Page") -> None:
     page.goto("/people?min_faces=1")
     page.locator(".faces a").first.click()

@@ -86,8 +86,22 @@ $$("[data-events]").forEach((place) => {
 
 // Search: drop, paste or choose.
 $$("form[data-drop]").forEach((form) => {
-  const field = $("input[type=file]", form), zone = $(".drop", form);
-  const send = (files) => { if (files.length) { field.files = files; $("[data-wait]", form).hidden = false; form.requestSubmit(); } };
+  const field = $("input[type=file]", form), zone = $(".drop", form), said = $("[data-said]", form);
+  const wrong = (files) => {
+    const most = form.dataset.megabytes, size = files[0].size / 2 ** 20;
+    if (files.length > 1) return `These are ${files.length} files: one photograph at a time.`;
+    return size > most ? `${files[0].name} has ${Math.ceil(size)} MB; at most ${most} MB are taken. Choose a smaller picture.` : "";
+  };
+  const send = (files) => {
+    if (!files.length) return;
+    const why = wrong(files);
+    said.textContent = why;
+    said.hidden = !why;
+    if (why) { field.value = ""; return; }
+    field.files = files;
+    $("[data-wait]", form).hidden = false;
+    form.requestSubmit();
+  };
   field.addEventListener("change", () => send(field.files));
   for (const kind of ["dragover", "dragleave", "drop"]) {
     zone.addEventListener(kind, (event) => { event.preventDefault(); zone.classList.toggle("over", kind === "dragover"); });
