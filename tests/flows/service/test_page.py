@@ -26,6 +26,7 @@ from infra.catalog.schema import (
     MergeProposal,
     ModelVersion,
     Restoration,
+    Run,
     RunStatus,
     now,
 )
@@ -512,6 +513,41 @@ def test_a_run_is_watched_while_it_works(page: "Page", own: Settings) -> None:
     with page.expect_navigation():
         page.get_by_role("link", name=str(run.id), exact=True).click()
     assert "stopped by a test" in page.locator("main").inner_text()
+
+
+def test_many_runs_are_watched_without_holding_the_browsers_connections(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+    with catalog.write() as session:
+        first = open_run(session, 1, "recipe")
+        told = {"host": first.host, "process_id": first.process_id, "process_started": first.process_started}
+        session.add_all(Run(collection_id=1, recipe="", status="running", counts={}, **told) for _ in range(6))
+        found = {"etag": "", "size": 1, "modified_at": now()}
+        session.add_all(Image(collection_id=1, key=f"new{n}.jpg", status="pending", **found) for n in range(3))
+    context = browser.new_context(base_url=url)
+    page, other = context.new_page(), context.new_page()
+    page.goto("/nights")
+    assert page.locator("[data-live]").count() == 7
+    count = page.locator("[data-count]").first
+    assert count.inner_text() == "0 of 3 photographs"
+    other.goto("/photographs", timeout=10_000)
+    other.close()
+    page.route("**/live?*", lambda route: route.fulfill(status=503, body="busy"))
+    page.get_by_text("Progress is not live").wait_for()
+    assert barriers(page) == []
+    with catalog.write() as session:
+        session.execute(update(Image).where(Image.key == "new0.jpg").values(status="failed", run_id=first.id))
+    page.unroute("**/live?*")
+    page.get_by_text("1 of 3 photographs").wait_for()
+    assert not page.get_by_text("Progress is not live").is_visible()
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+    page.wait_for_load_state("networkidle")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(2500)
+    assert asked == []
+    context.close()
 
 
 def test_scrolling_shows_every_photograph_once_while_others_arrive(

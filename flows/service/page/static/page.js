@@ -65,24 +65,37 @@ $$("[data-load]").forEach(async (place) => {
   }
 });
 
-// Live progress by server-sent events: of a run (done, total), an upgrade (faces, missing) or a job, which begins a run.
-$$("[data-events]").forEach((place) => {
-  const source = new EventSource(place.dataset.events);
-  const show = (event) => {
-    const state = JSON.parse(event.data), total = state.total ?? state.faces;
-    if (total !== undefined) {
-      const done = state.done ?? total - state.missing - state.given_up;
-      $("progress", place).max = Math.max(total, 1);
-      $("progress", place).value = done;
-      $("[data-count]", place).textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")} ${place.dataset.what ?? "photographs"}`;
-      const left = $("[data-left]", place), minutes = Math.ceil(state.seconds_left / 60);
-      if (left) left.textContent = state.seconds_left ? `, about ${minutes} min of work left` : "";
-    }
-    if (state.run_id && "begins" in place.dataset) location.reload();
+// Live progress of all that is at work here: runs, jobs, an upgrade. Asked for at once, and only while somebody looks.
+const EVERY = 2000; // ms
+const live = $$("[data-live]");
+if (live.length) {
+  const late = document.createElement("p");
+  Object.assign(late, { className: "warn", hidden: true, role: "status", textContent: "Progress is not live: the service does not answer. It is asked again every few seconds." });
+  live[0].before(late);
+  const show = (place, state) => {
+    if (state.total === null) return;
+    $("progress", place).max = Math.max(state.total, 1);
+    $("progress", place).value = state.done;
+    $("[data-count]", place).textContent = `${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")} ${place.dataset.what ?? "photographs"}`;
+    const left = $("[data-left]", place);
+    if (left) left.textContent = state.seconds_left ? `, about ${Math.ceil(state.seconds_left / 60)} min of work left` : "";
   };
-  source.addEventListener("progress", show);
-  source.addEventListener("end", () => { source.close(); location.reload(); });
-});
+  const look = async () => {
+    if (document.hidden) return;
+    try {
+      const answer = await fetch(`/live?${live.map((place) => place.dataset.live).join("&")}`);
+      if (!answer.ok) throw new Error(answer.status);
+      const states = await answer.json();
+      live.forEach((place) => show(place, states[place.dataset.live]));
+      late.hidden = true;
+      if (Object.values(states).some((state) => state.over)) location.reload();
+    } catch {
+      late.hidden = false;
+    }
+  };
+  const again = () => setTimeout(() => look().then(again), EVERY);
+  again();
+}
 
 // Search: drop, paste or choose.
 $$("form[data-drop]").forEach((form) => {
