@@ -199,6 +199,8 @@ def refuse(request: Request, problem: Problem) -> Response:
     The address of a form's answer is no page to come back to: its section is.
     """
     asked, got = request.url, request.method == "GET"
+    if problem.kind == "http" and problem.status == 404:
+        problem = Problem(404, "not-found", "There is no such page", f"{asked.path} is no address of this service.")
     here = urlunsplit(("", "", asked.path, asked.query, ""))
     if problem.status == 401:
         response = page(request, None, "door.html", 401, why=problem.detail, next=here if got else "/")

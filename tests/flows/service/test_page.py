@@ -276,7 +276,7 @@ def test_what_cannot_be_sent_is_said_before_it_is(page: "Page") -> None:
       for (const name of ["a.jpg", "b.jpg"]) dataTransfer.items.add(new File(["x"], name, { type: "image/jpeg" }));
       $(".drop").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
     }""")
-    page.get_by_text("These are 2 files: one photograph at a time.").wait_for()
+    page.get_by_text("Those were 2 files. Drop one photograph at a time.").wait_for()
     page.locator("input[type=file]").set_input_files(
         {"name": "big.jpg", "mimeType": "image/jpeg", "buffer": bytes(33 * 2**20)}
     )
@@ -312,6 +312,8 @@ def test_a_problem_leaves_a_way_on(page: "Page", address: str) -> None:
         assert page.get_by_role("navigation").is_visible()
         assert page.get_by_role("link", name="Go back").get_attribute("href") == section
         assert barriers(page) == []
+    page.goto("/nowhere")
+    assert "/nowhere is no address of this service." in page.locator("main").inner_text()
     for elsewhere in ("http://elsewhere.org/people/1", f"{address}//elsewhere.org/people/1"):
         answer = page.request.get("/people/99999", headers={"Referer": elsewhere})
         assert 'href="/people">Go back' in answer.text()

@@ -102,7 +102,7 @@ $$("form[data-drop]").forEach((form) => {
   const field = $("input[type=file]", form), zone = $(".drop", form), said = $("[data-said]", form);
   const wrong = (files) => {
     const most = form.dataset.megabytes, size = files[0].size / 2 ** 20;
-    if (files.length > 1) return `These are ${files.length} files: one photograph at a time.`;
+    if (files.length > 1) return `Those were ${files.length} files. Drop one photograph at a time.`;
     return size > most ? `${files[0].name} has ${Math.ceil(size)} MB; at most ${most} MB are taken. Choose a smaller picture.` : "";
   };
   const send = (files) => {
