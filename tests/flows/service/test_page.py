@@ -32,7 +32,7 @@ from infra.catalog.schema import (
 )
 from infra.catalog.tokens import Role
 from infra.settings import Settings
-from tasks import decisions
+from tasks import decisions, schedules
 from tests import crowd
 from tests.browser import barriers, complaints
 from tests.portraits import jpeg, landscape, pair
@@ -459,6 +459,44 @@ def test_a_person_named_with_a_number_is_not_taken_for_the_one_of_that_number(
     page.locator("input[name=face]").first.evaluate("field => { field.value = '²'; field.checked = true }")
     page.locator("button[value=confirm]").evaluate("button => { button.disabled = false; button.click() }")
     page.get_by_text("face must be numbers").wait_for()
+    page.close()
+
+
+def test_a_name_without_spaces_widens_no_page_and_times_name_their_zone(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+    long = "Donaudampfschifffahrtsgesellschaftskapitän" * 4
+    schedules.add_schedule(catalog, "nightly", "large", "0 2 * * *", "Europe/Berlin")
+    page = browser.new_page(base_url=url, viewport=PHONE)
+    for name in ("Ada Lovelace", long):
+        with catalog.write() as session:
+            decisions.name(session, "local", 1, name)
+        for path in (
+            "/people/1?decided=1",
+            "/people?min_faces=1",
+            "/people/proposals",
+            "/faces/1",
+            "/erase?identity=1",
+        ):
+            page.goto(path)
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+        page.goto("/people/1")
+        undo = page.get_by_role("button", name="Undo").last
+        box, line = undo.bounding_box(), 24
+        assert box is not None
+        assert box["x"] + box["width"] <= PHONE["width"]
+        assert box["height"] < 2 * line
+        bar = page.locator(".sticky")
+        heights = [bar.bounding_box()["height"]]  # type: ignore[index]
+        page.locator("input[name=face]").first.check()
+        heights.append(bar.bounding_box()["height"])  # type: ignore[index]
+        assert heights[0] < 2.5 * line
+        assert heights[1] < 5 * line  # two rows of buttons
+        assert barriers(page) == []
+    assert "UTC" in page.locator("table").inner_text()
+    page.goto("/nights")
+    assert re.search(r"02:00\s+Europe/Berlin", page.get_by_role("row", name="nightly").inner_text())
     page.close()
 
 
