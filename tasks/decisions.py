@@ -177,13 +177,16 @@ def split(session: Session, who: str, face_ids: Collection[int]) -> Decided:
 
 
 def decline(session: Session, who: str, identity_a: int, identity_b: int) -> Decided:
-    """Say that two identities are different people: they are never merged, nor proposed again.
+    """Say that two identities are different people: they are never merged, nor proposed again. Said again, it stays said once.
 
     Raises:
         UnknownSubject: if there is no such identity.
         DecisionError: if they are the same one, or of different model versions.
     """
     theirs = [stored.person_of(session, identity) for identity in _two(session, identity_a, identity_b)]
+    for said in stored.holding_apart(session, theirs[0].id, theirs[1].id):
+        if said.kind == DecisionKind.DECLINE:
+            return Decided(said.id, said.kind, identity_a, 0)
     decision = stored.enter(session, DecisionKind.DECLINE, who, theirs[0], theirs[1])
     return _carry_out(session, decision, theirs, identity_a, [])
 

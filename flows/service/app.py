@@ -27,7 +27,7 @@ from flows.service.api import (
 from flows.service.dto import ProblemOut
 from flows.service.gate import Gate
 from flows.service.limits import Rates
-from flows.service.page import door, erase, fairness, people, render, wall
+from flows.service.page import door, erase, fairness, live, people, render, wall
 from flows.service.page import faces as page_faces
 from flows.service.page import models as page_models
 from flows.service.page import nights as page_nights
@@ -51,7 +51,7 @@ ROUTERS = (
     metrics,
     health,
 )
-PAGES = (door, wall, page_faces, people, page_search, page_nights, page_models, fairness, erase)
+PAGES = (door, wall, page_faces, people, page_search, page_nights, page_models, fairness, erase, live)
 DESCRIPTION = (
     "Collections of face photographs: what is in them, who looks alike, and what people decided about it. Attributes, people "
     "and probabilities are estimates by models. Restored pictures hold detail that was invented. Errors are problem details "

@@ -108,6 +108,9 @@ class FaceOut(Dto):
     identity_name: str | None
     attributes: list[AttributeOut]
     restoration: RestorationOut | None
+    embedding_restorer: str | None = Field(
+        description="Version that invented the pixels its embedding was made of; null: they were photographed."
+    )
 
 
 class MatchOut(Dto):

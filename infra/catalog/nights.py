@@ -1,5 +1,6 @@
 """Runs and failures for looking at, in pages."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -103,6 +104,17 @@ def failures_of_image(session: Session, image_id: int) -> list[Failure]:
     """Why an image could not be processed, the latest first."""
     standing = (Failure.image_id == image_id) & Failure.resolved_at.is_(None)
     return list(session.scalars(select(Failure).where(standing).order_by(Failure.id.desc())))
+
+
+def reasons(session: Session, image_ids: Sequence[int]) -> dict[int, str]:
+    """Why images could not be processed: the stage and reason of the latest failure that stands, by image id."""
+    standing = Failure.image_id.in_(image_ids), Failure.resolved_at.is_(None)
+    rows = select(Failure.image_id, Failure.stage, Failure.reason).where(*standing).order_by(Failure.id)
+    return {
+        image: f"{stage}: {reason.replace('_', ' ')}"
+        for image, stage, reason in session.execute(rows).tuples()
+        if image is not None
+    }
 
 
 def failure_counts(session: Session, run_id: int | None = None) -> list[Row[tuple[str, str, bool, int]]]:

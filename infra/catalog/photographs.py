@@ -15,6 +15,7 @@ from infra.catalog.schema import (
     Content,
     Face,
     FaceIdentity,
+    Failure,
     Identity,
     Image,
     ImageStatus,
@@ -30,7 +31,8 @@ Order = Literal["newest", "oldest"]
 class PhotoFilter:
     """Which photographs are wanted; what is None or empty does not matter.
 
-    `label`: (attribute, label); `question`: in the language of questions, that some face of the photograph answers to.
+    `label`: (attribute, label); `question`: in the language of questions, that some face of the photograph answers to;
+    `reason`: of a failure that stands.
     """
 
     collection: str | None = None
@@ -44,6 +46,7 @@ class PhotoFilter:
     question: str | None = None
     status: ImageStatus = ImageStatus.DONE
     order: Order = "newest"
+    reason: str | None = None
 
 
 @dataclass(frozen=True)
@@ -170,6 +173,9 @@ def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[boo
         conditions.append(Content.taken_at >= wanted.taken_from)
     if wanted.taken_to:
         conditions.append(Content.taken_at < wanted.taken_to + "~")  # a day or month counts to its end
+    if wanted.reason:
+        failed = Failure.image_id == Image.id, Failure.reason == wanted.reason
+        conditions.append(exists().where(*failed, Failure.resolved_at.is_(None)))
     of_photo = Face.content_id == Image.content_id
     if wanted.faces == "without":
         conditions.append(~exists().where(of_photo))

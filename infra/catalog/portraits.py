@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from sqlalchemy import Select, and_, func, or_, select
 from sqlalchemy.orm import Session
 
+from infra.catalog import decisions
 from infra.catalog.people_tables import Person
 from infra.catalog.schema import Face, FaceIdentity, Identity
 from infra.catalog.versions import serving
@@ -50,6 +51,19 @@ def person(session: Session, identity_id: int) -> PersonView | None:
     rows = session.execute(_counted(identity.model_version_id).where(Identity.id == identity_id)).tuples().all()
     views = _views(session, list(rows))
     return views[0] if views else PersonView(identity_id, identity.name, 0, 0, None)
+
+
+def known_as(session: Session, beside: int, name: str, number: int | None) -> list[Identity]:
+    """The identities of this name or number, of the embedding version that the identity `beside` them is of.
+
+    Raises:
+        UnknownSubject: if there is no identity `beside`.
+    """
+    version = decisions.identity(session, beside).model_version_id
+    meant = or_(Identity.name == name, Identity.id == number)
+    return list(
+        session.scalars(select(Identity).where(Identity.model_version_id == version, meant).order_by(Identity.id))
+    )
 
 
 def _counted(version_id: int) -> Select[tuple[int, str | None, int]]:

@@ -13,6 +13,7 @@ from infra.catalog.schema import (
     Attribute,
     Collection,
     Content,
+    Embedding,
     Face,
     FaceIdentity,
     Failure,
@@ -55,7 +56,10 @@ class RestorationView:
 
 @dataclass(frozen=True)
 class FaceView:
-    """A face with all that is known of it. `keys`: the objects whose bytes show it."""
+    """A face with all that is known of it. `keys`: the objects whose bytes show it.
+
+    `embedding_restorer`: which version invented the pixels that its embedding was made of; None: they were photographed.
+    """
 
     face_id: int
     collection: str
@@ -69,6 +73,7 @@ class FaceView:
     identity_name: str | None
     attributes: tuple[AttributeView, ...]
     restoration: RestorationView | None
+    embedding_restorer: str | None
 
 
 @dataclass(frozen=True)
@@ -142,12 +147,18 @@ _RESTORATIONS = (
     .join(ModelVersion, ModelVersion.id == Restoration.model_version_id)
     .where(Restoration.face_id.in_(_OF))
 )
+_RESTORERS = (
+    select(Embedding.face_id, ModelVersion.name, ModelVersion.version)
+    .join(ModelVersion, ModelVersion.id == Embedding.restorer_id)
+    .where(Embedding.face_id.in_(_OF), Embedding.model_version_id == bindparam("embedder", type_=Integer))
+)
 
 
 def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) -> dict[int, FaceView]:
     """Everything about some faces; who they are believed to be, by one embedding version."""
     of = {"faces": face_ids}
-    found = session.execute(_FACES, of | {"embedder": embedder_id}).all()
+    by_embedder = of | {"embedder": embedder_id}
+    found = session.execute(_FACES, by_embedder).all()
     keys: dict[int, list[str]] = {}
     for face_id, key in session.execute(_KEYS, of).tuples():
         keys.setdefault(face_id, []).append(key)
@@ -159,6 +170,9 @@ def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) 
             row.crop_key, row.accepted, row.reason, row.identity_similarity, row.fidelity, f"{model}@{version}"
         )
         for row, model, version in session.execute(_RESTORATIONS, of).tuples()
+    }
+    restorers = {
+        face_id: f"{model}@{version}" for face_id, model, version in session.execute(_RESTORERS, by_embedder).tuples()
     }
     return {
         face.id: FaceView(
@@ -174,6 +188,7 @@ def faces_by_id(session: Session, face_ids: list[int], embedder_id: int | None) 
             identity_name=face.identity_name,
             attributes=tuple(attributes.get(face.id, [])),
             restoration=restorations.get(face.id),
+            embedding_restorer=restorers.get(face.id),
         )
         for face in found
     }

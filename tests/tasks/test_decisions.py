@@ -165,6 +165,17 @@ def test_a_declined_proposal_is_never_made_again_and_an_accepted_one_merges(crow
         assert {first.identity_a, first.identity_b} not in pairs
 
 
+def test_what_was_declined_twice_is_written_down_once_until_it_is_undone(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    home, other = place(crowd, ada[0]), place(crowd, bob[0])
+    first = decide(crowd, decisions.decline, home, other)
+    assert decide(crowd, decisions.decline, other, home).decision_id == first.decision_id
+    with crowd.catalog.read() as session:
+        assert [view.decision_id for view in decisions.history(session)] == [first.decision_id]
+    decide(crowd, decisions.undo, first.decision_id)
+    assert decide(crowd, decisions.decline, home, other).decision_id != first.decision_id
+
+
 def test_undone_decisions_leave_everything_as_it_was(crowd: Crowd) -> None:
     ada, bob = two_people(crowd)
     before, stand = crowd.places(), crowd.exemplars()

@@ -101,4 +101,5 @@ def face_out(view: views.FaceView, image_id: int | None = None) -> FaceOut:
             fidelity=restoration.fidelity,
             model=restoration.model,
         ),
+        embedding_restorer=view.embedding_restorer,
     )

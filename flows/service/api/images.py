@@ -36,6 +36,7 @@ def photo_filter(
     ] = None,
     status: ImageStatus = ImageStatus.DONE,
     order: Order = "newest",
+    reason: Annotated[str | None, Query(max_length=100, description="Of a failure that stands; see status.")] = None,
 ) -> PhotoFilter:
     """Read the filters of a wall from the address."""
     pair = None
@@ -56,6 +57,7 @@ def photo_filter(
         (question or "").strip() or None,
         status,
         order,
+        reason or None,
     )
 
 

@@ -10,6 +10,9 @@ from flows.service.api.faces import face_of
 from flows.service.dto import Id
 from flows.service.page.render import Visitor, page
 from infra.catalog import photographs
+from infra.catalog.schema import Face
+from tasks.probe import NothingToSearch
+from tasks.search import UnknownFace
 
 router = APIRouter(include_in_schema=False)
 NEIGHBOURS = 18
@@ -29,6 +32,13 @@ def face(request: Request, service: Here, who: Visitor, face_id: Annotated[Id, P
 
 @router.get("/faces/{face_id}/neighbours")
 def neighbours(request: Request, service: Here, who: Visitor, face_id: Annotated[Id, Path()]) -> Response:
-    """A part of the face's page, which takes longer than the rest."""
-    answer = searching.by_face(service, who, face_id, NEIGHBOURS)
+    """A part of the face's page, which takes longer than the rest. Why a face cannot be compared is said in its place."""
+    try:
+        answer = searching.by_face(service, who, face_id, NEIGHBOURS)
+    except (UnknownFace, NothingToSearch):
+        with service.catalog.read() as session:
+            there = session.get(Face, face_id)
+        if there is None:
+            raise
+        return page(request, who, "not_compared.html", expired=there.embeddings_expired_at is not None)
     return page(request, who, "matches.html", answer=answer)

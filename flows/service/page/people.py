@@ -1,5 +1,6 @@
 """People: a grid, one person, proposals side by side; and the decisions of whoever looks."""
 
+import re
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -23,6 +24,7 @@ router = APIRouter(include_in_schema=False)
 CARDS, FACES, PROPOSALS, HISTORY = 60, 120, 20, 12
 Decided = Annotated[int | None, Query(ge=1, le=LARGEST_ID)]
 PersonId = Annotated[Id, Path()]
+NUMBERED = re.compile(r"(?:Person |number |.*\(number )?(?P<number>[0-9]{1,18})\)?")
 WORDS = {
     "name": "named",
     "confirm": "confirmed",
@@ -153,8 +155,8 @@ def faces(service: Here, form: Form, identity_id: PersonId) -> Response:
 
 @router.post("/people/{identity_id}/merge")
 def merge(service: Here, form: Form, identity_id: PersonId) -> Response:
-    """Another identity is the same person: by its number, or a name that only one has."""
-    who, other = _curator(form), _person_meant(service, form.text("other"))
+    """Another identity is the same person: by a name that only one has, or by its number."""
+    who, other = _curator(form), _person_meant(service, identity_id, form.text("other"))
     done = decide(service, lambda session: decisions.merge(session, who, identity_id, other))
     return go(f"/people/{identity_id}?decided={done.decision_id}")
 
@@ -193,17 +195,18 @@ def _decision(service: Service, decision_id: int | None) -> DecisionView | None:
     return next((d for d in lately if d.decision_id == decision_id and d.undone_at is None), None)
 
 
-def _person_meant(service: Service, text: str) -> int:
-    number = text.removeprefix("Person").strip()
-    if number.isdigit() and len(number) < 19:
-        return int(number)
+def _person_meant(service: Service, beside: int, text: str) -> int:
+    """The person that a name, a number, or a suggestion of ours with both means.
+
+    Raises:
+        Problem: 422 if it is nobody, or if it may be several.
+    """
+    written = NUMBERED.fullmatch(text)
+    number = int(written["number"]) if written else None
     with service.catalog.read() as session:
-        meant = [p for p in portraits.people(session, 1, True, text, None, 50) if p.name == text]
-    if len(meant) != 1:
-        raise Problem(
-            422,
-            "person",
-            "Who is meant?",
-            f"{len(meant) or 'No'} people are called {text!r}. Give the number, with which the address of their page ends.",
-        )
-    return meant[0].identity_id
+        meant = portraits.known_as(session, beside, text, number)
+    if len(meant) == 1:
+        return meant[0].id
+    called = ", ".join(f"{person.name or 'Person'} (number {person.id})" for person in meant)
+    why = f"{text!r} may be {called}. Choose one of the list" if meant else f"{text!r} is nobody's name or number here"
+    raise Problem(422, "person", "Who is meant?", f"{why}, or write 'number' and the number that stands on their page.")

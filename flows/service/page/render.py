@@ -5,6 +5,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
@@ -30,6 +31,19 @@ from infra.catalog.tokens import SESSION_LIFE, Role
 HERE = Path(__file__).parent
 STATIC = {path.name: path.read_bytes() for path in (HERE / "static").iterdir()}
 NARROWEST, WIDEST = 3, 30  # tenths: what the style sheet has a class for
+FIRST = "/photographs"
+SECTIONS = {  # by how an address begins: where it leads back to
+    "photographs": FIRST,
+    "faces": FIRST,
+    "people": "/people",
+    "decisions": "/people",
+    "search": "/search",
+    "nights": "/nights",
+    "models": "/models",
+    "evaluations": "/models",
+    "fairness": "/models",
+    "erase": "/erase",
+}
 
 
 def count(number: int, one: str, several: str | None = None) -> str:
@@ -77,6 +91,7 @@ environment = Environment(
     loader=FileSystemLoader(HERE / "templates"),
     autoescape=True,
     undefined=StrictUndefined,
+    auto_reload=False,
     trim_blocks=True,
     lstrip_blocks=True,
 )
@@ -119,14 +134,14 @@ class Submitted:
     def numbers(self, name: str) -> list[int]:
         """The numbers of all fields of this name."""
         values = [value for value in self.form.getlist(name) if isinstance(value, str)]
-        if not all(value.isdigit() and len(value) < 19 for value in values):
+        if not all(value.isascii() and value.isdigit() and len(value) < 19 for value in values):
             raise Problem(422, "form", "The form does not fit", f"{name} must be numbers.")
         return [int(value) for value in values]
 
 
 async def submitted(request: Request) -> Submitted:
     """Read a form, whose sender is signed in and has it from a page of the present session."""
-    who = await run_in_threadpool(identify, request)
+    who = request.state.visitor = await run_in_threadpool(identify, request)
     form = await read_form(request)
     token = form.get("csrf", "")
     check_csrf(who, token if isinstance(token, str) else "")
@@ -135,7 +150,7 @@ async def submitted(request: Request) -> Submitted:
 
 def visitor(request: Request) -> Principal:
     """Whoever looks at a page."""
-    who = identify(request)
+    who = request.state.visitor = identify(request)
     check_role(who, Role.READ)
     return who
 
@@ -179,13 +194,36 @@ def go(address: str) -> Response:
 
 
 def refuse(request: Request, problem: Problem) -> Response:
-    """Show a problem; to whoever is not signed in, the door."""
+    """Show a problem, with a way on; to whoever is not signed in, the door.
+
+    The address of a form's answer is no page to come back to: its section is.
+    """
+    asked, got = request.url, request.method == "GET"
+    if problem.kind == "http" and problem.status == 404:
+        problem = Problem(404, "not-found", "There is no such page", f"{asked.path} is no address of this service.")
+    here = urlunsplit(("", "", asked.path, asked.query, ""))
     if problem.status == 401:
-        here = request.url.path + (f"?{request.url.query}" if request.url.query else "")
-        response = page(
-            request, None, "door.html", 401, why=problem.detail, next=here if request.method == "GET" else "/"
-        )
+        response = page(request, None, "door.html", 401, why=problem.detail, next=here if got else "/")
+    elif problem.status == 405 and got:
+        response = go(_section(asked.path) or FIRST)
     else:
-        response = page(request, None, "problem.html", problem.status, problem=problem)
+        who = getattr(request.state, "visitor", None)
+        again = here if got and (problem.status == 429 or problem.status >= 500) else None
+        back = _back(request, here)
+        response = page(request, who, "problem.html", problem.status, problem=problem, again=again, back=back)
     response.headers.update(problem.headers)
     return response
+
+
+def _back(request: Request, here: str) -> str:
+    """The page of ours that led here; where there is none, the section that the address belongs to, or the first page."""
+    came = urlsplit(request.headers.get("referer", ""))
+    page_before = urlunsplit(("", "", came.path, came.query, ""))
+    ours = came.netloc == request.url.netloc and _section(came.path) is not None
+    ways = [page_before] if ours else []
+    ways += [_section(request.url.path) or FIRST, FIRST]
+    return next(way for way in ways if way != here or request.method != "GET" or way == FIRST)
+
+
+def _section(path: str) -> str | None:
+    return SECTIONS.get(path.split("/")[1])

@@ -25,12 +25,13 @@ TILES = 60
 
 @dataclass(frozen=True)
 class Standing:
-    """What there is, over all collections."""
+    """How many photographs of each status every collection has."""
 
-    collections: list[str]
-    done: int
-    failed: int
-    pending: int
+    collections: dict[str, dict[str, int]]
+
+    def count(self, status: ImageStatus, collection: str | None) -> int:
+        """Of one collection, or of all."""
+        return sum(counts[status] for name, counts in self.collections.items() if collection in (None, name))
 
 
 @router.get("/photographs")
@@ -42,6 +43,7 @@ def wall(request: Request, service: Here, who: Visitor, wanted: Wanted, after: C
             found = photographs.photographs(session, wanted, None if place is None else place[0], TILES + 1)
         except InvalidQuestion as error:
             found, misread = [], str(error)
+        reasons = nights.reasons(session, [photo.image_id for photo in found if photo.status == ImageStatus.FAILED])
     query = _query(wanted)
     more = None
     if len(found) > TILES:
@@ -60,12 +62,15 @@ def wall(request: Request, service: Here, who: Visitor, wanted: Wanted, after: C
         start=_address(query),
         query=f"?{urlencode(query)}" if query else "",
         wanted=wanted,
+        reasons=reasons,
         active=bool(query.keys() - {"order"}),
+        narrowed=bool(query.keys() - {"order", "collection"}) or wanted.collection not in (None, *standing.collections),
         chips=_chips(wanted, query),
-        collections=standing.collections,
-        total=standing.done,
-        failed=standing.failed,
-        pending=standing.pending,
+        collections=list(standing.collections),
+        total=standing.count(ImageStatus.DONE, wanted.collection),
+        failed=standing.count(ImageStatus.FAILED, wanted.collection),
+        pending=standing.count(ImageStatus.PENDING, wanted.collection),
+        all_failed=_address(_query(PhotoFilter(collection=wanted.collection, status=ImageStatus.FAILED))),
         labels=labels,
         longest=LONGEST,
     )
@@ -81,7 +86,7 @@ def photograph(
         if photo is None:
             raise not_found(f"Photograph {image_id}")
         before, later = photographs.neighbours(session, wanted, image_id)
-        failures = [] if photo.width else nights.failures_of_image(session, image_id)
+        failures = nights.failures_of_image(session, image_id) if photo.status == ImageStatus.FAILED else []
     query = _query(wanted)
     return page(
         request,
@@ -97,12 +102,7 @@ def photograph(
 
 def _standing(service: Service) -> Standing:
     with service.catalog.read() as session:
-        there = collections.every(session)
-        counts = [image_counts(session, collection.id) for collection in there]
-    done, failed, pending = (
-        sum(c[status.value] for c in counts) for status in (ImageStatus.DONE, ImageStatus.FAILED, ImageStatus.PENDING)
-    )
-    return Standing([collection.name for collection in there], done, failed, pending)
+        return Standing({there.name: image_counts(session, there.id) for there in collections.every(session)})
 
 
 def _labels(service: Service) -> list[tuple[str, str]]:
@@ -123,6 +123,7 @@ def _query(wanted: PhotoFilter) -> dict[str, str]:
         "taken_to": wanted.taken_to,
         "question": wanted.question,
         "status": None if wanted.status is ImageStatus.DONE else wanted.status.value,
+        "reason": wanted.reason,
         "order": None if wanted.order == "newest" else wanted.order,
     }
     return {name: str(value) for name, value in values.items() if value is not None}
@@ -145,6 +146,7 @@ def _chips(wanted: PhotoFilter, query: dict[str, str]) -> list[tuple[str, str]]:
         "taken_to": f"to {wanted.taken_to}",
         "question": wanted.question,
         "status": wanted.status.value,
+        "reason": (wanted.reason or "").replace("_", " "),
     }
     return [
         (str(text), _address({name: value for name, value in query.items() if name != chip}))

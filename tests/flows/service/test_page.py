@@ -3,18 +3,37 @@
 import re
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import func, select, update
 
 from flows.service.limits import Rate, Rates
 from infra.catalog import tokens
 from infra.catalog.database import Catalog
+from infra.catalog.people_tables import Decision
 from infra.catalog.runs import close_run, open_run
-from infra.catalog.schema import Collection, Content, Image, RunStatus, now
+from infra.catalog.schema import (
+    Collection,
+    Content,
+    Embedding,
+    Face,
+    FaceIdentity,
+    Failure,
+    Identity,
+    Image,
+    MergeProposal,
+    ModelVersion,
+    Restoration,
+    Run,
+    RunStatus,
+    now,
+)
 from infra.catalog.tokens import Role
 from infra.settings import Settings
+from tasks import decisions, schedules
+from tests import crowd
 from tests.browser import barriers, complaints
 from tests.portraits import jpeg, landscape, pair
 from tests.serving import serving
@@ -56,6 +75,26 @@ def page(browser: "Browser", address: str) -> "Iterator[Page]":
     context = browser.new_context(base_url=address, viewport=DESKTOP)
     yield context.new_page()
     context.close()
+
+
+@pytest.fixture
+def undecided(tmp_path: Path) -> Iterator[tuple[str, Catalog]]:
+    """A service whose catalog proposes four merges of made-up people, and that catalog."""
+    settings = Settings(home=tmp_path)
+    catalog = Catalog(settings.catalog_url)
+    crowd.enter(catalog, crowd.vectors(8, 16), indexed=False)
+    with catalog.write() as session:
+        session.add_all(Identity(id=n, model_version_id=crowd.EMBEDDER) for n in range(1, 9))
+        session.flush()
+        place = {"model_version_id": crowd.EMBEDDER, "exemplar": True, "run_id": 1}
+        session.add_all(FaceIdentity(face_id=n, identity_id=n, **place) for n in range(1, 9))
+        session.add_all(
+            MergeProposal(identity_a_id=n, identity_b_id=n + 1, face_a_id=n, face_b_id=n + 1, similarity=0.9, run_id=1)
+            for n in (1, 3, 5, 7)
+        )
+    with serving(settings, rates=GENEROUS) as url:
+        yield url, catalog
+    catalog.close()
 
 
 @pytest.mark.parametrize(("viewport", "scheme"), [(DESKTOP, "light"), (PHONE, "dark")], ids=["desktop", "phone"])
@@ -148,8 +187,6 @@ def test_the_keyboard_walks_the_wall_and_from_photograph_to_photograph(page: "Pa
 
 
 def test_a_restored_face_is_compared_and_marked(page: "Page", own: Settings) -> None:
-    from infra.catalog.schema import Restoration  # noqa: PLC0415
-
     with Catalog(own.catalog_url).read() as session:
         face = session.scalar(select(Restoration.face_id))
     page.goto(f"/faces/{face}")
@@ -164,6 +201,52 @@ def test_a_restored_face_is_compared_and_marked(page: "Page", own: Settings) -> 
     assert page.get_by_text("similarity", exact=False).first.is_visible()
     page.locator(".faces .face").first.wait_for()  # the neighbours have come
     assert page.get_by_text(re.compile("the same person")).first.is_visible()
+
+
+def test_a_face_that_was_recognised_by_invented_pixels_says_so(page: "Page", own: Settings) -> None:
+    with Catalog(own.catalog_url).write() as session:
+        restoration = session.scalars(select(Restoration)).first()
+        assert restoration is not None
+        face, restorer = restoration.face_id, restoration.model_version_id
+        model = session.get_one(ModelVersion, restorer)
+        of_face = update(Embedding).where(Embedding.face_id == face)
+    page.goto(f"/faces/{face}")
+    assert page.get_by_text("not used to recognise anybody").is_visible()
+    with Catalog(own.catalog_url).write() as session:
+        session.execute(of_face.values(restorer_id=restorer))
+    page.reload()
+    assert page.get_by_text("Its embedding was made from these invented pixels").is_visible()
+    assert page.get_by_text("not used to recognise").count() == 0
+    told = page.request.get(f"/api/v1/faces/{face}").json()
+    assert told["embedding_restorer"] == f"{model.name}@{model.version}"
+    with Catalog(own.catalog_url).write() as session:
+        session.execute(of_face.values(restorer_id=None))
+
+
+def test_a_face_without_an_embedding_says_why_and_what_cannot_be_loaded_is_said_in_its_place(
+    page: "Page", own: Settings
+) -> None:
+    with Catalog(own.catalog_url).write() as session:
+        face = session.scalars(select(Face).order_by(Face.id.desc())).first()
+        assert face is not None
+        vector = session.scalars(select(Embedding).where(Embedding.face_id == face.id)).one()
+        kept = {"face_id": face.id, "model_version_id": vector.model_version_id, "vector": vector.vector}
+        session.delete(vector)
+    place = page.locator("[data-load]")
+    page.goto(f"/faces/{face.id}")
+    place.get_by_text("The next night of its collection makes one").wait_for()
+    with Catalog(own.catalog_url).write() as session:
+        session.execute(update(Face).where(Face.id == face.id).values(embeddings_expired_at=now()))
+    page.reload()
+    place.get_by_text("the time was over for which its collection keeps embeddings").wait_for()
+    assert barriers(page) == []
+    page.route("**/neighbours", lambda route: route.continue_(url=route.request.url.replace(f"/{face.id}/", "/99999/")))
+    page.reload()
+    place.get_by_text("Could not be loaded").wait_for()
+    assert page.locator("h1").count() == page.locator("header").count() == 1
+    with Catalog(own.catalog_url).write() as session:
+        session.execute(update(Face).where(Face.id == face.id).values(embeddings_expired_at=None))
+        session.add(Embedding(**kept))
 
 
 def test_a_dropped_photograph_finds_people_face_by_face(page: "Page") -> None:
@@ -184,6 +267,56 @@ def test_a_dropped_photograph_finds_people_face_by_face(page: "Page") -> None:
     )
     page.get_by_role("alert").wait_for()
     assert "no face was found" in page.get_by_role("alert").inner_text()
+
+
+def test_what_cannot_be_sent_is_said_before_it_is(page: "Page") -> None:
+    page.goto("/search")
+    page.evaluate("""() => {
+      const dataTransfer = new DataTransfer();
+      for (const name of ["a.jpg", "b.jpg"]) dataTransfer.items.add(new File(["x"], name, { type: "image/jpeg" }));
+      $(".drop").dispatchEvent(new DragEvent("drop", { dataTransfer, bubbles: true, cancelable: true }));
+    }""")
+    page.get_by_text("Those were 2 files. Drop one photograph at a time.").wait_for()
+    page.locator("input[type=file]").set_input_files(
+        {"name": "big.jpg", "mimeType": "image/jpeg", "buffer": bytes(33 * 2**20)}
+    )
+    page.get_by_text("big.jpg has 33 MB; at most 32 MB are taken.").wait_for()
+    assert barriers(page) == []
+    page.locator("input[type=file]").set_input_files(
+        {"name": "coffee.jpg", "mimeType": "image/jpeg", "buffer": jpeg(landscape())}
+    )
+    page.get_by_text("no face was found").wait_for()
+
+
+def test_a_problem_leaves_a_way_on(page: "Page", address: str) -> None:
+    page.goto("/people/1")
+    page.get_by_label("Name or number").fill("nobody")
+    page.get_by_role("button", name="Merge into this one").click()
+    page.get_by_role("heading", name="Who is meant?").wait_for()
+    page.reload()
+    assert page.get_by_role("navigation").is_visible()
+    assert page.get_by_text("this machine").is_visible()
+    assert page.get_by_role("link", name="Try again").count() == 0
+    page.get_by_role("link", name="Go back").click()
+    page.wait_for_url("**/people/1")
+    page.goto("/people/1/merge")  # where a form's answer was
+    page.wait_for_url("**/people")
+    for path, section in (
+        ("/people/99999", "/people"),
+        ("/faces/99999", "/photographs"),
+        ("/nowhere", "/photographs"),
+        ("/nights?after=x", "/nights"),
+    ):
+        page.goto("about:blank")
+        assert page.goto(path).status in (404, 422)  # type: ignore[union-attr]
+        assert page.get_by_role("navigation").is_visible()
+        assert page.get_by_role("link", name="Go back").get_attribute("href") == section
+        assert barriers(page) == []
+    page.goto("/nowhere")
+    assert "/nowhere is no address of this service." in page.locator("main").inner_text()
+    for elsewhere in ("http://elsewhere.org/people/1", f"{address}//elsewhere.org/people/1"):
+        answer = page.request.get("/people/99999", headers={"Referer": elsewhere})
+        assert 'href="/people">Go back' in answer.text()
 
 
 def test_a_person_is_named_and_the_name_taken_back(page: "Page") -> None:
@@ -216,6 +349,155 @@ def test_chosen_faces_become_somebody_else_and_return(page: "Page") -> None:
     page.locator(".faces a").first.click()
     page.wait_for_url("**/people/*")
     assert page.locator("input[name=face]").count() == faces
+
+
+def test_what_failed_is_shown_by_name_and_reason_and_a_collection_by_its_own_numbers(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+    there = {"etag": "", "size": 1, "modified_at": now()}
+    with catalog.write() as session:
+        run = open_run(session, 1, "recipe")
+        for n, reason in ((21, "truncated"), (22, "not_an_image")):
+            session.add(Image(id=n, collection_id=1, key=f"{n}.jpg", status="failed", **there))
+            session.flush()
+            failed = {"run_id": run.id, "collection_id": 1, "image_id": n, "key": f"{n}.jpg", "stage": "decode"}
+            session.add(Failure(**failed, reason=reason, message="It ends early.", retryable=False))
+        session.add_all(Image(collection_id=2, key=f"{n}.jpg", status="pending", **there) for n in (1, 2))
+        close_run(session, run.id, RunStatus.DONE_WITH_FAILURES, {}, None)
+    for viewport in (DESKTOP, PHONE):
+        page = browser.new_page(base_url=url, viewport=viewport)
+        page.goto("/photographs")
+        assert "8 photographs in 2 collections · 2 could not be read · 2 waiting" in page.locator(".head").inner_text()
+        page.get_by_role("link", name="2 could not be read").click()
+        captions = page.locator(".tile figcaption")
+        assert captions.all_inner_texts() == ["decode: not an image\n22.jpg", "decode: truncated\n21.jpg"]
+        assert captions.evaluate_all("all => all.map(one => getComputedStyle(one).opacity)") == ["1", "1"]
+        assert barriers(page) == []
+        page.goto("/nights")
+        page.get_by_role("link", name="truncated").click()
+        assert captions.all_inner_texts() == ["decode: truncated\n21.jpg"]
+        page.locator(".tile > a").click()
+        assert "This photograph could not be read. It ends early." in page.locator("main").inner_text()
+        page.goto("/photographs?collection=large")
+        assert "8 photographs · 2 could not be read" in page.locator(".head").inner_text()
+        page.goto("/photographs?collection=small")
+        assert "0 photographs · 2 waiting" in page.locator(".head").inner_text()
+        assert "2 photographs wait for the next night" in page.locator(".empty").inner_text()
+        assert page.locator("pre").inner_text() == "visage run small"
+        page.goto("/photographs?collection=small&status=pending")
+        page.locator(".tile > a").first.click()
+        assert "This photograph waits for the next night." in page.locator("main").inner_text()
+        page.close()
+
+
+def test_a_key_answers_only_the_proposal_whose_pictures_were_seen(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+
+    def answers() -> int:
+        with catalog.read() as session:
+            return session.scalar(select(func.count()).select_from(Decision)) or 0
+
+    page = browser.new_page(base_url=url)
+    page.goto("/people/proposals")
+    page.wait_for_timeout(500)
+    page.keyboard.press("?")
+    page.keyboard.press("n")  # behind the help
+    page.keyboard.press("Escape")
+    assert answers() == 0
+    page.keyboard.down("n")
+    for _ in range(30):
+        page.keyboard.down("n")  # held: it repeats itself
+        page.wait_for_timeout(30)
+    page.keyboard.up("n")
+    assert answers() == 1
+    assert page.locator(".proposal").count() == 3
+    page.evaluate("$$('.proposal button').slice(0, 4).forEach((button) => button.click())")
+    page.wait_for_url("**decided=2")
+    assert answers() == 2
+    page.route("**/crop", lambda route: None)  # pictures that do not come
+    page.goto("/people/proposals", wait_until="commit")
+    page.locator("button[data-key=n]").wait_for()
+    page.wait_for_timeout(500)
+    page.keyboard.press("n")
+    page.wait_for_timeout(300)
+    assert answers() == 2
+    page.close()
+
+
+def test_a_person_named_with_a_number_is_not_taken_for_the_one_of_that_number(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+
+    def merge(other: str) -> str:
+        page.goto("/people/1")
+        page.get_by_label("Name or number").fill(other)
+        page.get_by_role("button", name="Merge into this one").click()
+        page.wait_for_load_state()
+        return page.locator("main").inner_text()
+
+    page = browser.new_page(base_url=url)
+    for number, name in ((5, "3"), (6, "Ada"), (7, "Ada"), (8, "1923")):
+        with catalog.write() as session:
+            decisions.name(session, "curator", number, name)
+    assert "'3' may be Person (number 3), 3 (number 5)." in merge("3")
+    assert "'Ada' may be Ada (number 6), Ada (number 7)." in merge("Ada")
+    for nobody in ("²", "Adam", "99"):
+        assert f"{nobody!r} is nobody's name or number here" in merge(nobody)
+    page.goto("/people/1")
+    offered = page.locator("datalist option").evaluate_all("options => options.map(option => option.value)")
+    assert sorted(offered) == ["1923 (number 8)", "3 (number 5)", "Ada (number 6)", "Ada (number 7)"]
+    for text in ("3 (number 5)", "1923", "Person 2", "4", "number 3"):
+        assert "Done: merged" in merge(text)
+    with catalog.read() as session:
+        left = set(session.scalars(select(FaceIdentity.identity_id)))
+    assert left == {1, 6, 7}
+    page.goto("/people/1")
+    page.locator("input[name=face]").first.evaluate("field => { field.value = '²'; field.checked = true }")
+    page.locator("button[value=confirm]").evaluate("button => { button.disabled = false; button.click() }")
+    page.get_by_text("face must be numbers").wait_for()
+    page.close()
+
+
+def test_a_name_without_spaces_widens_no_page_and_times_name_their_zone(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+    long = "Donaudampfschifffahrtsgesellschaftskapitän" * 4
+    schedules.add_schedule(catalog, "nightly", "large", "0 2 * * *", "Europe/Berlin")
+    page = browser.new_page(base_url=url, viewport=PHONE)
+    for name in ("Ada Lovelace", long):
+        with catalog.write() as session:
+            decisions.name(session, "local", 1, name)
+        for path in (
+            "/people/1?decided=1",
+            "/people?min_faces=1",
+            "/people/proposals",
+            "/faces/1",
+            "/erase?identity=1",
+        ):
+            page.goto(path)
+            assert page.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0, path
+        page.goto("/people/1")
+        undo = page.get_by_role("button", name="Undo").last
+        box, line = undo.bounding_box(), 24
+        assert box is not None
+        assert box["x"] + box["width"] <= PHONE["width"]
+        assert box["height"] < 2 * line
+        bar = page.locator(".sticky")
+        heights = [bar.bounding_box()["height"]]  # type: ignore[index]
+        page.locator("input[name=face]").first.check()
+        heights.append(bar.bounding_box()["height"])  # type: ignore[index]
+        assert heights[0] < 2.5 * line
+        assert heights[1] < 5 * line  # two rows of buttons
+        assert barriers(page) == []
+    assert "UTC" in page.locator("table").inner_text()
+    page.goto("/nights")
+    assert re.search(r"02:00\s+Europe/Berlin", page.get_by_role("row", name="nightly").inner_text())
+    page.close()
 
 
 def test_two_curators_at_once_do_not_undo_each_other(browser: "Browser", address: str) -> None:
@@ -271,6 +553,41 @@ def test_a_run_is_watched_while_it_works(page: "Page", own: Settings) -> None:
     with page.expect_navigation():
         page.get_by_role("link", name=str(run.id), exact=True).click()
     assert "stopped by a test" in page.locator("main").inner_text()
+
+
+def test_many_runs_are_watched_without_holding_the_browsers_connections(
+    browser: "Browser", undecided: tuple[str, Catalog]
+) -> None:
+    url, catalog = undecided
+    with catalog.write() as session:
+        first = open_run(session, 1, "recipe")
+        told = {"host": first.host, "process_id": first.process_id, "process_started": first.process_started}
+        session.add_all(Run(collection_id=1, recipe="", status="running", counts={}, **told) for _ in range(6))
+        found = {"etag": "", "size": 1, "modified_at": now()}
+        session.add_all(Image(collection_id=1, key=f"new{n}.jpg", status="pending", **found) for n in range(3))
+    context = browser.new_context(base_url=url)
+    page, other = context.new_page(), context.new_page()
+    page.goto("/nights")
+    assert page.locator("[data-live]").count() == 7
+    count = page.locator("[data-count]").first
+    assert count.inner_text() == "0 of 3 photographs"
+    other.goto("/photographs", timeout=10_000)
+    other.close()
+    page.route("**/live?*", lambda route: route.fulfill(status=503, body="busy"))
+    page.get_by_text("Progress is not live").wait_for()
+    assert barriers(page) == []
+    with catalog.write() as session:
+        session.execute(update(Image).where(Image.key == "new0.jpg").values(status="failed", run_id=first.id))
+    page.unroute("**/live?*")
+    page.get_by_text("1 of 3 photographs").wait_for()
+    assert not page.get_by_text("Progress is not live").is_visible()
+    page.evaluate("Object.defineProperty(document, 'hidden', { get: () => true })")
+    page.wait_for_load_state("networkidle")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.wait_for_timeout(2500)
+    assert asked == []
+    context.close()
 
 
 def test_scrolling_shows_every_photograph_once_while_others_arrive(

@@ -59,37 +59,62 @@ $$(".compare").forEach((box) => {
 // Parts of a page that take longer come when they are ready.
 $$("[data-load]").forEach(async (place) => {
   try {
-    const answer = await fetch(place.dataset.load, { headers: { "X-Part": "1" } });
-    const part = new DOMParser().parseFromString(await answer.text(), "text/html");
-    place.replaceChildren(...part.body.childNodes);
+    place.replaceChildren(...(await parsed(place.dataset.load)).body.childNodes);
   } catch {
     place.textContent = "Could not be loaded. Reload the page to try again.";
   }
 });
 
-// Live progress by server-sent events: of a run (done, total), an upgrade (faces, missing) or a job, which begins a run.
-$$("[data-events]").forEach((place) => {
-  const source = new EventSource(place.dataset.events);
-  const show = (event) => {
-    const state = JSON.parse(event.data), total = state.total ?? state.faces;
-    if (total !== undefined) {
-      const done = state.done ?? total - state.missing - state.given_up;
-      $("progress", place).max = Math.max(total, 1);
-      $("progress", place).value = done;
-      $("[data-count]", place).textContent = `${done.toLocaleString("en")} of ${total.toLocaleString("en")} ${place.dataset.what ?? "photographs"}`;
-      const left = $("[data-left]", place), minutes = Math.ceil(state.seconds_left / 60);
-      if (left) left.textContent = state.seconds_left ? `, about ${minutes} min of work left` : "";
-    }
-    if (state.run_id && "begins" in place.dataset) location.reload();
+// Live progress of all that is at work here: runs, jobs, an upgrade. Asked for at once, and only while somebody looks.
+const EVERY = 2000; // ms
+const live = $$("[data-live]");
+if (live.length) {
+  const late = document.createElement("p");
+  Object.assign(late, { className: "warn", hidden: true, role: "status", textContent: "Progress is not live: the service does not answer. It is asked again every few seconds." });
+  live[0].before(late);
+  const show = (place, state) => {
+    if (state.total === null) return;
+    $("progress", place).max = Math.max(state.total, 1);
+    $("progress", place).value = state.done;
+    $("[data-count]", place).textContent = `${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")} ${place.dataset.what ?? "photographs"}`;
+    const left = $("[data-left]", place);
+    if (left) left.textContent = state.seconds_left ? `, about ${Math.ceil(state.seconds_left / 60)} min of work left` : "";
   };
-  source.addEventListener("progress", show);
-  source.addEventListener("end", () => { source.close(); location.reload(); });
-});
+  const look = async () => {
+    if (document.hidden) return;
+    try {
+      const answer = await fetch(`/live?${live.map((place) => place.dataset.live).join("&")}`);
+      if (!answer.ok) throw new Error(answer.status);
+      const states = await answer.json();
+      live.forEach((place) => show(place, states[place.dataset.live]));
+      late.hidden = true;
+      if (Object.values(states).some((state) => state.over)) location.reload();
+    } catch {
+      late.hidden = false;
+    }
+  };
+  const again = () => setTimeout(() => look().then(again), EVERY);
+  again();
+}
 
 // Search: drop, paste or choose.
 $$("form[data-drop]").forEach((form) => {
-  const field = $("input[type=file]", form), zone = $(".drop", form);
-  const send = (files) => { if (files.length) { field.files = files; $("[data-wait]", form).hidden = false; form.requestSubmit(); } };
+  const field = $("input[type=file]", form), zone = $(".drop", form), said = $("[data-said]", form);
+  const wrong = (files) => {
+    const most = form.dataset.megabytes, size = files[0].size / 2 ** 20;
+    if (files.length > 1) return `Those were ${files.length} files. Drop one photograph at a time.`;
+    return size > most ? `${files[0].name} has ${Math.ceil(size)} MB; at most ${most} MB are taken. Choose a smaller picture.` : "";
+  };
+  const send = (files) => {
+    if (!files.length) return;
+    const why = wrong(files);
+    said.textContent = why;
+    said.hidden = !why;
+    if (why) { field.value = ""; return; }
+    field.files = files;
+    $("[data-wait]", form).hidden = false;
+    form.requestSubmit();
+  };
   field.addEventListener("change", () => send(field.files));
   for (const kind of ["dragover", "dragleave", "drop"]) {
     zone.addEventListener(kind, (event) => { event.preventDefault(); zone.classList.toggle("over", kind === "dragover"); });
@@ -131,17 +156,30 @@ if (outlines) {
   outlines.addEventListener("click", () => outline(document.body.classList.contains("plain")));
 }
 
+// What was sent is not sent again: a second answer to the same page would be about pictures that nobody has seen.
+let sent = false;
+addEventListener("submit", (event) => {
+  if (event.defaultPrevented || event.target.method !== "post") return;
+  if (sent) event.preventDefault();
+  sent = true;
+});
+addEventListener("pageshow", () => { sent = false; });
+
 // Keyboard: arrows walk over pictures, [ and ] over pages, / to the search field, o for outlines, ? for help.
+const GLANCE = 300; // ms: nobody has looked at pictures that came later
+let shown = Infinity; // when all pictures of the page were there
+addEventListener("load", (event) => { shown = event.timeStamp; });
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName)) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || $("dialog[open]")) return;
   const press = (selector) => { const found = $(selector); if (found) { event.preventDefault(); found.click(); } };
-  if (event.key === "/") { const field = $("input[type=search]"); if (field) { event.preventDefault(); field.closest("details")?.setAttribute("open", ""); field.focus(); } }
+  if (event.key.startsWith("Arrow") && $("[data-items]")) walk(event); // the only one that may be held down
+  else if (event.repeat) return;
+  else if (event.key === "/") { const field = $("input[type=search]"); if (field) { event.preventDefault(); field.closest("details")?.setAttribute("open", ""); field.focus(); } }
   else if (event.key === "o" && outlines) outlines.click();
   else if (event.key === "?") $("#keys").showModal();
-  else if (event.key === "[" || (event.key === "ArrowLeft" && !$("[data-items]"))) press("a[rel=prev]");
-  else if (event.key === "]" || (event.key === "ArrowRight" && !$("[data-items]"))) press("a[rel=next]:not(.more)");
-  else if (event.key === "y" || event.key === "n") press(`.proposal button[data-key=${event.key}]`);
-  else if (event.key.startsWith("Arrow")) walk(event);
+  else if (event.key === "[" || event.key === "ArrowLeft") press("a[rel=prev]");
+  else if (event.key === "]" || event.key === "ArrowRight") press("a[rel=next]:not(.more)");
+  else if ((event.key === "y" || event.key === "n") && event.timeStamp > shown + GLANCE) press(`.proposal button[data-key=${event.key}]`);
 });
 function walk(event) {
   const links = $$("[data-items] > * > a:first-of-type");
