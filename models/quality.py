@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models.constant import constant
-from models.template import FFHQ_512
+from models.template import PORTRAIT_512
 
-QUALITY_TEMPLATE = FFHQ_512.scaled("ffhq-256", 256)  # eyes 63 pixels apart
+QUALITY_TEMPLATE = PORTRAIT_512.scaled("ffhq-256", 256)  # eyes 63 pixels apart
 
 # Rows and columns of the crop from brow to chin and cheek to cheek: no hair, collar or background. The filter for the finest
 # octave reaches 2 pixels further.

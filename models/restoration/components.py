@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from models.template import LandmarkTemplate
+from models.template import CropFittedTemplate
 
 PARTS = (
     "left_eye",
@@ -21,7 +21,7 @@ MIN_HALF = 16.0  # px: the smallest box covers two cells of the coarsest feature
 
 # DFDNet aligns by the eyes' corners and the base of the nose. These are the medians of where MTCNN's landmarks lie in crops
 # made that way (dlib's five points), over 833 faces of LFW. A crop by this template lies a median 20 px off at its corners.
-DFDNET_512 = LandmarkTemplate(
+DFDNET_512 = CropFittedTemplate(
     "dfdnet-512", 512,
     ((195.18, 243.51), (322.54, 242.72), (258.01, 318.04), (203.84, 382.52), (313.96, 382.46)),
 )  # fmt: skip

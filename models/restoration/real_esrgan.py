@@ -25,7 +25,7 @@ from models.spec import (
     Wheel,
     WheelFile,
 )
-from models.template import FFHQ_512
+from models.template import PORTRAIT_512
 
 BLOCKS = 23
 RESIDUAL_SCALE = 0.2
@@ -35,7 +35,7 @@ SLOPE = 0.2  # of every LeakyReLU
 # Input of 64, 96, 128 px costs 0.9, 2.1, 3.9 s of one CPU core per face. Distance of dlib's descriptor from the untouched
 # photo's, four photos reduced to eyes 24 px apart: 0.347, 0.256, 0.233 (unrestored 0.231); to 12 px: 0.475, 0.476, 0.481
 # (0.464), where larger inputs, being enlarged first, also show more artefacts.
-FFHQ_96 = FFHQ_512.scaled("ffhq-96", 96)
+FFHQ_96 = PORTRAIT_512.scaled("ffhq-96", 96)
 
 
 class DenseBlock(nn.Module):

@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.template import ARCFACE_112, DLIB_150, FFHQ_512, BoxTemplate, similarity_transforms
+from tests.reference import shared
 
 
 @pytest.mark.property
@@ -46,3 +48,14 @@ def test_square_box_keeps_its_centre_and_covers_its_longer_side() -> None:
     transform = template.transforms(torch.tensor([[10.0, 20.0, 30.0, 60.0]]), torch.zeros(1, 5, 2))[0]
     corners = torch.tensor([[-0.5, -0.5], [63.5, 63.5]]) @ transform[:, :2].T + transform[:, 2]
     torch.testing.assert_close(corners + 0.5, torch.tensor([[-10.0, 10.0], [50.0, 70.0]]))
+
+
+def test_crops_for_released_models_are_fitted_as_the_released_code_fits_them() -> None:
+    golden = np.load(shared("reference/restoreformer/golden_pasteback.npz"))  # by OpenCV's estimateAffinePartial2D
+    landmarks = torch.from_numpy(golden["landmarks"])[None]
+    to_photo = FFHQ_512.transforms(torch.zeros(1, 4), landmarks)[0].double()
+    to_crop = torch.from_numpy(golden["affine"]).double()
+    corners = torch.tensor([(0.0, 0.0), (511.0, 0.0), (0.0, 511.0), (511.0, 511.0)], dtype=torch.float64)
+    there = corners @ to_photo[:, :2].T + to_photo[:, 2]
+    back = there @ to_crop[:, :2].T + to_crop[:, 2]
+    torch.testing.assert_close(back, corners, rtol=0, atol=0.05)  # px

@@ -14,10 +14,22 @@ from infra.registry import Registry
 from infra.settings import Settings
 from models import table
 from models.restoration.restoreformer import RESTORER_PLUS_PLUS, Architecture, RestoreFormer
+from models.template import BoxTemplate
 from tasks.embedding_decision import TAG, Decision, decision_for, keep
 from tasks.install import ModelVersion, register
-from tasks.recipe import current_recipe
-from tasks.restoration_evaluation import MIN_FACES, NOTHING, SIZES, Faces, Row, chosen, decide, decision, degraded
+from tasks.recipe import PORTRAIT_TEMPLATE, current_recipe
+from tasks.restoration_evaluation import (
+    MIN_FACES,
+    NOTHING,
+    SIZES,
+    Faces,
+    Places,
+    Row,
+    chosen,
+    decide,
+    decision,
+    degraded,
+)
 from tasks.verification import Pairs, read_pairs
 from tests.pairs import few_pairs, pictures
 from tests.portraits import portrait
@@ -93,7 +105,7 @@ def test_degradation_is_seeded_and_smaller_faces_keep_less() -> None:
     clean = torch.from_numpy(portrait(256).copy())[None].repeat(2, 1, 1, 1)
     faces = Faces(
         clean,
-        torch.zeros(2, 5, 2),
+        Places(torch.zeros(2, 4), torch.zeros(2, 5, 2)),
         np.full(2, 63, np.float32),
         np.zeros(0, np.int64),
         np.zeros((0, 1), np.float32),
@@ -108,6 +120,22 @@ def test_degradation_is_seeded_and_smaller_faces_keep_less() -> None:
         return float((made.float() - clean.float()).square().mean())
 
     assert distance(small) > distance(large)
+
+
+def test_a_face_is_framed_in_its_crop_as_in_its_photo() -> None:
+    template = BoxTemplate("margin-160", 160, margin=0.1)
+    boxes = torch.tensor([[380.0, 210.0, 470.0, 330.0]])
+    landmarks = torch.tensor([[(405.0, 260.0), (445.0, 260.0), (425.0, 283.0), (408.0, 305.0), (442.0, 305.0)]])
+    places = Places.of(boxes, landmarks)
+    to_photo = PORTRAIT_TEMPLATE.transforms(boxes, landmarks)[0]
+    of_crop = template.transforms(places.boxes, places.landmarks)[0]
+    expected = template.transforms(boxes, landmarks)[0]
+    centre = torch.full((2,), 79.5)  # of the template's crop
+    there = to_photo[:, :2] @ (of_crop[:, :2] @ centre + of_crop[:, 2]) + to_photo[:, 2]
+    np.testing.assert_allclose(there, expected[:, :2] @ centre + expected[:, 2], atol=1e-3)
+    np.testing.assert_allclose(
+        torch.linalg.det(to_photo[:, :2] @ of_crop[:, :2]), torch.linalg.det(expected[:, :2]), rtol=1e-5
+    )
 
 
 def test_pairs_are_drawn_from_both_kinds_the_same_every_time() -> None:
