@@ -25,6 +25,10 @@ PATIENCE_SECONDS = 5  # for another writer of the catalog: a page that waits for
 NOTE_USE_SECONDS = 600
 CACHE_SECONDS = 5.0
 STREAMS = 32  # of server-sent events at once
+# Full-frame cameras take up to 61. A file of 100 KB can hold as many, and decoding it takes 1.1 GB and 5 s at worst (WebP);
+# what a night may read, 200, takes thrice that.
+UPLOAD_MEGAPIXELS = 64
+PROBES = 8  # photographs to search with at once: one is looked at, the others wait in memory
 
 
 @dataclass
@@ -42,6 +46,8 @@ class Service:
         self.refusals = Limiter(self.rates.refusals, "wrong tokens")
         self.decoding = threading.Semaphore(self.settings.cpu_count)
         self.streams = threading.Semaphore(STREAMS)
+        self.probes = threading.Semaphore(PROBES)
+        self._making = threading.Lock()
         self._noted: dict[int, float] = {}
         self._cached: dict[str, tuple[float, Any]] = {}
 
@@ -54,12 +60,17 @@ class Service:
         answer: Answer = value
         return answer
 
-    @cached_property
+    @property
     def prober(self) -> "Prober":
-        """What searches by photograph; loads its models at the first one."""
+        """What searches by photograph; loads its models at the first one. One for all, as it looks at one at a time."""
+        with self._making:
+            return self._prober
+
+    @cached_property
+    def _prober(self) -> "Prober":
         from tasks.probe import Prober  # noqa: PLC0415 - imports torch
 
-        return Prober(self.settings)
+        return Prober(self.settings, UPLOAD_MEGAPIXELS)
 
     @cached_property
     def registry(self) -> Registry:
