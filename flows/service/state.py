@@ -47,6 +47,7 @@ class Service:
         self.decoding = threading.Semaphore(self.settings.cpu_count)
         self.streams = threading.Semaphore(STREAMS)
         self.probes = threading.Semaphore(PROBES)
+        self.watched: set[int] = set()  # jobs whose process this one waits for
         self._making = threading.Lock()
         self._noted: dict[int, float] = {}
         self._cached: dict[str, tuple[float, Any]] = {}
