@@ -168,6 +168,25 @@ def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
     assert int(answers[-1].headers["retry-after"]) > 50
 
 
+def test_wrong_tokens_do_not_lock_out_who_holds_a_valid_one_behind_the_same_address(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with Catalog(settings.catalog_url).write() as session:
+        valid = tokens.create(session, "valid", Role.READ, None)
+    with serving(settings, exposed=True, rates=Rates(refusals=Rate(3, 0.01))) as url:
+
+        def ask(token: str) -> int:
+            return httpx.get(f"{url}/api/v1/me", headers={"Authorization": f"Bearer {token}"}).status_code
+
+        def sign_in(token: str) -> int:
+            return httpx.post(f"{url}/sign-in", data={"token": token, "next": "/"}).status_code
+
+        assert [ask("guess") for _ in range(5)] == [401, 401, 401, 429, 429]
+        assert ask(valid) == 200
+        assert sign_in("guess") == 401
+        assert sign_in(valid) == 303
+        assert ask("guess") == 429
+
+
 def test_a_bucket_fills_again_with_time() -> None:
     time = [0.0]
     limiter = Limiter(Rate(2, 0.5), "tests", lambda: time[0])
