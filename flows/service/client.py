@@ -313,6 +313,8 @@ class Client:
                     name = line.removeprefix("event: ")
                 elif line.startswith("data: ") and name == "progress":
                     yield kind.model_validate_json(line.removeprefix("data: "))
+                elif line.startswith("data: ") and name == "problem":
+                    raise _told(json.loads(line.removeprefix("data: ")))
 
     def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
         response = self.http.request(method, path, **more)
@@ -326,9 +328,12 @@ def _part(name: str) -> str:
     return quote(name, safe="")
 
 
+def _told(problem: dict[str, Any]) -> ServiceProblem:
+    return ServiceProblem(problem["status"], problem["type"].rpartition(":")[2], problem["detail"])
+
+
 def _problem(response: httpx.Response) -> ServiceProblem:
     try:
-        told = response.json()
-        return ServiceProblem(response.status_code, told["type"].rpartition(":")[2], told["detail"])
+        return _told(response.json())
     except (json.JSONDecodeError, KeyError, TypeError):
         return ServiceProblem(response.status_code, "http", response.text[:500])

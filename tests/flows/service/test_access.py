@@ -13,9 +13,10 @@ from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Limiter, Rate, Rates
 from flows.service.orders import CollectionIn
 from flows.service.problems import Problem
-from infra.catalog import tokens
+from infra.catalog import collections, tokens
 from infra.catalog.database import Catalog
-from infra.catalog.schema import now
+from infra.catalog.runs import close_run, open_run
+from infra.catalog.schema import RunStatus, now
 from infra.catalog.service_tables import AccessToken
 from infra.catalog.tokens import Role
 from infra.settings import PREFIX, Settings
@@ -97,6 +98,23 @@ def test_nobody_comes_in_once_a_token_was_made_even_if_it_is_revoked(tmp_path: P
             session.flush()
             tokens.revoke(session, "only")
         assert refusal(url, None).status == 401
+
+
+def test_whoever_loses_their_token_sees_nothing_more_of_what_they_watch(empty: Settings, address: str) -> None:
+    catalog = Catalog(empty.catalog_url)
+    with catalog.write() as session:
+        run = open_run(session, collections.add(session, "watched", "/nowhere", [], [], []).id, "recipe").id
+        leaver = tokens.create(session, "leaver", Role.READ, None)
+    with Client(address, leaver) as client:
+        watching = client.watch_run(run)
+        assert next(watching).status == "running"
+        with catalog.write() as session:
+            tokens.revoke(session, "leaver")
+            close_run(session, run, RunStatus.DONE, {})
+        with pytest.raises(ServiceProblem, match="was revoked") as caught:
+            next(watching)
+    assert (caught.value.status, caught.value.kind) == (401, "not-signed-in")
+    catalog.close()
 
 
 def test_an_exposed_service_lets_nobody_in_without_a_token(tmp_path: Path) -> None:
