@@ -98,7 +98,7 @@ class Gate:
         client = scope["client"][0] if scope.get("client") else "unknown"
         self.requests.take(client)
         host = headers.get("host", "")
-        if not self.exposed and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if not self.exposed and not is_loopback(_name(host)):
             raise Problem(
                 421,
                 "host",
@@ -117,9 +117,17 @@ class Gate:
         return self.upload_bytes + ROOM_FOR_FORM if path in UPLOADS else SMALL_BODY
 
 
+def _name(host: str) -> str:
+    """A `Host` without its port; empty if it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
 def _check_origin(headers: Headers, host: str) -> None:
     origin = headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != host
+    foreign = origin is not None and origin.partition("://")[2] != host
     if foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise Problem(
             403,

@@ -1,6 +1,7 @@
 """Collections: which photographs there are, and tonight's work on them."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
@@ -42,7 +43,7 @@ def add_collection(service: Here, who: Admin, new: CollectionIn, response: Respo
             session, checked.name, checked.uri, checked.include, checked.exclude, checked.sensitive_attributes
         )
         out = _out(session, collection)
-    response.headers["Location"] = f"/api/v1/collections/{collection.name}"
+    response.headers["Location"] = f"/api/v1/collections/{quote(collection.name, safe='')}"
     return out
 
 

@@ -88,6 +88,16 @@ def test_each_role_may_do_what_its_name_says(address: str, secrets: dict[str, st
         assert "by admin" in {collection.name for collection in client.collections()}
 
 
+def test_a_collection_may_be_called_anything_that_people_write(
+    address: str, secrets: dict[str, str], tmp_path: Path
+) -> None:
+    signed = {"Authorization": f"Bearer {secrets['admin']}"}
+    with httpx.Client(base_url=address, headers=signed) as client:
+        answer = client.post("/api/v1/collections", json={"name": "Архив 1923, №7?", "uri": str(tmp_path)})
+        assert answer.status_code == 201
+        assert client.get(answer.headers["location"]).json() == answer.json()
+
+
 def test_nobody_comes_in_once_a_token_was_made_even_if_it_is_revoked(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with serving(settings) as url:
@@ -166,6 +176,12 @@ def test_a_page_elsewhere_cannot_write_nor_borrow_the_name_of_this_machine(
         assert (answer.status_code, answer.json()["type"]) == (403, "urn:visage:problem:cross-site")
     rebound = httpx.get(f"{address}/api/v1/collections", headers={**signed, "Host": "evil.example"})
     assert rebound.status_code == 421
+
+
+@pytest.mark.parametrize("path", ["/api/v1/collections", "/photographs"])
+def test_a_host_or_origin_that_is_no_name_is_refused(address: str, path: str) -> None:
+    assert httpx.get(address + path, headers={"Host": "[::1"}).status_code == 421
+    assert httpx.post(address + path, headers={"Origin": "http://["}).status_code == 403
 
 
 def test_every_answer_carries_the_headers_that_keep_a_browser_strict(address: str) -> None:
