@@ -84,7 +84,8 @@ class Gate:
         answer = _with_headers(watched, secure=scope["scheme"] == "https")
         try:
             self._check(scope)
-            await self.app(scope, _limited(receive, self._most_bytes(scope["path"])), answer)
+            asked = {**scope, "query_string": without_empty(scope["query_string"])}
+            await self.app(asked, _limited(receive, self._most_bytes(scope["path"])), answer)
         except Exception as error:
             problem = problem_of(error)
             if problem.status == BUG or begun:
@@ -115,6 +116,11 @@ class Gate:
 
     def _most_bytes(self, path: str) -> int:
         return self.upload_bytes + ROOM_FOR_FORM if path in UPLOADS else SMALL_BODY
+
+
+def without_empty(query: bytes) -> bytes:
+    """A query without its empty fields. A form sends every field that it has, and an empty one means the same as none."""
+    return b"&".join(field for field in query.split(b"&") if field.partition(b"=")[2])
 
 
 def _name(host: str) -> str:

@@ -1,9 +1,11 @@
 """The API over a catalog that the real pipeline made: what goes in comes out, in pages, pictures and problems."""
 
 import io
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
@@ -94,6 +96,51 @@ def test_filters_narrow_the_wall(client: Client) -> None:
     shown = {a.label for face in client.faces() for a in face.attributes if a.name == "expression"}
     assert {key for label in shown for key in keys(label=f"expression:{label}")} == keys(faces="with")
     assert keys(taken_from="1900") == set()
+
+
+class Sent(HTMLParser):
+    """What a browser without scripts sends for the filters of a page when nothing is filled in but `changed`."""
+
+    def __init__(self, page: str, changed: dict[str, str]) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+        self.inside, self.select = False, ""
+        self.feed(page)
+        assert changed.keys() <= self.fields.keys()
+        self.fields |= changed
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "form":
+            self.inside = given.get("method") == "get"
+        elif self.inside and tag == "select":
+            self.select = given["name"] or ""
+        elif self.inside and tag == "input":
+            self.fields[given["name"] or ""] = given.get("value") or ""
+        elif self.inside and tag == "option" and (self.select not in self.fields or "selected" in given):
+            self.fields[self.select] = given.get("value") or ""
+
+
+@pytest.mark.parametrize(
+    ("page", "changed"),
+    [("/photographs", {}), ("/photographs", {"faces": "without"}), ("/people", {}), ("/people", {"min_faces": "1"})],
+)
+def test_filters_work_without_scripts_too(client: Client, page: str, changed: dict[str, str]) -> None:
+    def shown(answer: httpx.Response) -> list[str]:
+        assert answer.status_code == 200
+        return re.findall(r'href="(/(?:photographs|people)/\d+)', answer.text)
+
+    address = str(client.http.base_url.join(page))
+    sent = Sent(httpx.get(address).text, changed).fields
+    assert "" in sent.values()
+    assert shown(httpx.get(address, params=sent)) == shown(httpx.get(address, params=changed))
+
+
+def test_an_empty_field_is_one_that_was_left_out(client: Client) -> None:
+    fields = ("collection", "person", "text", "faces", "min_quality", "label", "status", "order", "after", "limit")
+    empty = client.http.get("/images", params=dict.fromkeys(fields, ""))
+    assert (empty.status_code, empty.json()) == (200, client.http.get("/images").json())
+    assert client.http.get("/images?min_quality=&limit=1&min_quality=2").status_code == 422
 
 
 def test_a_question_narrows_the_wall_or_is_answered_with_what_is_wrong_with_it(client: Client) -> None:
