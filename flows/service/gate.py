@@ -85,6 +85,8 @@ class Gate:
         try:
             self._check(scope)
             asked = {**scope, "query_string": without_empty(scope["query_string"])}
+            if scope["method"] == "HEAD":
+                asked["method"], answer = "GET", _head_of(answer)
             await self.app(asked, _limited(receive, self._most_bytes(scope["path"])), answer)
         except Exception as error:
             problem = problem_of(error)
@@ -166,6 +168,17 @@ def _limited(receive: Receive, most: int) -> Receive:
         return message
 
     return counted
+
+
+def _head_of(send: Send) -> Send:
+    """Send the head of an answer, and end it there: that of a stream would not end by itself."""
+
+    async def headed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body"})
+
+    return headed
 
 
 def _with_headers(send: Send, secure: bool) -> Send:

@@ -195,6 +195,20 @@ def test_every_answer_carries_the_headers_that_keep_a_browser_strict(address: st
         assert "server" not in headers
 
 
+def test_head_tells_what_get_would_without_its_content(empty: Settings, address: str, secrets: dict[str, str]) -> None:
+    with Catalog(empty.catalog_url).write() as session:
+        endless = open_run(session, collections.add(session, "endless", "/nowhere", [], [], []).id, "recipe").id
+    signed = {"Authorization": f"Bearer {secrets['read']}"}
+    with httpx.Client(base_url=address, headers=signed, timeout=20) as client:
+        for path in ("/api/v1/health", "/api/v1/me", "/sign-in", "/api/v1/runs/0"):
+            got, head = client.get(path), client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b"")
+            assert {**head.headers, "date": ""} == {**got.headers, "date": ""}
+        watched = client.head(f"/api/v1/runs/{endless}/progress/events")
+        assert watched.headers["content-type"].startswith("text/event-stream")
+        assert client.head("/api/v1/me", headers={"Authorization": "Bearer guess"}).status_code == 401
+
+
 def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
     with serving(Settings(home=tmp_path), exposed=True, rates=Rates(refusals=Rate(3, 0.01))) as url:
         answers = [httpx.get(f"{url}/api/v1/me", headers={"Authorization": "Bearer guess"}) for _ in range(5)]
