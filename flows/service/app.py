@@ -115,7 +115,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        schemas["ProblemOut"] = ProblemOut.model_json_schema()
+        problem_schema = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= {**problem_schema.pop("$defs"), "ProblemOut": problem_schema}
         problem = {
             "description": "Problem details",
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}},
