@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from anyio import CapacityLimiter
 from fastapi import Request
 
 from flows.service.limits import Limiter, Rates
@@ -44,6 +45,7 @@ class Service:
         self.requests = Limiter(self.rates.requests, "requests")
         self.searches = Limiter(self.rates.searches, "searches")
         self.refusals = Limiter(self.rates.refusals, "wrong tokens")
+        self.drawing = CapacityLimiter(self.settings.cpu_count)  # threads of their own: others never wait for pictures
         self.decoding = threading.Semaphore(self.settings.cpu_count)
         self.streams = threading.Semaphore(STREAMS)
         self.probes = threading.Semaphore(PROBES)

@@ -1,5 +1,6 @@
 """The API over a catalog that the real pipeline made: what goes in comes out, in pages, pictures and problems."""
 
+import asyncio
 import io
 import re
 import sqlite3
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
+from flows.service.app import create_app
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
 from flows.service.orders import CollectionIn
@@ -26,6 +28,7 @@ from tests.portraits import jpeg, landscape, mirrored, pair
 from tests.serving import serving
 
 pytestmark = pytest.mark.slow
+GENEROUS = Rates(*[Rate(100_000, 100_000)] * 3)
 
 
 def bomb() -> bytes:
@@ -35,8 +38,7 @@ def bomb() -> bytes:
 
 @pytest.fixture(scope="module")
 def client(own: Settings) -> Iterator[Client]:
-    generous = Rate(100_000, 100_000)
-    with serving(own, rates=Rates(generous, generous, generous)) as url, Client(url) as client:
+    with serving(own, rates=GENEROUS) as url, Client(url) as client:
         yield client
 
 
@@ -175,6 +177,28 @@ def test_pictures_are_small_upright_and_known_again(client: Client) -> None:
         f"/images/{image.id}/picture?size=640", headers={"If-None-Match": first.headers["etag"]}
     )
     assert other_size.status_code == 200
+
+
+def test_whoever_asks_for_many_pictures_holds_up_nobody_else(own: Settings) -> None:
+    async def ask() -> list[int]:
+        app = create_app(own, rates=GENEROUS)
+        service = app.state.service
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost/api/v1") as client:
+            [image, *_] = (await client.get("/images")).json()["items"]
+            for _ in range(own.cpu_count):
+                service.decoding.acquire()  # as long as large pictures take
+            many = [asyncio.create_task(client.get(f"/images/{image['id']}/picture?size=2048")) for _ in range(60)]
+            await asyncio.sleep(0.5)
+            try:
+                others = [await asyncio.wait_for(client.get(path), 10) for path in ("/health", "/ready", "/images")]
+                assert not any(picture.done() for picture in many)
+            finally:
+                service.decoding.release(own.cpu_count)
+                answers = await asyncio.gather(*many)
+        service.close()
+        return [answer.status_code for answer in others + answers]
+
+    assert set(asyncio.run(ask())) == {200}
 
 
 def test_a_restored_face_is_marked_wherever_it_is_given_out(client: Client) -> None:
