@@ -71,7 +71,7 @@ def probe(service: Service, who: Principal, data: bytes, version: ModelVersion) 
             headers={"Retry-After": RETRY_SECONDS},
         )
     try:
-        return service.prober(data, version)
+        return service.probe(data, version)
     finally:
         service.probes.release()
 

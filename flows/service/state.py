@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,13 +14,14 @@ from fastapi import Request
 from flows.service.limits import Limiter, Rates
 from infra.catalog import tokens
 from infra.catalog.database import Catalog
+from infra.catalog.schema import ModelVersion
 from infra.evaluations import Evaluations
 from infra.registry import Registry
 from infra.settings import Settings
 from infra.storage import Store, open_store
 
 if TYPE_CHECKING:
-    from tasks.probe import Prober
+    from tasks.probe import Probed, Prober
 
 Answer = TypeVar("Answer")
 PATIENCE_SECONDS = 5  # for another writer of the catalog: a page that waits for longer is better told so
@@ -50,7 +52,8 @@ class Service:
         self.streams = threading.Semaphore(STREAMS)
         self.probes = threading.Semaphore(PROBES)
         self.watched: set[int] = set()  # jobs whose process this one waits for
-        self._making = threading.Lock()
+        # One thread: one photograph at a time, in memory that the next one takes over. Threads of their own would each keep it.
+        self.probing = ThreadPoolExecutor(1, "probing")
         self._noted: dict[int, float] = {}
         self._cached: dict[str, tuple[float, Any]] = {}
 
@@ -63,14 +66,13 @@ class Service:
         answer: Answer = value
         return answer
 
-    @property
-    def prober(self) -> "Prober":
-        """What searches by photograph; loads its models at the first one. One for all, as it looks at one at a time."""
-        with self._making:
-            return self._prober
+    def probe(self, data: bytes, version: ModelVersion) -> "Probed":
+        """The faces of a photograph, once those before it are done with. Raises what the prober does."""
+        return self.probing.submit(lambda: self._prober(data, version)).result()
 
     @cached_property
     def _prober(self) -> "Prober":
+        """What searches by photograph; loads its models at the first one."""
         from tasks.probe import Prober  # noqa: PLC0415 - imports torch
 
         return Prober(self.settings, UPLOAD_MEGAPIXELS)
@@ -97,6 +99,7 @@ class Service:
                 tokens.note_use(session, token_id)
 
     def close(self) -> None:
+        self.probing.shutdown(wait=False, cancel_futures=True)
         self.catalog.close()
 
 
