@@ -41,14 +41,17 @@ class Evaluations:
     def __init__(self, uri: str) -> None:
         self._client = connect(uri)
 
-    def latest(self, limit: int) -> list[Evaluation]:
-        """The finished ones of every kind, the latest first, without their files."""
+    def latest(self, limit: int, before: int | None = None) -> list[Evaluation]:
+        """The finished ones of every kind, the latest first, without their files; `before`: begun earlier (`milliseconds`)."""
         experiments = {e.experiment_id: e.name for e in self._client.search_experiments() if e.name in EXPERIMENTS}
         if not experiments:
             return []
+        wanted = ["attributes.status = 'FINISHED'"]
+        if before is not None:
+            wanted.append(f"attributes.start_time < {before}")
         runs = self._client.search_runs(
             list(experiments),
-            "attributes.status = 'FINISHED'",
+            " AND ".join(wanted),
             order_by=["attributes.start_time DESC"],
             max_results=limit,
         )
@@ -99,6 +102,11 @@ class Evaluations:
             if path.stat().st_size > MOST_BYTES:
                 raise UnknownEvaluation(f"{name!r} is larger than {MOST_BYTES:,} bytes: look at it in MLflow")
             return path.read_bytes()
+
+
+def milliseconds(when: datetime) -> int:
+    """A time as MLflow stores it."""
+    return round(when.timestamp() * 1000)
 
 
 def _evaluation(run: object, kind: str, files: tuple[str, ...]) -> Evaluation:

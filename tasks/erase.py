@@ -300,9 +300,9 @@ def finish(catalog: Catalog, settings: Settings) -> Finished:
     return Finished(done + len(to_scrub), tuple(left))
 
 
-def certificates(session: Session, limit: int = 50) -> list[Certificate]:
+def certificates(session: Session, limit: int = 50, before: int | None = None) -> list[Certificate]:
     """Erasures, the latest first."""
-    return [_certificate(row) for row in erasing.certificates(session, limit)]
+    return [_certificate(row) for row in erasing.certificates(session, limit, before)]
 
 
 def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:

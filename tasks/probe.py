@@ -3,6 +3,7 @@
 Models stay loaded between photographs, as a service wants it.
 """
 
+import math
 import threading
 from dataclasses import dataclass
 
@@ -12,7 +13,8 @@ from torch import nn
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from tasks.align import align_faces
-from tasks.decode import DecodeFailure, DecodeLimits, decode
+from tasks.decode import DecodeFailure, DecodeLimits, Reason, decode
+from tasks.decode import Photo as Picture
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
 from tasks.inference import load_for_inference
@@ -45,11 +47,15 @@ class Probed:
 
 
 class Prober:
-    """Find and embed the faces of photographs with the version that the catalog's queries use. Safe to share by threads."""
+    """Find and embed the faces of photographs with the version that the catalog's queries use. Safe to share by threads.
 
-    def __init__(self, settings: Settings) -> None:
+    `max_megapixels`: the most that a photograph may have, where that is less than the settings allow.
+    """
+
+    def __init__(self, settings: Settings, max_megapixels: float = math.inf) -> None:
         self.settings = settings
-        self.limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=settings.max_megapixels)
+        most = min(settings.max_megapixels, max_megapixels)
+        self.limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=most)
         self.lock = threading.Lock()
         self._loaded: tuple[str, Detect, ModelVersion, nn.Module] | None = None
 
@@ -61,11 +67,8 @@ class Prober:
             NothingToSearch: if no face is in it.
             NotInstalled: if the models that made the catalog are not on this machine.
         """
-        try:
-            picture = decode(data, self.limits, long_side=self.settings.detect_long_side)
-        except DecodeFailure as failure:
-            raise UnreadablePhoto(f"the photograph cannot be read: {failure}") from failure
         with self.lock:  # one at a time: two would only share the processors, and take twice the memory
+            picture = self._decoded(data)
             detect, embedder, network = self._models(version)
             [found] = detect([Decoded(PhotoFaces(0, "probe", len(data)), picture, data)])
             if not found.photo.face_count:
@@ -77,6 +80,13 @@ class Prober:
             photo = align_faces(found, self.limits, [template])
             vectors = embed(network, embedder.spec, photo.arrays[crop(template)], "cpu")
         return Probed(picture.width, picture.height, photo.arrays[BOXES], photo.arrays[SCORES], vectors, picture.pixels)
+
+    def _decoded(self, data: bytes) -> Picture:
+        try:
+            return decode(data, self.limits, long_side=self.settings.detect_long_side)
+        except DecodeFailure as failure:
+            advice = "; search with a smaller copy of it" if failure.reason is Reason.TOO_MANY_PIXELS else ""
+            raise UnreadablePhoto(f"the photograph cannot be read: {failure}{advice}") from failure
 
     def _models(self, version: ModelVersionRow) -> tuple[Detect, ModelVersion, nn.Module]:
         if self._loaded is None or self._loaded[0] != version.contract:

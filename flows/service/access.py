@@ -50,15 +50,14 @@ def identify(request: Request) -> Principal:
     """Who is asking.
 
     Raises:
-        Problem: 401, saying why the token or the session does not count; 429 after too many of those.
+        Problem: 401, saying why the token or the session does not count; 429 after too many wrong tokens. A valid one always
+            counts, however many wrong ones came from the same address: others may be behind it.
     """
     service = service_of(request)
-    client = request.client.host if request.client else "unknown"
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     cookie = request.cookies.get(COOKIE)
     with service.catalog.read() as session:
         if token:
-            service.refusals.check(client)
             held, why = (
                 tokens.holder(session, token.strip()) if scheme.lower() == "bearer" else (None, "no bearer token")
             )
@@ -70,7 +69,7 @@ def identify(request: Request) -> Principal:
             held, why = None, "this needs a token: 'visage tokens create NAME --role ROLE' makes one"
     if held is None:
         if token:
-            service.refusals.take(client)
+            service.refusals.take(request.client.host if request.client else "unknown")
         raise Problem(401, "not-signed-in", "Not signed in", why, headers={"WWW-Authenticate": "Bearer"})
     return Principal(held.name, held.role, held.token_id, None if token else cookie)
 

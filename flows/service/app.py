@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
-from flows.service import problems
+from flows.service import jobs, problems
 from flows.service.api import (
     collections,
     erasure,
@@ -34,7 +34,6 @@ from flows.service.page import nights as page_nights
 from flows.service.page import search as page_search
 from flows.service.problems import API, MEDIA_TYPE, Problem
 from flows.service.state import Service
-from infra.catalog import jobs
 from infra.settings import Settings
 
 ROUTERS = (
@@ -68,9 +67,8 @@ def create_app(settings: Settings, *, exposed: bool = False, rates: Rates | None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with service.catalog.write() as session:
-            jobs.close_dead(session)
-        yield
+        with jobs.kept(service):
+            yield
         service.close()
 
     app = FastAPI(
@@ -117,7 +115,8 @@ def _openapi(app: FastAPI) -> dict[str, Any]:
         schemas = schema["components"]["schemas"]
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        schemas["ProblemOut"] = ProblemOut.model_json_schema()
+        problem_schema = ProblemOut.model_json_schema(ref_template="#/components/schemas/{model}")
+        schemas |= {**problem_schema.pop("$defs"), "ProblemOut": problem_schema}
         problem = {
             "description": "Problem details",
             "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemOut"}}},

@@ -219,11 +219,12 @@ class Client:
     def erase(self, order: ErasureOrder, idempotency_key: str | None = None) -> CertificateOut:
         return self._post("/erasures", CertificateOut, order, idempotency_key)
 
-    def erasures(self, limit: int = 50) -> list[CertificateOut]:
-        return self._get("/erasures", Page[CertificateOut], {"limit": limit}).items
+    def erasures(self, **wanted: Any) -> Iterator[CertificateOut]:
+        return self._all("/erasures", CertificateOut, wanted)
 
-    def audit(self, action: str | None = None) -> list[AuditOut]:
-        return self._get("/audit", Page[AuditOut], {} if action is None else {"action": action}).items
+    def audit(self, action: str = "", **wanted: Any) -> Iterator[AuditOut]:
+        """Who did what, the latest first; of one kind of action, or its beginning."""
+        return self._all("/audit", AuditOut, {"action": action, **wanted})
 
     def jobs(self, **wanted: Any) -> Iterator[JobOut]:
         return self._all("/jobs", JobOut, wanted)
@@ -263,8 +264,8 @@ class Client:
         """The upgrade each time that it gets on, until it is over."""
         return self._watch("/upgrade/events", UpgradeOut)
 
-    def evaluations(self) -> list[EvaluationOut]:
-        return self._get("/evaluations", Page[EvaluationOut]).items
+    def evaluations(self, **wanted: Any) -> Iterator[EvaluationOut]:
+        return self._all("/evaluations", EvaluationOut, wanted)
 
     def evaluation(self, evaluation: str) -> EvaluationOut:
         """One with the names of its files."""
@@ -313,6 +314,8 @@ class Client:
                     name = line.removeprefix("event: ")
                 elif line.startswith("data: ") and name == "progress":
                     yield kind.model_validate_json(line.removeprefix("data: "))
+                elif line.startswith("data: ") and name == "problem":
+                    raise _told(json.loads(line.removeprefix("data: ")))
 
     def _request(self, method: str, path: str, **more: Any) -> httpx.Response:
         response = self.http.request(method, path, **more)
@@ -326,9 +329,12 @@ def _part(name: str) -> str:
     return quote(name, safe="")
 
 
+def _told(problem: dict[str, Any]) -> ServiceProblem:
+    return ServiceProblem(problem["status"], problem["type"].rpartition(":")[2], problem["detail"])
+
+
 def _problem(response: httpx.Response) -> ServiceProblem:
     try:
-        told = response.json()
-        return ServiceProblem(response.status_code, told["type"].rpartition(":")[2], told["detail"])
+        return _told(response.json())
     except (json.JSONDecodeError, KeyError, TypeError):
         return ServiceProblem(response.status_code, "http", response.text[:500])

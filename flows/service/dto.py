@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flows.service.problems import LARGEST_ID
 
 Item = TypeVar("Item")
+LOCATION: dict[str, Any] = {"headers": {"Location": {"description": "Where it is.", "schema": {"type": "string"}}}}
 Id = Annotated[int, Field(ge=1, le=LARGEST_ID)]
 
 
@@ -218,14 +219,22 @@ class ModelOut(Dto):
     versions: list[VersionOut]
 
 
+class FieldErrorOut(Dto):
+    """What is wrong with a part of a request."""
+
+    where: str
+    what: str
+
+
 class ProblemOut(Dto):
-    """Problem details, RFC 9457."""
+    """Problem details, RFC 9457. `errors`: of a request that does not fit, part by part."""
 
     type: str
     title: str
     status: int
     detail: str
     instance: str
+    errors: list[FieldErrorOut] = []
 
 
 class EvaluationOut(Dto):

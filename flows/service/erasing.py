@@ -40,7 +40,7 @@ def plan_by_photo(service: Service, who: Principal, data: bytes, least: float | 
     """What erasing each of the people in a photograph would take. It is looked at in memory and not kept.
 
     Raises:
-        Problem: 422 for no bytes; 429 after too many.
+        Problem: 422 for no bytes; 429 after too many; 503 while too many wait.
         CannotErase: if there is no similarity from which on a face is meant.
         UnreadablePhoto, NothingToSearch, NotInstalled: as searching does.
     """

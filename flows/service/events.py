@@ -9,6 +9,7 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from flows.service.access import identify
 from flows.service.problems import Problem
 from flows.service.state import Service
 
@@ -20,7 +21,8 @@ EVENT = {
 }
 EVENTS = {
     200: {
-        "description": "Server-sent events: 'progress' with the same JSON as without /events, at last 'end'.",
+        "description": "Server-sent events: 'progress' with the same JSON as without /events, at last 'end'; or 'problem' with "
+        "problem details, as when the token was revoked meanwhile.",
         "content": {"text/event-stream": {"schema": EVENT}},
     }
 }
@@ -29,7 +31,7 @@ EVENTS = {
 def stream(
     service: Service, request: Request, look: Callable[[], BaseModel], over: Collection[str] = OVER
 ) -> StreamingResponse:
-    """Send `look()` whenever it changes, until its `status` is among those that say that it is over.
+    """Send `look()` whenever it changes, until its `status` is among those that say that it is over, or who asks may no more.
 
     Raises:
         Problem: 503 if too many are watching.
@@ -37,6 +39,10 @@ def stream(
     first = look()  # what is not there is a problem, not an empty stream
     if not service.streams.acquire(blocking=False):
         raise Problem(503, "too-many-streams", "Too many are watching", "Close other pages, or ask again later.")
+
+    def look_again() -> BaseModel:
+        identify(request)
+        return look()
 
     async def events() -> AsyncIterator[str]:
         seen, state = None, first
@@ -53,7 +59,9 @@ def stream(
                 await asyncio.sleep(SECONDS)
                 if await request.is_disconnected():
                     return
-                state = await run_in_threadpool(look)
+                state = await run_in_threadpool(look_again)
+        except Problem as problem:
+            yield _event("problem", problem.as_dict(request.url.path))
         finally:
             service.streams.release()
 

@@ -84,7 +84,10 @@ class Gate:
         answer = _with_headers(watched, secure=scope["scheme"] == "https")
         try:
             self._check(scope)
-            await self.app(scope, _limited(receive, self._most_bytes(scope["path"])), answer)
+            asked = {**scope, "query_string": without_empty(scope["query_string"])}
+            if scope["method"] == "HEAD":
+                asked["method"], answer = "GET", _head_of(answer)
+            await self.app(asked, _limited(receive, self._most_bytes(scope["path"])), answer)
         except Exception as error:
             problem = problem_of(error)
             if problem.status == BUG or begun:
@@ -98,7 +101,7 @@ class Gate:
         client = scope["client"][0] if scope.get("client") else "unknown"
         self.requests.take(client)
         host = headers.get("host", "")
-        if not self.exposed and not is_loopback(urlsplit(f"//{host}").hostname or ""):
+        if not self.exposed and not is_loopback(_name(host)):
             raise Problem(
                 421,
                 "host",
@@ -117,9 +120,22 @@ class Gate:
         return self.upload_bytes + ROOM_FOR_FORM if path in UPLOADS else SMALL_BODY
 
 
+def without_empty(query: bytes) -> bytes:
+    """A query without its empty fields. A form sends every field that it has, and an empty one means the same as none."""
+    return b"&".join(field for field in query.split(b"&") if field.partition(b"=")[2])
+
+
+def _name(host: str) -> str:
+    """A `Host` without its port; empty if it is none."""
+    try:
+        return urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return ""
+
+
 def _check_origin(headers: Headers, host: str) -> None:
     origin = headers.get("origin")
-    foreign = origin is not None and urlsplit(origin).netloc != host
+    foreign = origin is not None and origin.partition("://")[2] != host
     if foreign or headers.get("sec-fetch-site", "none") not in ("none", "same-origin"):
         raise Problem(
             403,
@@ -152,6 +168,17 @@ def _limited(receive: Receive, most: int) -> Receive:
         return message
 
     return counted
+
+
+def _head_of(send: Send) -> Send:
+    """Send the head of an answer, and end it there: that of a stream would not end by itself."""
+
+    async def headed(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await send(message)
+            await send({"type": "http.response.body"})
+
+    return headed
 
 
 def _with_headers(send: Send, secure: bool) -> Send:

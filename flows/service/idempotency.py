@@ -17,10 +17,22 @@ from infra.catalog import idempotency
 
 HEADER = "Idempotency-Key"
 KEY = re.compile(r"[\x21-\x7e]{1,200}")
+PARAMETER = {
+    "name": HEADER,
+    "in": "header",
+    "required": False,
+    "description": "1 to 200 visible characters, such as a UUID. Sent again with it, the same request is done once.",
+    "schema": {"type": "string", "pattern": "^[\x21-\x7e]{1,200}$"},
+}
 
 
 class IdempotentRoute(APIRoute):
-    """A route whose writes honour `Idempotency-Key`."""
+    """A route whose writes honour `Idempotency-Key`, and say so."""
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **more: Any) -> None:
+        if not SAFE.issuperset(more["methods"]):
+            more["openapi_extra"] = {**(more.get("openapi_extra") or {}), "parameters": [PARAMETER]}
+        super().__init__(path, endpoint, **more)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()

@@ -10,16 +10,30 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, Any
 
 from flows.service.state import Service
 from infra.catalog import jobs
+from infra.catalog.heartbeat import repeating
+from infra.catalog.runs import HEARTBEAT_SECONDS
 from infra.catalog.service_tables import Job, JobStatus
 from infra.settings import environment
 
 DONE = (0, 3)  # 3: done, but some images stand as failed
 COMMAND = "from flows.cli import main; main()"
 MOST_ERROR_CHARACTERS = 4000
+SWEEP_SECONDS = HEARTBEAT_SECONDS
+
+
+@contextmanager
+def kept(service: Service) -> Iterator[None]:
+    """Keep the book true while the context lasts: what was started here is at work, and what has died is closed."""
+    with service.catalog.write() as session:
+        jobs.sweep(session)
+    with repeating(service.catalog, lambda session: jobs.sweep(session, service.watched), "jobs", SWEEP_SECONDS):
+        yield
 
 
 def start(service: Service, kind: str, subject: str, who: str, arguments: list[str]) -> Job:
@@ -29,7 +43,8 @@ def start(service: Service, kind: str, subject: str, who: str, arguments: list[s
         JobRunning: if the same is at work.
     """
     with service.catalog.write() as session:
-        job = jobs.open_job(session, kind, subject, who)
+        job = jobs.open_job(session, kind, subject, who, service.watched)
+    service.watched.add(job.id)
     out, err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115 - closed by the thread that reads them
     try:
         process = subprocess.Popen(
@@ -78,5 +93,8 @@ def _json(printed: bytes) -> dict[str, Any] | None:
 
 
 def _close(service: Service, job_id: int, status: JobStatus, result: dict[str, Any] | None, error: str | None) -> None:
-    with service.catalog.write() as session:
-        jobs.close_job(session, job_id, status, result, error)
+    try:
+        with service.catalog.write() as session:
+            jobs.close_job(session, job_id, status, result, error)
+    finally:
+        service.watched.discard(job_id)

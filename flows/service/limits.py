@@ -42,19 +42,12 @@ class Limiter:
         Raises:
             Problem: 429 with Retry-After, if the bucket is empty.
         """
-        self._take(client, 1.0)
-
-    def check(self, client: str) -> None:
-        """Refuse if the bucket is empty, without counting."""
-        self._take(client, 0.0)
-
-    def _take(self, client: str, cost: float) -> None:
         with self.lock:
             now = self.clock()
             left, when = self.buckets.pop(client, (float(self.rate.burst), now))
             left = min(left + (now - when) * self.rate.per_second, float(self.rate.burst))
             refused = left < 1.0
-            self.buckets[client] = (left if refused else left - cost, now)
+            self.buckets[client] = (left if refused else left - 1.0, now)
             if len(self.buckets) > MOST_CLIENTS:
                 self.buckets.popitem(last=False)
         if refused:

@@ -7,8 +7,8 @@ import numpy as np
 
 from flows.service.access import Principal
 from flows.service.dto import AnswerOut, MatchOut
-from flows.service.problems import Problem
-from flows.service.state import Service
+from flows.service.problems import RETRY_SECONDS, UNAVAILABLE, Problem
+from flows.service.state import PROBES, Service
 from infra.catalog import audit
 from infra.catalog.schema import ModelVersion
 from tasks.search import Answer, Photo, Query, search_faces, search_probed, serving_version
@@ -54,7 +54,7 @@ def probe(service: Service, who: Principal, data: bytes, version: ModelVersion) 
     """The faces of a photograph. Nothing of it is kept.
 
     Raises:
-        Problem: 422 for no bytes; 429 after too many.
+        Problem: 422 for no bytes; 429 after too many; 503 while too many wait.
         UnreadablePhoto, NothingToSearch, NotInstalled: as the prober does.
     """
     service.searches.take(who.name)
@@ -62,7 +62,18 @@ def probe(service: Service, who: Principal, data: bytes, version: ModelVersion) 
         raise Problem(
             422, "unreadable-photo", "This is no picture that can be read", "The file has 0 bytes: send another."
         )
-    return service.prober(data, version)
+    if not service.probes.acquire(blocking=False):
+        raise Problem(
+            UNAVAILABLE,
+            "busy",
+            "Others are searching",
+            f"{PROBES} photographs are being looked at or wait for it. Send yours again in {RETRY_SECONDS} s.",
+            headers={"Retry-After": RETRY_SECONDS},
+        )
+    try:
+        return service.probe(data, version)
+    finally:
+        service.probes.release()
 
 
 def answer_out(answer: Answer) -> AnswerOut:

@@ -92,11 +92,13 @@ def verify(session: Session, head: str | None = None) -> Verified:
     return Verified(count, last)
 
 
-def entries(session: Session, limit: int, action: str | None = None) -> list[EntryView]:
+def entries(session: Session, limit: int, action: str | None = None, before: int | None = None) -> list[EntryView]:
     """The latest entries first; of one kind of action, or its beginning ("decide" for all decisions)."""
     statement = select(AuditEntry).order_by(AuditEntry.id.desc()).limit(limit)
     if action is not None:
         statement = statement.where(AuditEntry.action.startswith(action, autoescape=True))
+    if before is not None:
+        statement = statement.where(AuditEntry.id < before)
     return [EntryView(e.id, e.at, e.who, e.action, e.subject) for e in session.scalars(statement)]
 
 

@@ -355,9 +355,10 @@ def close(session: Session, scrubbed: Collection[int]) -> None:
     session.execute(update(Erasure).where(Erasure.completed_at.is_(None), not_(left)).values(completed_at=now()))
 
 
-def certificates(session: Session, limit: int) -> list[Erasure]:
+def certificates(session: Session, limit: int, before: int | None = None) -> list[Erasure]:
     """Erasures, the latest first."""
-    return list(session.scalars(select(Erasure).order_by(Erasure.id.desc()).limit(limit)))
+    statement = select(Erasure).order_by(Erasure.id.desc()).limit(limit)
+    return list(session.scalars(statement if before is None else statement.where(Erasure.id < before)))
 
 
 def scrub(engine: Engine) -> None:

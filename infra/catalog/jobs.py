@@ -1,13 +1,14 @@
 """Jobs in the catalog: long work in processes of their own."""
 
 import os
+from collections.abc import Collection
 from typing import Any
 
 import psutil
-from sqlalchemy import exists, not_, select, update
+from sqlalchemy import exists, func, not_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog.runs import host, process_exists
+from infra.catalog.runs import LEASE, host, shows_life
 from infra.catalog.schema import now
 from infra.catalog.service_tables import Job, JobStatus
 
@@ -16,16 +17,19 @@ class JobRunning(RuntimeError):
     """The same work is being done already."""
 
 
-def open_job(session: Session, kind: str, subject: str, who: str) -> Job:
-    """Enter a job before its process starts; it belongs to this process until `hand_over`.
+def open_job(session: Session, kind: str, subject: str, who: str, watched: Collection[int] = ()) -> Job:
+    """Enter a job before its process starts; it belongs to this process until `hand_over`. `watched`: as `sweep` takes it.
 
     Raises:
         JobRunning: if one of this kind is at work on the same subject.
     """
-    close_dead(session)
+    sweep(session, watched)
     same = (Job.kind == kind) & (Job.subject == subject) & (Job.status == JobStatus.RUNNING.value)
     if (running := session.scalar(select(Job).where(same))) is not None:
-        raise JobRunning(f"job {running.id} does this already ({kind} {subject}, since {running.started_at:%H:%M} UTC)")
+        raise JobRunning(
+            f"job {running.id} does this already ({kind} {subject}, since {running.started_at:%H:%M} UTC, on "
+            f"{running.host}); if its machine was stopped, ask again in {LEASE.seconds} s"
+        )
     job = Job(
         kind=kind,
         subject=subject,
@@ -34,6 +38,7 @@ def open_job(session: Session, kind: str, subject: str, who: str) -> Job:
         host=host(),
         process_id=os.getpid(),
         process_started=psutil.Process().create_time(),
+        heartbeat_at=func.now(),
     )
     session.add(job)
     session.flush()
@@ -57,15 +62,22 @@ def close_job(
     session.execute(update(Job).where(Job.id == job_id).values(**values))
 
 
-def close_dead(session: Session) -> None:
-    """Close the jobs of this machine whose process is gone: the service was stopped before it could."""
-    here = (Job.status == JobStatus.RUNNING.value) & (Job.host == host())
-    for job in session.scalars(select(Job).where(here)):
-        if not process_exists(job.process_id, job.process_started):
+def sweep(session: Session, watched: Collection[int] = ()) -> None:
+    """Give a sign of life for the jobs on this machine, and close those of any machine that are dead.
+
+    `watched`: jobs whose process somebody waits for, who can say better how it ended.
+    """
+    running = select(Job).where(Job.status == JobStatus.RUNNING.value).order_by(Job.id)
+    for job in session.scalars(running.with_for_update()):
+        if job.id not in watched and not shows_life(session, job):
             job.status, job.finished_at = JobStatus.CRASHED.value, now()
             job.error = (
-                f"process {job.process_id} ended while nobody watched; 'visage runs' shows what became of the work"
+                f"its process {job.process_id} on {job.host} ended while nobody watched; 'visage runs' shows what "
+                "became of the work"
             )
+        elif job.host == host():
+            job.heartbeat_at = func.now()
+    session.flush()
 
 
 def job(session: Session, job_id: int) -> Job | None:

@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 from infra.catalog.database import upsert
 from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, UtcDateTime, now
+from infra.catalog.service_tables import Job
 
 # A run on another machine is believed to be alive while it says so. Long enough for a slow network and a busy database.
 LEASE = timedelta(seconds=90)
@@ -79,13 +80,16 @@ def disown(catalog: URL, run_id: int) -> None:
 
 def alive(session: Session, run: Run) -> bool:
     """Whether the process of a run still exists; of one on another machine, whether it has said so lately."""
-    if (session.get_bind().engine.url, run.id) in _disowned:
-        return False
-    if run.host != host():
+    return (session.get_bind().engine.url, run.id) not in _disowned and shows_life(session, run)
+
+
+def shows_life(session: Session, work: Run | Job) -> bool:
+    """Whether a process still exists; of one on another machine, whether it has said so lately."""
+    if work.host != host():
         clock = session.scalar(select(func.now(type_=UtcDateTime())))
         assert clock is not None
-        return clock - (run.heartbeat_at or run.started_at) < LEASE
-    return process_exists(run.process_id, run.process_started)
+        return clock - (work.heartbeat_at or work.started_at) < LEASE
+    return process_exists(work.process_id, work.process_started)
 
 
 def process_exists(number: int, started: float) -> bool:

@@ -69,5 +69,6 @@ class Job(Base):
     host: Mapped[str]
     process_id: Mapped[int]
     process_started: Mapped[float]
+    heartbeat_at: Mapped[datetime | None]  # by the database's clock
     result: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[str | None]

@@ -1,13 +1,14 @@
 """Collections: which photographs there are, and tonight's work on them."""
 
 from typing import Annotated
+from urllib.parse import quote
 
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
 
 from flows.service import jobs
 from flows.service.access import Admin, Curator, Here, Reader
-from flows.service.dto import CollectionOut, JobOut, Page
+from flows.service.dto import LOCATION, CollectionOut, JobOut, Page
 from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import CollectionIn
 from flows.service.problems import Problem
@@ -28,7 +29,7 @@ def list_collections(service: Here, who: Reader) -> Page[CollectionOut]:
         return Page(items=[_out(session, collection) for collection in stored.every(session)])
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, responses={201: LOCATION})
 def add_collection(service: Here, who: Admin, new: CollectionIn, response: Response) -> CollectionOut:
     """Add a collection. The server may read any folder that it is given: only an admin may say which."""
     from tasks.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
@@ -42,7 +43,7 @@ def add_collection(service: Here, who: Admin, new: CollectionIn, response: Respo
             session, checked.name, checked.uri, checked.include, checked.exclude, checked.sensitive_attributes
         )
         out = _out(session, collection)
-    response.headers["Location"] = f"/api/v1/collections/{collection.name}"
+    response.headers["Location"] = f"/api/v1/collections/{quote(collection.name, safe='')}"
     return out
 
 
@@ -53,7 +54,7 @@ def show_collection(service: Here, who: Reader, name: Name) -> CollectionOut:
         return _out(session, stored.by_name(session, name))
 
 
-@router.post("/{name}/runs", status_code=202)
+@router.post("/{name}/runs", status_code=202, responses={202: LOCATION})
 def start_run(service: Here, who: Curator, name: Name, response: Response) -> JobOut:
     """Process what is new or changed, now. The job's events tell how it gets on."""
     with service.catalog.read() as session:

@@ -4,8 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from flows.service import erasing
+from flows.service import erasing, paging
 from flows.service.access import Admin, Here
+from flows.service.api.images import Cursor
 from flows.service.dto import AlikeOut, AuditOut, CertificateOut, Page, PlanOut
 from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import ErasureIn, ErasureOrder
@@ -43,10 +44,13 @@ def carry_out_erasure(service: Here, who: Admin, order: ErasureOrder) -> Certifi
 
 
 @router.get("/erasures", tags=["erasure"])
-def list_erasures(service: Here, who: Admin, limit: Few = 50) -> Page[CertificateOut]:
+def list_erasures(service: Here, who: Admin, after: Cursor = None, limit: Few = 50) -> Page[CertificateOut]:
     """Certificates, the latest first."""
+    place = paging.place(after)
     with service.catalog.read() as session:
-        return Page(items=[CertificateOut.model_validate(row) for row in erase.certificates(session, limit)])
+        found = erase.certificates(session, limit + 1, None if place is None else place[0])
+    following = paging.cursor([found[limit - 1].erasure_id]) if len(found) > limit else None
+    return Page(items=[CertificateOut.model_validate(row) for row in found[:limit]], next=following)
 
 
 @router.get("/audit", tags=["audit"])
@@ -54,8 +58,12 @@ def list_audit(
     service: Here,
     who: Admin,
     action: Annotated[str | None, Query(max_length=50, description="Its beginning: search, decide, erase.")] = None,
+    after: Cursor = None,
     limit: Few = 100,
 ) -> Page[AuditOut]:
     """Who searched, decided and erased, the latest first."""
+    place = paging.place(after)
     with service.catalog.read() as session:
-        return Page(items=[AuditOut.model_validate(entry) for entry in audit.entries(session, limit, action)])
+        found = audit.entries(session, limit + 1, action, None if place is None else place[0])
+    following = paging.cursor([found[limit - 1].entry_id]) if len(found) > limit else None
+    return Page(items=[AuditOut.model_validate(entry) for entry in found[:limit]], next=following)

@@ -3,12 +3,14 @@
 import math
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Path, Response
 
+from flows.service import paging
 from flows.service.access import Here, Reader
+from flows.service.api.images import Cursor, Limit
 from flows.service.dto import EvaluationOut, Page
 from flows.service.state import Service
-from infra.evaluations import Evaluation
+from infra.evaluations import Evaluation, milliseconds
 from tasks.fairness import FairnessReport
 
 router = APIRouter(prefix="/evaluations", tags=["evaluations"])
@@ -18,11 +20,12 @@ FAIRNESS = "fairness.json"
 
 
 @router.get("")
-def list_evaluations(
-    service: Here, who: Reader, limit: Annotated[int, Query(ge=1, le=200)] = 50
-) -> Page[EvaluationOut]:
+def list_evaluations(service: Here, who: Reader, after: Cursor = None, limit: Limit = 50) -> Page[EvaluationOut]:
     """What was measured of models, the latest first."""
-    return Page(items=[evaluation_out(e) for e in service.evaluations.latest(limit)])
+    place = paging.place(after)
+    found = service.evaluations.latest(limit + 1, None if place is None else max(place[0], 0))
+    following = paging.cursor([milliseconds(found[limit - 1].when)]) if len(found) > limit else None
+    return Page(items=[evaluation_out(e) for e in found[:limit]], next=following)
 
 
 @router.get("/{run_id}")

@@ -11,8 +11,8 @@ router = APIRouter()
 
 
 @router.get("/health", tags=["health"])
-def health() -> HealthOut:
-    """Whether the service answers at all. Needs no token."""
+async def health() -> HealthOut:
+    """Whether the service answers at all. Needs no token, and no thread that a long answer could have taken."""
     return HealthOut(status="ok")
 
 

@@ -34,7 +34,7 @@ def list_identities(
     after: Cursor = None,
     limit: Limit = 50,
 ) -> Page[IdentityOut]:
-    """People by the number of their faces, most first."""
+    """People by the number of their faces, most first; whose number changes between two pages may be left out or come twice."""
     place = paging.place(after, 2)
     with service.catalog.read() as session:
         found = portraits.people(session, min_faces, named, text or None, place, limit + 1)

@@ -1,7 +1,9 @@
 """Images: photographs with the boxes of their faces."""
 
+from functools import partial
 from typing import Annotated, Literal
 
+from anyio import to_thread
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 
 from flows.service import paging, pictures
@@ -85,7 +87,7 @@ def show_image(service: Here, who: Reader, image_id: Annotated[Id, Path()]) -> I
 
 
 @router.get("/{image_id}/picture", response_class=Response, responses=PICTURE)  # type: ignore[arg-type]
-def image_picture(
+async def image_picture(
     service: Here,
     who: Reader,
     request: Request,
@@ -93,7 +95,8 @@ def image_picture(
     size: Annotated[Size, Query(description="Pixels of the longer side.")] = Size.WALL,
 ) -> Response:
     """The photograph as JPEG, upright, in sRGB."""
-    return pictures.photograph(service, request, image_id, size)
+    draw = partial(pictures.photograph, service, request, image_id, size)
+    return await to_thread.run_sync(draw, limiter=service.drawing)
 
 
 def image_out(view: PhotoView) -> ImageOut:

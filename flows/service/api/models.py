@@ -6,7 +6,7 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from flows.service import events, jobs
 from flows.service.access import Admin, Here, Reader
-from flows.service.dto import JobOut, ModelOut, Page, RolledBackOut, UpgradeOut, VersionOut
+from flows.service.dto import LOCATION, JobOut, ModelOut, Page, RolledBackOut, UpgradeOut, VersionOut
 from flows.service.idempotency import IdempotentRoute
 from flows.service.problems import Problem, not_found
 from flows.service.state import Service
@@ -62,7 +62,7 @@ def watch_upgrade(service: Here, who: Reader, request: Request) -> Response:
     return events.stream(service, request, lambda: _upgrade(service), OVER)
 
 
-@router.post("/upgrade/backfill", status_code=202, tags=["models"])
+@router.post("/upgrade/backfill", status_code=202, tags=["models"], responses={202: LOCATION})
 def start_backfill(service: Here, who: Admin, response: Response) -> JobOut:
     """Embed what lacks the new version, beside the nights; then queries switch to it."""
     job = backfill(service, who.name)

@@ -57,7 +57,6 @@ def sign_out(form: Form, service: Here) -> Response:
 
 
 def _open(service: Service, token: str, client: str) -> tuple[str | None, str]:
-    service.refusals.check(client)
     with service.catalog.write() as session:
         held, why = tokens.holder(session, token)
         if held is not None:

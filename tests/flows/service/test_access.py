@@ -13,9 +13,10 @@ from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Limiter, Rate, Rates
 from flows.service.orders import CollectionIn
 from flows.service.problems import Problem
-from infra.catalog import tokens
+from infra.catalog import collections, tokens
 from infra.catalog.database import Catalog
-from infra.catalog.schema import now
+from infra.catalog.runs import close_run, open_run
+from infra.catalog.schema import RunStatus, now
 from infra.catalog.service_tables import AccessToken
 from infra.catalog.tokens import Role
 from infra.settings import PREFIX, Settings
@@ -87,6 +88,16 @@ def test_each_role_may_do_what_its_name_says(address: str, secrets: dict[str, st
         assert "by admin" in {collection.name for collection in client.collections()}
 
 
+def test_a_collection_may_be_called_anything_that_people_write(
+    address: str, secrets: dict[str, str], tmp_path: Path
+) -> None:
+    signed = {"Authorization": f"Bearer {secrets['admin']}"}
+    with httpx.Client(base_url=address, headers=signed) as client:
+        answer = client.post("/api/v1/collections", json={"name": "Архив 1923, №7?", "uri": str(tmp_path)})
+        assert answer.status_code == 201
+        assert client.get(answer.headers["location"]).json() == answer.json()
+
+
 def test_nobody_comes_in_once_a_token_was_made_even_if_it_is_revoked(tmp_path: Path) -> None:
     settings = Settings(home=tmp_path)
     with serving(settings) as url:
@@ -97,6 +108,23 @@ def test_nobody_comes_in_once_a_token_was_made_even_if_it_is_revoked(tmp_path: P
             session.flush()
             tokens.revoke(session, "only")
         assert refusal(url, None).status == 401
+
+
+def test_whoever_loses_their_token_sees_nothing_more_of_what_they_watch(empty: Settings, address: str) -> None:
+    catalog = Catalog(empty.catalog_url)
+    with catalog.write() as session:
+        run = open_run(session, collections.add(session, "watched", "/nowhere", [], [], []).id, "recipe").id
+        leaver = tokens.create(session, "leaver", Role.READ, None)
+    with Client(address, leaver) as client:
+        watching = client.watch_run(run)
+        assert next(watching).status == "running"
+        with catalog.write() as session:
+            tokens.revoke(session, "leaver")
+            close_run(session, run, RunStatus.DONE, {})
+        with pytest.raises(ServiceProblem, match="was revoked") as caught:
+            next(watching)
+    assert (caught.value.status, caught.value.kind) == (401, "not-signed-in")
+    catalog.close()
 
 
 def test_an_exposed_service_lets_nobody_in_without_a_token(tmp_path: Path) -> None:
@@ -150,6 +178,12 @@ def test_a_page_elsewhere_cannot_write_nor_borrow_the_name_of_this_machine(
     assert rebound.status_code == 421
 
 
+@pytest.mark.parametrize("path", ["/api/v1/collections", "/photographs"])
+def test_a_host_or_origin_that_is_no_name_is_refused(address: str, path: str) -> None:
+    assert httpx.get(address + path, headers={"Host": "[::1"}).status_code == 421
+    assert httpx.post(address + path, headers={"Origin": "http://["}).status_code == 403
+
+
 def test_every_answer_carries_the_headers_that_keep_a_browser_strict(address: str) -> None:
     for path in ("/api/v1/health", "/api/v1/me", "/api/v1/nothing"):
         headers = httpx.get(address + path).headers
@@ -161,11 +195,44 @@ def test_every_answer_carries_the_headers_that_keep_a_browser_strict(address: st
         assert "server" not in headers
 
 
+def test_head_tells_what_get_would_without_its_content(empty: Settings, address: str, secrets: dict[str, str]) -> None:
+    with Catalog(empty.catalog_url).write() as session:
+        endless = open_run(session, collections.add(session, "endless", "/nowhere", [], [], []).id, "recipe").id
+    signed = {"Authorization": f"Bearer {secrets['read']}"}
+    with httpx.Client(base_url=address, headers=signed, timeout=20) as client:
+        for path in ("/api/v1/health", "/api/v1/me", "/sign-in", "/api/v1/runs/0"):
+            got, head = client.get(path), client.head(path)
+            assert (head.status_code, head.content) == (got.status_code, b"")
+            assert {**head.headers, "date": ""} == {**got.headers, "date": ""}
+        watched = client.head(f"/api/v1/runs/{endless}/progress/events")
+        assert watched.headers["content-type"].startswith("text/event-stream")
+        assert client.head("/api/v1/me", headers={"Authorization": "Bearer guess"}).status_code == 401
+
+
 def test_guessing_tokens_is_slowed_down(tmp_path: Path) -> None:
     with serving(Settings(home=tmp_path), exposed=True, rates=Rates(refusals=Rate(3, 0.01))) as url:
         answers = [httpx.get(f"{url}/api/v1/me", headers={"Authorization": "Bearer guess"}) for _ in range(5)]
     assert [a.status_code for a in answers] == [401, 401, 401, 429, 429]
     assert int(answers[-1].headers["retry-after"]) > 50
+
+
+def test_wrong_tokens_do_not_lock_out_who_holds_a_valid_one_behind_the_same_address(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with Catalog(settings.catalog_url).write() as session:
+        valid = tokens.create(session, "valid", Role.READ, None)
+    with serving(settings, exposed=True, rates=Rates(refusals=Rate(3, 0.01))) as url:
+
+        def ask(token: str) -> int:
+            return httpx.get(f"{url}/api/v1/me", headers={"Authorization": f"Bearer {token}"}).status_code
+
+        def sign_in(token: str) -> int:
+            return httpx.post(f"{url}/sign-in", data={"token": token, "next": "/"}).status_code
+
+        assert [ask("guess") for _ in range(5)] == [401, 401, 401, 429, 429]
+        assert ask(valid) == 200
+        assert sign_in("guess") == 401
+        assert sign_in(valid) == 303
+        assert ask("guess") == 429
 
 
 def test_a_bucket_fills_again_with_time() -> None:

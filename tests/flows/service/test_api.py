@@ -1,9 +1,12 @@
 """The API over a catalog that the real pipeline made: what goes in comes out, in pages, pictures and problems."""
 
+import asyncio
 import io
+import re
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from html.parser import HTMLParser
 from pathlib import Path
 
 import httpx
@@ -12,6 +15,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
+from flows.service.app import create_app
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
 from flows.service.orders import CollectionIn
@@ -24,6 +28,7 @@ from tests.portraits import jpeg, landscape, mirrored, pair
 from tests.serving import serving
 
 pytestmark = pytest.mark.slow
+GENEROUS = Rates(*[Rate(100_000, 100_000)] * 3)
 
 
 def bomb() -> bytes:
@@ -33,8 +38,7 @@ def bomb() -> bytes:
 
 @pytest.fixture(scope="module")
 def client(own: Settings) -> Iterator[Client]:
-    generous = Rate(100_000, 100_000)
-    with serving(own, rates=Rates(generous, generous, generous)) as url, Client(url) as client:
+    with serving(own, rates=GENEROUS) as url, Client(url) as client:
         yield client
 
 
@@ -96,6 +100,51 @@ def test_filters_narrow_the_wall(client: Client) -> None:
     assert keys(taken_from="1900") == set()
 
 
+class Sent(HTMLParser):
+    """What a browser without scripts sends for the filters of a page when nothing is filled in but `changed`."""
+
+    def __init__(self, page: str, changed: dict[str, str]) -> None:
+        super().__init__()
+        self.fields: dict[str, str] = {}
+        self.inside, self.select = False, ""
+        self.feed(page)
+        assert changed.keys() <= self.fields.keys()
+        self.fields |= changed
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        if tag == "form":
+            self.inside = given.get("method") == "get"
+        elif self.inside and tag == "select":
+            self.select = given["name"] or ""
+        elif self.inside and tag == "input":
+            self.fields[given["name"] or ""] = given.get("value") or ""
+        elif self.inside and tag == "option" and (self.select not in self.fields or "selected" in given):
+            self.fields[self.select] = given.get("value") or ""
+
+
+@pytest.mark.parametrize(
+    ("page", "changed"),
+    [("/photographs", {}), ("/photographs", {"faces": "without"}), ("/people", {}), ("/people", {"min_faces": "1"})],
+)
+def test_filters_work_without_scripts_too(client: Client, page: str, changed: dict[str, str]) -> None:
+    def shown(answer: httpx.Response) -> list[str]:
+        assert answer.status_code == 200
+        return re.findall(r'href="(/(?:photographs|people)/\d+)', answer.text)
+
+    address = str(client.http.base_url.join(page))
+    sent = Sent(httpx.get(address).text, changed).fields
+    assert "" in sent.values()
+    assert shown(httpx.get(address, params=sent)) == shown(httpx.get(address, params=changed))
+
+
+def test_an_empty_field_is_one_that_was_left_out(client: Client) -> None:
+    fields = ("collection", "person", "text", "faces", "min_quality", "label", "status", "order", "after", "limit")
+    empty = client.http.get("/images", params=dict.fromkeys(fields, ""))
+    assert (empty.status_code, empty.json()) == (200, client.http.get("/images").json())
+    assert client.http.get("/images?min_quality=&limit=1&min_quality=2").status_code == 422
+
+
 def test_a_question_narrows_the_wall_or_is_answered_with_what_is_wrong_with_it(client: Client) -> None:
     def keys(question: str, **wanted: object) -> set[str]:
         return {image.key for image in client.images(question=question, **wanted)}
@@ -128,6 +177,28 @@ def test_pictures_are_small_upright_and_known_again(client: Client) -> None:
         f"/images/{image.id}/picture?size=640", headers={"If-None-Match": first.headers["etag"]}
     )
     assert other_size.status_code == 200
+
+
+def test_whoever_asks_for_many_pictures_holds_up_nobody_else(own: Settings) -> None:
+    async def ask() -> list[int]:
+        app = create_app(own, rates=GENEROUS)
+        service = app.state.service
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost/api/v1") as client:
+            [image, *_] = (await client.get("/images")).json()["items"]
+            for _ in range(own.cpu_count):
+                service.decoding.acquire()  # as long as large pictures take
+            many = [asyncio.create_task(client.get(f"/images/{image['id']}/picture?size=2048")) for _ in range(60)]
+            await asyncio.sleep(0.5)
+            try:
+                others = [await asyncio.wait_for(client.get(path), 10) for path in ("/health", "/ready", "/images")]
+                assert not any(picture.done() for picture in many)
+            finally:
+                service.decoding.release(own.cpu_count)
+                answers = await asyncio.gather(*many)
+        service.close()
+        return [answer.status_code for answer in others + answers]
+
+    assert set(asyncio.run(ask())) == {200}
 
 
 def test_a_restored_face_is_marked_wherever_it_is_given_out(client: Client) -> None:

@@ -1,17 +1,22 @@
 """What nobody should send, and some will: each is answered with a problem that says what to do, and nothing is stored."""
 
+import io
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from http.client import HTTPConnection
+from itertools import cycle
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from PIL import Image
 from sqlalchemy import func, inspect, select, text
 
 from flows.service.limits import Rate, Rates
+from flows.service.state import PROBES
 from infra.catalog import tokens
 from infra.catalog.database import Catalog
 from infra.catalog.tokens import Role
@@ -29,6 +34,13 @@ HUGE = 200 * 2**20
 def bomb() -> bytes:
     """A small file that claims to be a huge picture."""
     return next(content for name, content, _ in hostile_files() if "bomb" in name)
+
+
+def blank(width: int, height: int) -> bytes:
+    """A picture of one colour as PNG: a few kilobytes, however large."""
+    file = io.BytesIO()
+    Image.new("1", (width, height)).save(file, "png")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +101,37 @@ def test_a_file_that_is_no_photograph_of_a_face_is_named(api: httpx.Client, own:
     assert problem(api.post(address, files={"other": ("a.jpg", b"x")})) == (422, "no-photo")
     assert problem(api.post(address, json={})) == (415, "media-type")
     assert stored(own) == before
+
+
+@pytest.mark.parametrize("address", UPLOADS)
+def test_a_few_kilobytes_that_hold_more_megapixels_than_an_upload_may_are_refused(
+    api: httpx.Client, own: Settings, address: str
+) -> None:
+    photo = blank(10_000, 8_000)
+    assert len(photo) < 50_000
+    assert own.max_megapixels > 80  # a night would take it
+    answer = api.post(address, files={"photo": ("a.png", photo)})
+    assert problem(answer) == (422, "unreadable-photo")
+    assert "10,000 x 8,000 pixels are more than the 64 million allowed" in answer.json()["detail"]
+    assert "a smaller copy" in answer.json()["detail"]
+
+
+def test_few_photographs_wait_to_be_searched_with_and_who_comes_late_is_told_when_to_come_again(
+    api: httpx.Client,
+) -> None:
+    photos = [blank(8_000, 7_900)] + [jpeg(landscape())] * 2 * PROBES  # the first takes a second
+    with ThreadPoolExecutor(len(photos)) as pool:
+        sent = [
+            pool.submit(api.post, address, files={"photo": ("a", photo)})
+            for photo, address in zip(photos, cycle(UPLOADS), strict=False)
+        ]
+        answers = [answer.result() for answer in sent]
+    told = [problem(answer) for answer in answers]
+    assert set(told) == {(422, "nothing-to-search"), (503, "busy")}
+    assert told.count((422, "nothing-to-search")) >= PROBES
+    late = answers[told.index((503, "busy"))]
+    assert int(late.headers["retry-after"]) > 0
+    assert api.post("/search", files={"photo": ("a.jpg", jpeg(mirrored()))}).status_code == 200
 
 
 @pytest.mark.parametrize("address", UPLOADS)

@@ -50,9 +50,10 @@ def calls(client: Client, folder: str) -> list[Callable[[], Any]]:
         lambda: client.resume_schedule("nightly"), lambda: client.remove_schedule("nightly"), client.models,
         lambda: client.model("dlib-resnet"), lambda: client.promote("dlib-resnet", 1),
         lambda: client.rollback("dlib-resnet"), client.upgrade, lambda: list(client.watch_upgrade()),
-        client.start_backfill, client.evaluations, lambda: client.evaluation(run), lambda: client.fairness(run),
+        client.start_backfill, lambda: list(client.evaluations()), lambda: client.evaluation(run), lambda: client.fairness(run),
         lambda: client.evaluation_file(run, "plot.png"), lambda: client.plan_erasure(ErasureIn(faces=[1])),
-        lambda: client.plan_erasure_by_photo(b"no picture"), lambda: client.erase(order), client.erasures, client.audit,
+        lambda: client.plan_erasure_by_photo(b"no picture"), lambda: client.erase(order), lambda: list(client.erasures()),
+        lambda: list(client.audit()),
     ]  # fmt: skip
 
 

@@ -73,8 +73,8 @@ def test_every_search_is_in_the_audit_log_without_the_photograph(clients: dict[s
     clients["read"].search(photo)
     clients["read"].neighbours(next(clients["read"].faces()).id)
     with pytest.raises(ServiceProblem, match="needs the role admin"):
-        clients["read"].audit()
-    by_face, by_photo = clients["admin"].audit("search")[:2]
+        list(clients["read"].audit())
+    by_face, by_photo = list(clients["admin"].audit("search"))[:2]
     assert {by_face.who, by_photo.who} == {"the read"}
     assert by_face.subject["faces"]
     assert len(by_photo.subject["photos"]) == 1
@@ -114,7 +114,7 @@ def test_an_erased_face_is_gone_from_every_answer_and_certified(
     assert [f.face_id for f in admin.image(image.id).faces] == [other.face_id]
     assert not list((own.home_folder / "thumbnails").rglob("*.jpg"))
     assert not table.exists()
-    assert admin.audit("erase")[0].who == "the admin"
+    assert next(admin.audit("erase")).who == "the admin"
 
 
 def test_whoever_a_photograph_shows_is_erased_by_it_and_the_photograph_is_not_kept(
@@ -145,4 +145,14 @@ def test_whoever_a_photograph_shows_is_erased_by_it_and_the_photograph_is_not_ke
     order = ErasureOrder(**asked.model_dump(), word="erase", digest=plan.digest, reason="asked for")
     assert admin.erase(order).kind == "photo"
     assert list(admin.faces()) == []
-    assert admin.erasures()[0].counts["faces"] == len(everybody)
+    assert next(admin.erasures()).counts["faces"] == len(everybody)
+
+
+def test_the_whole_audit_log_and_all_certificates_can_be_paged_through(clients: dict[str, Client]) -> None:
+    admin = clients["admin"]
+    entries, certificates = list(admin.audit()), list(admin.erasures())
+    assert len(entries) > len(certificates) >= 2
+    assert [entry.entry_id for entry in entries] == sorted((e.entry_id for e in entries), reverse=True)
+    assert list(admin.audit(limit=1)) == entries
+    assert list(admin.audit("search", limit=2)) == [entry for entry in entries if entry.action.startswith("search")]
+    assert list(admin.erasures(limit=1)) == certificates

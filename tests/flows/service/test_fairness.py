@@ -10,6 +10,8 @@ import pytest
 
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
+from flows.service.paging import cursor
+from flows.service.problems import LARGEST_ID
 from infra.settings import Settings
 from infra.tracking import track
 from tasks.fairness import FairnessReport, Measure, MeasureInfo, errors, report, share
@@ -63,6 +65,9 @@ def test_a_program_gets_the_report_as_it_was_stored_and_no_other_evaluation_has_
     address: str, judged: FairnessReport
 ) -> None:
     with Client(address) as client:
+        assert [e.kind for e in client.evaluations(limit=1)] == ["fairness", "grouping"]
+        assert [list(client.evaluations(after=cursor([n]))) for n in (-LARGEST_ID, 0)] == [[], []]
+        assert len(list(client.evaluations(after=cursor([LARGEST_ID])))) == 2
         by_kind = {evaluation.kind: evaluation.id for evaluation in client.evaluations()}
         assert client.fairness(by_kind["fairness"]) == judged
         for run_id in (by_kind["grouping"], "0" * 32):

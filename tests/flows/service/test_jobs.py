@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -89,6 +90,24 @@ def test_a_failed_job_is_forgotten_once_a_night_was_good(page: "Page", own: Sett
         close_run(session, run.id, RunStatus.DONE, {})
     page.reload()
     assert failed.count() == 0
+    catalog.close()
+
+
+def test_the_end_of_a_job_that_has_outlived_its_service_is_told_to_whoever_watches(
+    own: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.service.jobs.SWEEP_SECONDS", 0.1)
+    catalog = Catalog(own.catalog_url)
+    with subprocess.Popen(["sleep", "600"]) as process:
+        with catalog.write() as session:
+            job = jobs.open_job(session, "run", "archive", "ada")
+            jobs.hand_over(session, job.id, process.pid)
+        with serving(own, rates=GENEROUS) as url, Client(url, seconds=30) as client:
+            watching = client.watch_job(job.id)
+            assert next(watching).status == "running"
+            process.kill()
+            process.wait()
+            assert [seen.status for seen in watching] == ["crashed"]
     catalog.close()
 
 

@@ -3,6 +3,7 @@
 import os
 import signal
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
@@ -49,6 +50,25 @@ def test_what_starts_work_and_what_changes_models_answer_as_described_when_they_
         assert send("promote_version", name="mini-xception", version=1) == 200
         assert send("promote_version", name="mini-xception", version=2) == 404
         assert send("rollback_model", name="dlib-resnet") == 404
+
+
+def test_what_a_write_takes_and_answers_besides_its_body_is_described(own: Settings) -> None:
+    with serving(own, rates=GENEROUS) as url:
+        schema = httpx.get(f"{url}/api/v1/openapi.json").json()
+        answer = httpx.post(f"{url}/api/v1/collections", json={"colour": "red"}).json()
+    paths = schema["paths"]
+    for path, how in (
+        ("/collections", "post"),
+        ("/identities/{identity_id}/name", "put"),
+        ("/schedules/{name}", "delete"),
+    ):
+        assert "Idempotency-Key" in [p["name"] for p in paths[f"/api/v1{path}"][how]["parameters"]]
+    assert "Idempotency-Key" not in str(paths["/api/v1/collections"]["get"])
+    for path, status in (("/collections", "201"), ("/collections/{name}/runs", "202"), ("/upgrade/backfill", "202")):
+        assert "Location" in paths[f"/api/v1{path}"]["post"]["responses"][status]["headers"]
+    problem = schema["components"]["schemas"]["ProblemOut"]["properties"]
+    assert answer.keys() <= problem.keys()
+    assert answer["errors"][0].keys() == schema["components"]["schemas"]["FieldErrorOut"]["properties"].keys()
 
 
 def request(operation: schemathesis.APIOperation) -> None:

@@ -1,0 +1,13 @@
+"""Jobs give signs of life, as runs do, so that other machines can tell whether they are still at work."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0017"
+down_revision = "0013"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.add_column("job", sa.Column("heartbeat_at", sa.DateTime(timezone=True), nullable=True))
