@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
 from infra.catalog import audit, views
+from infra.catalog.checking import check
 from infra.catalog.database import Catalog
+from infra.catalog.people_tables import Person
 from infra.catalog.schema import Identity
 from tasks import decisions
 from tasks.decisions import Decided, DecisionError, UnknownSubject
 from tests.made_up import VERSIONS, Crowd
 
-ADA, BOB = 1, 2
+ADA, BOB, CAROL = 1, 2, 3
 
 
 @pytest.fixture
@@ -222,6 +225,58 @@ def test_an_undone_merge_leaves_no_trace_in_a_version_that_was_grouped_meanwhile
         }
 
 
+def test_whoever_was_merged_away_is_whom_they_were_merged_into(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    carol = [crowd.photo(CAROL)[0] for _ in range(3)]
+    crowd.night()
+    before, home, gone, third = crowd.places(), *(place(crowd, faces[0]) for faces in (ada, bob, carol))
+    done = [
+        decide(crowd, decisions.merge, home, gone),
+        decide(crowd, decisions.name, gone, "Ada"),
+        decide(crowd, decisions.confirm, [carol[0]], gone),
+        decide(crowd, decisions.reject, [ada[1]], gone),
+        decide(crowd, decisions.ignore_identity, gone),
+    ]
+    assert [decided.identity_id for decided in done] == [home] * 5
+    assert crowd.names() == {home: "Ada"}
+    assert place(crowd, carol[0]) == home
+    with crowd.catalog.read() as session:
+        assert decisions.history(session, identity_id=gone) == decisions.history(session, identity_id=home)
+    for what, pair in (
+        (decisions.merge, (gone, home)),
+        (decisions.merge, (home, gone)),
+        (decisions.decline, (home, gone)),
+    ):
+        with pytest.raises(DecisionError, match=f"{pair[0]} and {pair[1]} are one person already"):
+            decide(crowd, what, *pair)
+    done.append(decide(crowd, decisions.merge, third, gone))
+    crowd.night()
+    assert place(crowd, ada[1]) not in (home, third)
+    assert {place(crowd, face) for face in (*ada, *bob, *carol) if face != ada[1]} == {third}
+    for decided in reversed(done):
+        decide(crowd, decisions.undo, decided.decision_id)
+    assert (crowd.places(), crowd.names()) == (before, {})
+
+
+def test_merges_in_a_circle_are_found_and_can_be_undone(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    carol = [crowd.photo(CAROL)[0] for _ in range(3)]
+    crowd.night()
+    home, third = place(crowd, ada[0]), place(crowd, carol[0])
+    decide(crowd, decisions.merge, home, place(crowd, bob[0]))
+    merged = decide(crowd, decisions.merge, home, third)
+    assert "circle" not in str(check(crowd.catalog).problems)
+    with crowd.catalog.write() as session:  # as it became when whoever was merged away could be merged once more
+        kept, gone, _ = session.scalars(select(Person).order_by(Person.id))
+        kept.merged_into_id, gone.merged_into_id = gone.id, kept.id
+        kept.root_id = gone.root_id = gone.id
+    assert "3 persons were merged in a circle" in str(check(crowd.catalog).problems)
+    decide(crowd, decisions.undo, merged.decision_id)
+    assert "circle" not in str(check(crowd.catalog).problems)
+    assert {place(crowd, face) for face in carol} == {third}
+    assert third not in {place(crowd, face) for face in (*ada, *bob)}
+
+
 def test_decisions_are_undone_from_the_latest_back(crowd: Crowd) -> None:
     ada, _ = two_people(crowd)
     first = decide(crowd, decisions.name, place(crowd, ada[0]), "Ada")
@@ -258,7 +313,7 @@ def test_a_merge_against_a_confirmed_and_a_rejected_face_is_refused_and_changes_
         (decisions.confirm, ([99],), "no such faces: 99"),
         (decisions.confirm, ([],), "no face was given"),
         (decisions.reject, ([1, 4],), "not all in one identity"),
-        (decisions.merge, (1, 1), "two different ones"),
+        (decisions.merge, (1, 1), "one person already; give two different ones"),
         (decisions.split, ([1, 2, 3],), "all faces of identity"),
         (decisions.accept, (1, 2), "no merge of identities 1 and 2 is proposed"),
         (decisions.undo, (99,), "no decision 99"),
@@ -322,7 +377,7 @@ class Said:
                 self.is_[face] = kept
 
 
-def check(crowd: Crowd, said: Said) -> None:
+def verify(crowd: Crowd, said: Said) -> None:
     """No decision is violated, and no machine put two faces of one photo together."""
     first = crowd.places()
     for version in VERSIONS:
@@ -394,7 +449,7 @@ def test_no_decision_is_ever_violated(
             said, undoable = undoable[1], None
         elif decided is not None:
             undoable = decided.decision_id, before
-        check(crowd, said)
+        verify(crowd, said)
 
 
 def take(  # noqa: PLR0911 - one return for each kind of step
