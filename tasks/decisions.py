@@ -251,10 +251,11 @@ def undo(session: Session, who: str, decision_id: int) -> Decided:
             f"undo {', '.join(map(str, later))} first, in this order"
         )
     moves = stored.former_places(session, decision_id)
-    confirmed = stored.confirmed_by(session, decision_id)
+    confirmed, ignored = (stored.spoken_of(session, decision_id, says) for says in (Says.IS, Says.IGNORED))
     roots = stored.withdraw(session, decision, who)
     for root in roots:
         stored.describe(session, root)
+    obedience.heed(session, ignored)
     obedience.move_back(session, moves)
     obedience.let_go(session, confirmed, decision.decided_at)
     obedience.obey(session, roots)

@@ -341,10 +341,10 @@ def former_places(session: Session, decision_id: int) -> list[DecidedMove]:
     return list(session.scalars(select(DecidedMove).where(DecidedMove.decision_id == decision_id)))
 
 
-def confirmed_by(session: Session, decision_id: int) -> list[int]:
-    """Faces of which a decision says who they are."""
-    says = Statement.decision_id == decision_id, Statement.says == Says.IS.value
-    return list(session.scalars(select(Statement.face_id).where(*says)))
+def spoken_of(session: Session, decision_id: int, says: Says) -> list[int]:
+    """Faces of which a decision says this."""
+    said = Statement.decision_id == decision_id, Statement.says == says.value
+    return list(session.scalars(select(Statement.face_id).where(*said)))
 
 
 def history(session: Session, limit: int, identity_id: int | None = None) -> list[DecisionView]:

@@ -170,6 +170,18 @@ def ignore_everywhere(session: Session, faces: Collection[int], decision_id: int
         refresh_exemplars(session, touched)
 
 
+def heed(session: Session, faces: Collection[int]) -> None:
+    """Let grouping look at faces again that it passed over, under every version, unless they are still to be ignored."""
+    ignored = exists().where(Statement.face_id == FaceIdentity.face_id, stated(Says.IGNORED))
+    nowhere = and_(FaceIdentity.identity_id.is_(None), FaceIdentity.run_id == BY_HAND, not_(ignored))
+    for part in chunks(faces):
+        session.execute(
+            delete(FaceIdentity)
+            .where(FaceIdentity.face_id.in_(part), nowhere)
+            .execution_options(synchronize_session=False)
+        )
+
+
 def _move(
     session: Session, version: int, faces: Collection[int], identity_id: int | None, decision_id: int | None
 ) -> set[int]:

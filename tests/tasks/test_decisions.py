@@ -144,6 +144,20 @@ def test_ignored_faces_and_people_do_not_come_back(crowd: Crowd) -> None:
     assert ada[0] not in crowd.exemplars()
 
 
+def test_faces_that_are_no_longer_ignored_are_grouped_again_under_every_version(crowd: Crowd) -> None:
+    ada, _ = two_people(crowd)
+    new = crowd.photo(ADA)[0]  # no night has looked at it yet
+    done = [decide(crowd, decisions.ignore, [face]) for face in (ada[0], new, ada[1], ada[1])]
+    crowd.night(VERSIONS[1])
+    for decided in (done[0], done[1], done[3]):
+        decide(crowd, decisions.undo, decided.decision_id)
+    for version in VERSIONS:
+        crowd.night(version)
+        places = crowd.places(version)
+        assert places[ada[0]] == places[new] == places[ada[2]] is not None
+        assert places[ada[1]] is None  # the first one still says so
+
+
 def test_a_declined_proposal_is_never_made_again_and_an_accepted_one_merges(crowd: Crowd) -> None:
     crowd.spread = 0.97
     for _ in range(12):
@@ -353,6 +367,12 @@ class Said:
     apart: set[frozenset[int]] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
     ignored: set[int] = field(default_factory=set)
+    gone: dict[int, int] = field(default_factory=dict)  # merged away -> into whom
+
+    def called(self, who: int, chance: int) -> int:
+        """One of the ids by which somebody can be meant."""
+        ids = [who, *(gone for gone, kept in self.gone.items() if kept == who)]
+        return ids[chance % len(ids)]
 
     def confirm(self, face: int, who: int) -> None:
         self.is_[face] = who
@@ -365,6 +385,7 @@ class Said:
         self.is_not.add((face, who))
 
     def merge(self, kept: int, gone: int, faces: list[int]) -> None:
+        self.gone = {before: kept if who == gone else who for before, who in self.gone.items()} | {gone: kept}
         split_off = {pair for pair in self.apart if pair == {kept, gone}}
         self.apart = {frozenset(kept if i == gone else i for i in pair) for pair in self.apart - split_off}
         self.is_not = {(f, kept if who == gone else who) for f, who in self.is_not}
@@ -425,7 +446,11 @@ def empty(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         catalog.close()
 
 
-STEPS = ("night", "night", "second night", "name", "confirm", "reject", "merge", "split", "decline", "ignore", "undo")
+NIGHTS = {"night": VERSIONS[0], "second night": VERSIONS[1]}
+STEPS = (
+    *("photo", "night", "night", "second night"),
+    *("name", "confirm", "reject", "merge", "merge", "split", "decline", "ignore", "ignore", "undo", "undo"),
+)
 
 
 @settings(max_examples=15, phases=[Phase.generate])
@@ -450,34 +475,40 @@ def test_no_decision_is_ever_violated(
         elif decided is not None:
             undoable = decided.decision_id, before
         verify(crowd, said)
+        if step in NIGHTS:
+            placed = {face for face, identity in crowd.places(NIGHTS[step]).items() if identity is not None}
+            assert placed == crowd.shows.keys() - said.ignored
 
 
-def take(  # noqa: PLR0911 - one return for each kind of step
+def take(  # noqa: PLR0911, PLR0912 - a branch and a return for each kind of step
     crowd: Crowd, said: Said, step: str, chance: int, undoable: tuple[int, Said] | None
 ) -> Decided | None:
     """Do one step, if there is something to do it with, and note in `said` what it says."""
     places = {face: identity for face, identity in crowd.places().items() if identity is not None}
     identities = sorted(set(places.values()))
-    if step.endswith("night"):
+    if step == "photo" or step in NIGHTS:
         for _ in range(2):
             crowd.photo(*crowd.random.choice(4, 2, replace=False).tolist())
-        crowd.night(VERSIONS[step == "second night"])
+        if step in NIGHTS:
+            crowd.night(NIGHTS[step])
         return None
     if step == "undo":
         return None if undoable is None else decide(crowd, decisions.undo, undoable[0])
     face = sorted(places)[chance % len(places)]
     mine, other = places[face], identities[chance % len(identities)]
     members = [f for f, identity in places.items() if identity == mine]
+    called = said.called(mine, chance), said.called(other, chance // 2)
     if step == "name":
         said.names[mine] = f"name {chance}"
-        return decide(crowd, decisions.name, mine, f"name {chance}")
+        return decide(crowd, decisions.name, called[0], f"name {chance}")
     if step == "confirm":
         said.confirm(face, other)
-        return decide(crowd, decisions.confirm, [face], other)
+        return decide(crowd, decisions.confirm, [face], called[1])
     if step == "reject":
         said.reject(face, mine)
-        return decide(crowd, decisions.reject, [face])
+        return decide(crowd, decisions.reject, [face], called[0])
     if step == "ignore":
+        face = sorted(crowd.shows)[-1 - chance % len(crowd.shows)]  # has perhaps no place yet
         said.is_.pop(face, None)
         said.ignored.add(face)
         return decide(crowd, decisions.ignore, [face])
@@ -490,10 +521,13 @@ def take(  # noqa: PLR0911 - one return for each kind of step
         return decided
     if step == "decline" and mine != other:
         said.apart.add(frozenset((mine, other)))
-        return decide(crowd, decisions.decline, mine, other)
-    if step == "merge" and mine != other:
+        return decide(crowd, decisions.decline, *called)
+    if step == "merge" and mine == other:
+        with pytest.raises(DecisionError, match="one person already"):
+            decide(crowd, decisions.merge, *called)
+    elif step == "merge":
         try:
-            decided = decide(crowd, decisions.merge, mine, other)
+            decided = decide(crowd, decisions.merge, *called)
         except DecisionError:
             return None  # a face was confirmed as one and rejected from the other
         if frozenset((mine, other)) in said.apart:  # what a split between the two said ends with it
