@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
 
-from sqlalchemy import Select, and_, delete, exists, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.database import upsert
@@ -42,8 +42,8 @@ def carry_over(session: Session, model_version_id: int) -> None:
     confirmed = (
         select(Person.root_id)
         .join(Statement, Statement.person_id == Person.id)
-        .join(Embedding, (Embedding.face_id == Statement.face_id) & (Embedding.model_version_id == model_version_id))
-        .where(stated(Says.IS), _without_row(Statement.face_id, model_version_id))
+        .join(Face, Face.id == Statement.face_id)
+        .where(stated(Says.IS), _without_row(Face.id, model_version_id), _known(model_version_id))
     )
     roots = {*session.scalars(homeless), *(root for root in session.scalars(confirmed) if root is not None)}
     for root in sorted(roots):
@@ -60,9 +60,16 @@ def _without_row(face_id, model_version_id: int):  # type: ignore[no-untyped-def
     return not_(exists().where(FaceIdentity.face_id == face_id, FaceIdentity.model_version_id == model_version_id))
 
 
+def _known(version: int) -> ColumnElement[bool]:
+    """That a face can have a place under a version: it was embedded or placed, or its embeddings have expired."""
+    embedded = exists().where(Embedding.face_id == Face.id, Embedding.model_version_id == version)
+    return or_(embedded, Face.embeddings_expired_at.is_not(None), not_(_without_row(Face.id, version)))
+
+
 def _obey(session: Session, version: int, person: Person, decision_id: int | None) -> None:
     persons = family(session, person.id)
-    confirmed = _embedded(session, version, select(Statement.face_id).where(stated(Says.IS, persons)))
+    said = select(Statement.face_id).where(stated(Says.IS, persons))
+    confirmed = set(session.scalars(select(Face.id).where(Face.id.in_(said), _known(version))))
     holder = _holder(session, version, person, persons, confirmed)
     if holder is None:
         return
@@ -164,9 +171,13 @@ def _place(session: Session, version: int, faces: Sequence[int], identity_id: in
 def ignore_everywhere(session: Session, faces: Collection[int], decision_id: int) -> None:
     """Take faces out of all identities, for good: grouping passes them over."""
     for version in grouped_versions(session):
-        embedded = _embedded(session, version, select(Face.id).where(Face.id.in_(faces)))
-        touched = _move(session, version, embedded, None, decision_id)
-        _place(session, version, sorted(embedded), None)
+        known = {
+            face
+            for part in chunks(faces)
+            for face in session.scalars(select(Face.id).where(Face.id.in_(part), _known(version)))
+        }
+        touched = _move(session, version, known, None, decision_id)
+        _place(session, version, sorted(known), None)
         refresh_exemplars(session, touched)
 
 

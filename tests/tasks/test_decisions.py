@@ -11,11 +11,11 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from infra.catalog import audit, views
+from infra.catalog import audit, retention, views
 from infra.catalog.checking import check
 from infra.catalog.database import Catalog
 from infra.catalog.people_tables import Person
-from infra.catalog.schema import Identity
+from infra.catalog.schema import Collection, Identity
 from tasks import decisions
 from tasks.decisions import Decided, DecisionError, UnknownSubject
 from tests.made_up import VERSIONS, Crowd
@@ -47,6 +47,12 @@ def place(crowd: Crowd, face: int, version: str = VERSIONS[0]) -> int:
     found = crowd.places(version)[face]
     assert found is not None
     return found
+
+
+def expire(crowd: Crowd, faces: list[int]) -> None:
+    """Let retention delete the embeddings of faces."""
+    with crowd.catalog.write() as session:
+        retention.expire(session, "curator", session.get_one(Collection, crowd.collection_id), faces)
 
 
 def test_a_name_survives_later_nights_and_a_new_model_version(crowd: Crowd) -> None:
@@ -156,6 +162,23 @@ def test_faces_that_are_no_longer_ignored_are_grouped_again_under_every_version(
         places = crowd.places(version)
         assert places[ada[0]] == places[new] == places[ada[2]] is not None
         assert places[ada[1]] is None  # the first one still says so
+
+
+def test_faces_whose_embeddings_have_expired_go_where_people_say(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    expire(crowd, [*ada[:2], bob[0]])
+    before, other = crowd.places(), place(crowd, bob[0])
+    confirmed = decide(crowd, decisions.confirm, [ada[0]], other)
+    ignored = decide(crowd, decisions.ignore, [ada[1]])
+    split = decide(crowd, decisions.split, [bob[0]])
+    crowd.night()
+    places = crowd.places()
+    assert (places[ada[0]], places[ada[1]], places[bob[0]]) == (other, None, split.identity_id)
+    assert split.identity_id not in (other, before[ada[2]], None)
+    for decided in (split, ignored, confirmed):
+        decide(crowd, decisions.undo, decided.decision_id)
+    crowd.night()
+    assert crowd.places() == before
 
 
 def test_a_declined_proposal_is_never_made_again_and_an_accepted_one_merges(crowd: Crowd) -> None:
