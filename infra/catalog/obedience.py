@@ -7,12 +7,14 @@ all of this finds nothing left to do.
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from itertools import groupby
+from operator import itemgetter
 
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.database import upsert
-from infra.catalog.decisions import APART, STANDING, chunks, family, grouped_versions, stated
+from infra.catalog.decisions import APART, STANDING, chunks, family, grouped_versions, members, person_of, stated
 from infra.catalog.people_tables import DecidedMove, Decision, Person, Says, Statement
 from infra.catalog.schema import Embedding, Face, FaceIdentity, Identity, MergeProposal
 
@@ -56,8 +58,40 @@ def carry_over(session: Session, model_version_id: int) -> None:
     _place(session, model_version_id, list(session.scalars(ignored)), None)
 
 
+def carry_expired(session: Session, former_id: int, model_version_id: int) -> None:
+    """Give faces whose embeddings have expired the place under a version that they had under a former one.
+
+    No grouping will find them one. They join whoever has most of the other faces that they were with.
+    """
+    rows = (
+        select(FaceIdentity.identity_id, FaceIdentity.face_id)
+        .join(Face, Face.id == FaceIdentity.face_id)
+        .where(FaceIdentity.model_version_id == former_id, FaceIdentity.identity_id.is_not(None))
+        .where(Face.embeddings_expired_at.is_not(None), _without_row(Face.id, model_version_id))
+        .order_by(FaceIdentity.identity_id, FaceIdentity.face_id)
+    )
+    for former, group in groupby(session.execute(rows).tuples().all(), itemgetter(0)):
+        faces = [face for _, face in group]
+        heir = _heir(session, session.get_one(Identity, former), model_version_id)
+        kept_out = {face for face, identity in barred(session, model_version_id, faces) if identity == heir.id}
+        _place(session, model_version_id, [face for face in faces if face not in kept_out], heir.id)
+
+
+def _heir(session: Session, former: Identity, version: int) -> Identity:
+    """The identity of a version that stands for whom a former version's one does; a new one, if there is none."""
+    faces = members(session, former.id)
+    if former.person_id is None:
+        return _of_most(session, version, faces) or _found(session, version)
+    person = person_of(session, former)
+    heir = _holder(session, version, person, family(session, person.id), faces)
+    assert heir is not None  # there are faces
+    heir.name = person.name
+    return heir
+
+
 def _without_row(face_id, model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own types are longer
-    return not_(exists().where(FaceIdentity.face_id == face_id, FaceIdentity.model_version_id == model_version_id))
+    row = aliased(FaceIdentity)
+    return not_(exists().where(row.face_id == face_id, row.model_version_id == model_version_id))
 
 
 def _known(version: int) -> ColumnElement[bool]:
@@ -111,27 +145,35 @@ def _holder(
     faces = set(confirmed) | _stood_for(session, version, persons)
     if not faces and not session.scalar(select(merged)):
         return None
+    found = _of_most(session, version, faces, Identity.person_id.is_(None)) or _found(session, version)
+    found.person_id = person.id
+    session.flush()
+    free = {face for part in chunks(faces) for face in part} - _placed(session, version, faces)
+    _place(session, version, sorted(free), found.id)
+    refresh_exemplars(session, {found.id})
+    return found
+
+
+def _of_most(session: Session, version: int, faces: Iterable[int], *conditions: ColumnElement[bool]) -> Identity | None:
+    """The identity of a version that most of some faces are in."""
     votes: Counter[int] = Counter()
     for part in chunks(faces):
         votes.update(
             session.scalars(
                 select(Identity.id)
                 .join(FaceIdentity, FaceIdentity.identity_id == Identity.id)
-                .where(held, Identity.person_id.is_(None), FaceIdentity.face_id.in_(part))
+                .where(Identity.model_version_id == version, FaceIdentity.face_id.in_(part), *conditions)
             )
         )
-    if votes:
-        best = min(votes, key=lambda identity: (-votes[identity], identity))
-        found = session.get_one(Identity, best)
-        found.person_id = person.id
-    else:
-        found = Identity(id=next_identity_id(session), model_version_id=version, person_id=person.id)
-        session.add(found)
+    best = min(votes, key=lambda identity: (-votes[identity], identity), default=None)
+    return None if best is None else session.get_one(Identity, best)
+
+
+def _found(session: Session, version: int) -> Identity:
+    new = Identity(id=next_identity_id(session), model_version_id=version)
+    session.add(new)
     session.flush()
-    free = {face for part in chunks(faces) for face in part} - _placed(session, version, faces)
-    _place(session, version, sorted(free), found.id)
-    refresh_exemplars(session, {found.id})
-    return found
+    return new
 
 
 def _stood_for(session: Session, version: int, persons: Sequence[int]) -> set[int]:

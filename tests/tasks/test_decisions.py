@@ -11,7 +11,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from infra.catalog import audit, retention, views
+from infra.catalog import audit, obedience, retention, views
 from infra.catalog.checking import check
 from infra.catalog.database import Catalog
 from infra.catalog.people_tables import Person
@@ -179,6 +179,25 @@ def test_faces_whose_embeddings_have_expired_go_where_people_say(crowd: Crowd) -
         decide(crowd, decisions.undo, decided.decision_id)
     crowd.night()
     assert crowd.places() == before
+
+
+def test_faces_whose_embeddings_have_expired_keep_their_place_under_a_new_version(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    carol, together = [crowd.photo(CAROL)[0] for _ in range(2)], crowd.photo(ADA, BOB)
+    crowd.night()
+    decide(crowd, decisions.name, place(crowd, bob[0]), "Bob")
+    decide(crowd, decisions.ignore, [ada[1]])
+    expire(crowd, [*ada[:2], *bob, *carol, *together])
+    crowd.night(VERSIONS[1])
+    for _ in range(2):  # a second time finds nothing left to do
+        with crowd.catalog.write() as session:
+            obedience.carry_expired(session, *(crowd.versions[v] for v in VERSIONS))
+        places = crowd.places(VERSIONS[1])
+        assert places[ada[0]] == places[ada[2]] == places[together[0]] is not None
+        assert {places[face] for face in (*bob, together[1])} == set(crowd.names(VERSIONS[1]))
+        assert places[carol[0]] == places[carol[1]] not in (None, places[ada[0]], places[bob[0]])
+        assert places.get(ada[1]) is None
+        assert crowd.names(VERSIONS[1]) == {places[bob[0]]: "Bob"}
 
 
 def test_a_declined_proposal_is_never_made_again_and_an_accepted_one_merges(crowd: Crowd) -> None:
