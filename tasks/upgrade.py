@@ -306,10 +306,10 @@ def switch(catalog: Catalog, settings: Settings) -> bool:
     group_version(catalog, target.id, NO_RUN, settings)
     with catalog.write() as session:
         exclusive(session, upgrades.SERVING)
+        exclusive(session, obedience.PEOPLE)
         upgrade = under_way(session)
         if close_dead_runs(session) or upgrades.count_lacking(session, target.id, upgrade.id):
             return False
-        exclusive(session, obedience.PEOPLE)
         obedience.carry_over(session, target.id)  # what people decided since they were grouped
         obedience.carry_expired(session, upgrade.former_id, target.id)
         _serve(session, settings, upgrade.former_id, target.id)
