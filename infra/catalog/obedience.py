@@ -7,8 +7,7 @@ all of this finds nothing left to do.
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from itertools import groupby
-from operator import itemgetter
+from itertools import count
 
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
@@ -64,29 +63,46 @@ def carry_expired(session: Session, former_id: int, model_version_id: int) -> No
     No grouping will find them one. They join whoever has most of the other faces that they were with.
     """
     rows = (
-        select(FaceIdentity.identity_id, FaceIdentity.face_id)
-        .join(Face, Face.id == FaceIdentity.face_id)
+        select(Face.id, Face.content_id, FaceIdentity.identity_id)
+        .join(FaceIdentity, FaceIdentity.face_id == Face.id)
         .where(FaceIdentity.model_version_id == former_id, FaceIdentity.identity_id.is_not(None))
         .where(Face.embeddings_expired_at.is_not(None), _without_row(Face.id, model_version_id))
-        .order_by(FaceIdentity.identity_id, FaceIdentity.face_id)
+        .order_by(Face.id)
     )
-    for former, group in groupby(session.execute(rows).tuples().all(), itemgetter(0)):
-        faces = [face for _, face in group]
-        heir = _heir(session, session.get_one(Identity, former), model_version_id)
-        kept_out = {face for face, identity in barred(session, model_version_id, faces) if identity == heir.id}
-        _place(session, model_version_id, [face for face in faces if face not in kept_out], heir.id)
+    faces = session.execute(rows).tuples().all()
+    heirs = _heirs(session, {former for _, _, former in faces if former is not None}, model_version_id)
+    kept_out = set(barred(session, model_version_id, [face for face, _, _ in faces]))
+    arriving: dict[int, dict[int, int]] = {}  # heir -> photo -> face: a photo shows nobody twice
+    for face, photo, former in faces:
+        if former is not None and (face, heirs[former]) not in kept_out:
+            arriving.setdefault(heirs[former], {}).setdefault(photo, face)
+    for heir, by_photo in arriving.items():
+        _place(session, model_version_id, list(by_photo.values()), heir)
 
 
-def _heir(session: Session, former: Identity, version: int) -> Identity:
-    """The identity of a version that stands for whom a former version's one does; a new one, if there is none."""
-    faces = members(session, former.id)
-    if former.person_id is None:
-        return _of_most(session, version, faces) or _found(session, version)
-    person = person_of(session, former)
-    heir = _holder(session, version, person, family(session, person.id), faces)
-    assert heir is not None  # there are faces
-    heir.name = person.name
-    return heir
+def _heirs(session: Session, identities: Collection[int], version: int) -> dict[int, int]:
+    """The identity of a version that stands for whom each of a former version's does; new ones, where there is none."""
+    heirs: dict[int, int] = {}
+    was, is_now = aliased(FaceIdentity), aliased(FaceIdentity)
+    for part in chunks(identities):
+        votes = (
+            select(was.identity_id, is_now.identity_id)
+            .join(is_now, (is_now.face_id == was.face_id) & (is_now.model_version_id == version))
+            .where(was.identity_id.in_(part), is_now.identity_id.is_not(None))
+            .group_by(was.identity_id, is_now.identity_id)
+            .order_by(func.count(), is_now.identity_id.desc())  # the last one of each counts
+        )
+        heirs.update((a, b) for a, b in session.execute(votes).tuples() if a is not None and b is not None)
+        decided = select(Identity).where(Identity.id.in_(part), Identity.person_id.is_not(None))
+        for former in session.scalars(decided).all():
+            person = person_of(session, former)
+            holder = _holder(session, version, person, family(session, person.id), members(session, former.id))
+            assert holder is not None  # there are faces
+            holder.name, heirs[former.id] = person.name, holder.id
+    founded = dict(zip(sorted(set(identities) - heirs.keys()), count(next_identity_id(session)), strict=False))
+    session.add_all(Identity(id=new, model_version_id=version) for new in founded.values())
+    session.flush()
+    return heirs | founded
 
 
 def _without_row(face_id, model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own types are longer
@@ -145,35 +161,27 @@ def _holder(
     faces = set(confirmed) | _stood_for(session, version, persons)
     if not faces and not session.scalar(select(merged)):
         return None
-    found = _of_most(session, version, faces, Identity.person_id.is_(None)) or _found(session, version)
-    found.person_id = person.id
-    session.flush()
-    free = {face for part in chunks(faces) for face in part} - _placed(session, version, faces)
-    _place(session, version, sorted(free), found.id)
-    refresh_exemplars(session, {found.id})
-    return found
-
-
-def _of_most(session: Session, version: int, faces: Iterable[int], *conditions: ColumnElement[bool]) -> Identity | None:
-    """The identity of a version that most of some faces are in."""
     votes: Counter[int] = Counter()
     for part in chunks(faces):
         votes.update(
             session.scalars(
                 select(Identity.id)
                 .join(FaceIdentity, FaceIdentity.identity_id == Identity.id)
-                .where(Identity.model_version_id == version, FaceIdentity.face_id.in_(part), *conditions)
+                .where(held, Identity.person_id.is_(None), FaceIdentity.face_id.in_(part))
             )
         )
-    best = min(votes, key=lambda identity: (-votes[identity], identity), default=None)
-    return None if best is None else session.get_one(Identity, best)
-
-
-def _found(session: Session, version: int) -> Identity:
-    new = Identity(id=next_identity_id(session), model_version_id=version)
-    session.add(new)
+    if votes:
+        best = min(votes, key=lambda identity: (-votes[identity], identity))
+        found = session.get_one(Identity, best)
+        found.person_id = person.id
+    else:
+        found = Identity(id=next_identity_id(session), model_version_id=version, person_id=person.id)
+        session.add(found)
     session.flush()
-    return new
+    free = {face for part in chunks(faces) for face in part} - _placed(session, version, faces)
+    _place(session, version, sorted(free), found.id)
+    refresh_exemplars(session, {found.id})
+    return found
 
 
 def _stood_for(session: Session, version: int, persons: Sequence[int]) -> set[int]:
