@@ -19,13 +19,14 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from infra.archive_file import ArchiveReader, open_archive
-from infra.catalog import audit, encryption
+from infra.catalog import audit, encryption, obedience
 from infra.catalog.collections import CollectionExists
 from infra.catalog.database import Catalog, exclusive
 from infra.catalog.heartbeat import beating
 from infra.catalog.runs import LeaseLost, close_run, hold, open_run
 from infra.catalog.schema import Collection as CollectionRow
 from infra.catalog.schema import Image, ModelVersion, Run, RunStatus
+from infra.catalog.upgrades import SERVING
 from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Store, StoreMissing, open_store
@@ -214,6 +215,8 @@ def _sweep(store: Store, stay: _Stay, wanted: Collection[str] = ()) -> None:
 
 def _commit(catalog: Catalog, file: ArchiveReader, stay: _Stay, who: str, where: Places, held: HeldBack) -> Arrived:
     with catalog.write() as session:
+        exclusive(session, SERVING)
+        exclusive(session, obedience.PEOPLE)
         hold(session, stay.run_id)
         if held_back(session, file) != held:
             raise ErasedMeanwhile(f"{file.path}: something of it was erased here just now; import it again")

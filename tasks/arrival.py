@@ -8,14 +8,13 @@ from sqlalchemy.exc import DataError, IntegrityError, StatementError
 from sqlalchemy.orm import Session
 
 from infra.archive_file import ArchiveReader, InvalidArchive
-from infra.catalog import erasing, obedience
+from infra.catalog import erasing
 from infra.catalog.custody_tables import Errand
-from infra.catalog.database import exclusive
 from infra.catalog.filters import visible
 from infra.catalog.portable import CARRIED, Carried
 from infra.catalog.renumbering import DanglingReference, Renumbering
 from infra.catalog.schema import Content, Erasure, Face, Image, ModelVersion, now
-from infra.catalog.upgrades import SERVING, lacks
+from infra.catalog.upgrades import lacks
 from infra.catalog.vectors import create_index
 from infra.catalog.versions import serve_when_complete, serving_id
 from models.spec import Role
@@ -39,13 +38,11 @@ class Arrived:
 def enter_rows(
     session: Session, file: ArchiveReader, collection_id: int, run_id: int, who: str, where: Places, held: HeldBack
 ) -> Arrived:
-    """Enter everything of an archive but its collection, which is there.
+    """Enter everything of an archive but its collection, which is there; to be called while `SERVING` and `PEOPLE` are held.
 
     Raises:
         InvalidArchive: if the rows do not fit together.
     """
-    exclusive(session, SERVING)
-    exclusive(session, obedience.PEOPLE)
     numbers = Renumbering(session, {"run": run_id, "image": 0})
     try:
         (before,) = column(file.tables["collection"], "id")

@@ -4,7 +4,8 @@ Every decision is a row with who and when, holds under every embedding version, 
 run. A later decision may say otherwise; then it counts. Undoing goes back from the latest one about the same person. All
 functions work in the caller's writing transaction and add to the audit log.
 
-A person is meant by an identity, as the catalog shows it ('visage identities'); faces by their ids.
+A person is meant by an identity, as the catalog shows it ('visage identities'), or by one that was merged into it; faces by
+their ids.
 """
 
 from collections.abc import Collection, Sequence
@@ -92,9 +93,9 @@ def name(session: Session, who: str, identity_id: int, name: str) -> Decided:
     name = " ".join(name.split())
     if not name or not name.isprintable() or len(name) > MAX_NAME:
         raise DecisionError(f"{name[:50]!r} is no name: it must be 1 to {MAX_NAME} printable characters")
-    person = _person(session, identity_id)
+    identity, person = _person(session, identity_id)
     decision = stored.enter(session, DecisionKind.NAME, who, person, name=name)
-    return _carry_out(session, decision, [person], identity_id, [])
+    return _carry_out(session, decision, [person], identity.id, [])
 
 
 def confirm(session: Session, who: str, face_ids: Collection[int], identity_id: int | None = None) -> Decided:
@@ -106,10 +107,10 @@ def confirm(session: Session, who: str, face_ids: Collection[int], identity_id: 
     """
     stored.check_faces(session, face_ids)
     identity_id = identity_id if identity_id is not None else _common_identity(session, face_ids)
-    person = _person(session, identity_id)
+    identity, person = _person(session, identity_id)
     decision = stored.enter(session, DecisionKind.CONFIRM, who, person)
     stored.say(session, decision, face_ids, Says.IS, person)
-    return _carry_out(session, decision, [person], identity_id, face_ids)
+    return _carry_out(session, decision, [person], identity.id, face_ids)
 
 
 def reject(session: Session, who: str, face_ids: Collection[int], identity_id: int | None = None) -> Decided:
@@ -121,10 +122,10 @@ def reject(session: Session, who: str, face_ids: Collection[int], identity_id: i
     """
     stored.check_faces(session, face_ids)
     identity_id = identity_id if identity_id is not None else _common_identity(session, face_ids)
-    person = _person(session, identity_id)
+    identity, person = _person(session, identity_id)
     decision = stored.enter(session, DecisionKind.REJECT, who, person)
     stored.say(session, decision, face_ids, Says.IS_NOT, person)
-    return _carry_out(session, decision, [person], identity_id, face_ids)
+    return _carry_out(session, decision, [person], identity.id, face_ids)
 
 
 def merge(session: Session, who: str, kept_id: int, absorbed_id: int) -> Decided:
@@ -143,15 +144,15 @@ def merge(session: Session, who: str, kept_id: int, absorbed_id: int) -> Decided
     if contradictions := stored.contradictions(session, persons):
         face, rejection = contradictions[0]
         raise DecisionError(
-            f"identities {kept_id} and {absorbed_id} cannot be one person: decision {rejection} says that face {face}, "
+            f"identities {kept.id} and {absorbed.id} cannot be one person: decision {rejection} says that face {face}, "
             f"confirmed as one of them, is not the other. Undo it first ('visage people undo {rejection}')"
         )
     rejected = stored.denied(session, persons)
-    faces = [stored.members(session, kept_id), stored.members(session, absorbed_id)]
+    faces = [stored.members(session, kept.id), stored.members(session, absorbed.id)]
     stored.unite(session, theirs[0], theirs[1])
     for person, of_one in zip(theirs, faces, strict=True):
         stored.say(session, decision, set(of_one) - rejected, Says.IS, person)
-    return _carry_out(session, decision, theirs[:1], kept_id, [*faces[0], *faces[1]])
+    return _carry_out(session, decision, theirs[:1], kept.id, [*faces[0], *faces[1]])
 
 
 def split(session: Session, who: str, face_ids: Collection[int]) -> Decided:
@@ -166,13 +167,13 @@ def split(session: Session, who: str, face_ids: Collection[int]) -> Decided:
     rest = set(stored.members(session, identity_id)) - set(face_ids)
     if not rest:
         raise DecisionError(f"these are all faces of identity {identity_id}: a split must leave some")
-    person, other = _person(session, identity_id), stored.new_person(session)
+    identity, person = _person(session, identity_id)
+    other = stored.new_person(session)
     decision = stored.enter(session, DecisionKind.SPLIT, who, person, other)
     stored.say(session, decision, face_ids, Says.IS, other)
     stored.say(session, decision, rest, Says.IS_NOT, other)
-    version = session.get_one(Identity, identity_id).model_version_id
     _carry_out(session, decision, [other, person], identity_id, face_ids)
-    place = stored.places(session, face_ids, version)[min(face_ids)]
+    place = stored.places(session, face_ids, identity.model_version_id)[min(face_ids)]
     return Decided(decision.id, decision.kind, place, len(face_ids))
 
 
@@ -183,12 +184,13 @@ def decline(session: Session, who: str, identity_a: int, identity_b: int) -> Dec
         UnknownSubject: if there is no such identity.
         DecisionError: if they are the same one, or of different model versions.
     """
-    theirs = [stored.person_of(session, identity) for identity in _two(session, identity_a, identity_b)]
+    both = _two(session, identity_a, identity_b)
+    theirs = [stored.person_of(session, identity) for identity in both]
     for said in stored.holding_apart(session, theirs[0].id, theirs[1].id):
         if said.kind == DecisionKind.DECLINE:
-            return Decided(said.id, said.kind, identity_a, 0)
+            return Decided(said.id, said.kind, both[0].id, 0)
     decision = stored.enter(session, DecisionKind.DECLINE, who, theirs[0], theirs[1])
-    return _carry_out(session, decision, theirs, identity_a, [])
+    return _carry_out(session, decision, theirs, both[0].id, [])
 
 
 def accept(session: Session, who: str, identity_a: int, identity_b: int) -> Decided:
@@ -228,9 +230,9 @@ def ignore_identity(session: Session, who: str, identity_id: int) -> Decided:
     Raises:
         UnknownSubject: if there is no such identity.
     """
-    person = _person(session, identity_id)
+    identity, person = _person(session, identity_id)
     decision = stored.enter(session, DecisionKind.IGNORE, who, person)
-    return _carry_out(session, decision, [person], identity_id, [])
+    return _carry_out(session, decision, [person], identity.id, [])
 
 
 def undo(session: Session, who: str, decision_id: int) -> Decided:
@@ -252,10 +254,11 @@ def undo(session: Session, who: str, decision_id: int) -> Decided:
             f"undo {', '.join(map(str, later))} first, in this order"
         )
     moves = stored.former_places(session, decision_id)
-    confirmed = stored.confirmed_by(session, decision_id)
+    confirmed, ignored = (stored.spoken_of(session, decision_id, says) for says in (Says.IS, Says.IGNORED))
     roots = stored.withdraw(session, decision, who)
     for root in roots:
         stored.describe(session, root)
+    obedience.heed(session, ignored)
     obedience.move_back(session, moves)
     obedience.let_go(session, confirmed, decision.decided_at)
     obedience.obey(session, roots)
@@ -317,16 +320,17 @@ def _evidence(
     )
 
 
-def _person(session: Session, identity_id: int) -> Person:
+def _person(session: Session, identity_id: int) -> tuple[Identity, Person]:
     exclusive(session, obedience.PEOPLE)
-    return stored.person_of(session, stored.identity(session, identity_id))
+    identity = stored.identity(session, identity_id)
+    return identity, stored.person_of(session, identity)
 
 
 def _two(session: Session, first_id: int, second_id: int) -> tuple[Identity, Identity]:
     exclusive(session, obedience.PEOPLE)
     first, second = stored.identity(session, first_id), stored.identity(session, second_id)
-    if first_id == second_id:
-        raise DecisionError(f"identity {first_id} is one already; give two different ones")
+    if stored.person_of(session, first) is stored.person_of(session, second):
+        raise DecisionError(f"identities {first_id} and {second_id} are one person already; give two different ones")
     if first.model_version_id != second.model_version_id:
         raise DecisionError(f"identities {first_id} and {second_id} are of different model versions; take two of one")
     return first, second

@@ -306,11 +306,12 @@ def switch(catalog: Catalog, settings: Settings) -> bool:
     group_version(catalog, target.id, NO_RUN, settings)
     with catalog.write() as session:
         exclusive(session, upgrades.SERVING)
+        exclusive(session, obedience.PEOPLE)
         upgrade = under_way(session)
         if close_dead_runs(session) or upgrades.count_lacking(session, target.id, upgrade.id):
             return False
-        exclusive(session, obedience.PEOPLE)
         obedience.carry_over(session, target.id)  # what people decided since they were grouped
+        obedience.carry_expired(session, upgrade.former_id, target.id)
         _serve(session, settings, upgrade.former_id, target.id)
         upgrade.status, upgrade.switched_at = UpgradeStatus.SWITCHED.value, now()
     Registry(settings.mlflow_uri).point(target.name, CHAMPION, target.version)
@@ -357,6 +358,7 @@ def rollback(catalog: Catalog, settings: Settings, name: str) -> tuple[str, str]
                 )
             exclusive(session, obedience.PEOPLE)
             obedience.carry_over(session, former.id)
+            obedience.carry_expired(session, target.id, former.id)
             _serve(session, settings, target.id, former.id)
         upgrade.status, upgrade.ended_at = UpgradeStatus.ROLLED_BACK.value, now()
     Registry(settings.mlflow_uri).point(former.name, CHAMPION, former.version)

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import LargeBinary, func, select, text, type_coerce
-from sqlalchemy.orm import Session
+from sqlalchemy import LargeBinary, func, or_, select, text, type_coerce
+from sqlalchemy.orm import Session, aliased
 
 from infra.catalog import encryption
 from infra.catalog.copying import tables
 from infra.catalog.database import Catalog, revision
+from infra.catalog.people_tables import Person
 from infra.catalog.schema import UNIT_TOLERANCE, Embedding, ModelVersion
 from infra.catalog.vectors import CHUNK, count_vectors, has_index
 
@@ -30,7 +31,7 @@ def check(catalog: Catalog) -> Check:
     with catalog.read() as session:
         rows = {t.name: session.scalar(select(func.count()).select_from(t)) or 0 for t in tables()}
         at = revision(session.connection())
-        problems = _database(session) + _embeddings(session)
+        problems = _database(session) + _persons(session) + _embeddings(session)
     return Check(catalog.engine.url.render_as_string(), str(at), rows, tuple(problems))
 
 
@@ -43,6 +44,14 @@ def _database(session: Session) -> list[str]:
         dangling[row[0]] = dangling.get(row[0], 0) + 1
     problems = [f"the file is damaged: {line}; restore a backup" for line in damage[:SHOWN]]
     return problems + [f"{count} rows of {table} refer to rows that are not there" for table, count in dangling.items()]
+
+
+def _persons(session: Session) -> list[str]:
+    root = aliased(Person)
+    astray = or_(root.id.is_(None), root.root_id != root.id, root.merged_into_id.is_not(None))
+    count = session.scalar(select(func.count(Person.id)).outerjoin(root, root.id == Person.root_id).where(astray))
+    advice = "undo their latest merge ('visage people history' lists it)"
+    return [f"{count} persons were merged in a circle; {advice}"] if count else []
 
 
 def _embeddings(session: Session) -> list[str]:

@@ -51,7 +51,7 @@ def chunks(ids: Iterable[int]) -> Iterable[list[int]]:
 
 
 def identity(session: Session, identity_id: int) -> Identity:
-    """Look an identity up.
+    """Look an identity up; where people merged it into another one, that other one answers for its id.
 
     Raises:
         UnknownSubject: if there is none of that id.
@@ -61,7 +61,11 @@ def identity(session: Session, identity_id: int) -> Identity:
         raise UnknownSubject(
             f"there is no identity {identity_id} (merged since, or of no face any more?); 'visage identities' lists them"
         )
-    return found
+    root = select(Person.root_id).where(Person.id == found.person_id, Person.root_id != Person.id).scalar_subquery()
+    merged_into = select(Identity).where(
+        Identity.person_id == root, Identity.model_version_id == found.model_version_id
+    )
+    return session.scalar(merged_into) or found
 
 
 def check_faces(session: Session, face_ids: Collection[int]) -> None:
@@ -105,7 +109,7 @@ def places(session: Session, face_ids: Collection[int], model_version_id: int) -
 def person_of(session: Session, identity: Identity) -> Person:
     """Whom an identity stands for; nobody had said anything about it so far if the person is new."""
     if identity.person_id is not None:
-        return session.get_one(Person, identity.person_id)
+        return session.get_one(Person, session.get_one(Person, identity.person_id).root_id)
     person = new_person(session)
     identity.person_id = person.id
     return person
@@ -293,13 +297,18 @@ def withdraw(session: Session, decision: Decision, who: str) -> set[int]:
 
 def _find_roots(session: Session, persons: Sequence[int]) -> None:
     roots = select(Person.root_id).where(Person.id.in_(persons))
-    relatives = session.scalars(select(Person).where(Person.root_id.in_(roots))).all()
-    into = {person.id: person.merged_into_id for person in relatives}
+    relatives = session.scalars(
+        select(Person).where(Person.root_id.in_(roots)).order_by((Person.root_id == Person.id).desc(), Person.id)
+    ).all()
+    by_id = {person.id: person for person in relatives}
     for person in relatives:
-        root: int = person.id
-        while (following := into.get(root)) is not None:
+        root, passed = person, {person.id}
+        while (following := by_id.get(root.merged_into_id or 0)) is not None:
             root = following
-        person.root_id = root
+            if root.id in passed:  # a circle, of when whoever was merged away could be merged once more
+                root.merged_into_id = None
+            passed.add(root.id)
+        person.root_id = root.id
     session.flush()
 
 
@@ -337,10 +346,10 @@ def confirmed_as(session: Session, persons: Sequence[int]) -> list[int]:
     return list(session.scalars(select(Statement.face_id).where(stated(Says.IS, persons))))
 
 
-def confirmed_by(session: Session, decision_id: int) -> list[int]:
-    """Faces of which a decision says who they are."""
-    says = Statement.decision_id == decision_id, Statement.says == Says.IS.value
-    return list(session.scalars(select(Statement.face_id).where(*says)))
+def spoken_of(session: Session, decision_id: int, says: Says) -> list[int]:
+    """Faces of which a decision says this."""
+    said = Statement.decision_id == decision_id, Statement.says == says.value
+    return list(session.scalars(select(Statement.face_id).where(*said)))
 
 
 def history(session: Session, limit: int, identity_id: int | None = None) -> list[DecisionView]:

@@ -113,15 +113,13 @@ def record_photos(session: Session, run_id: int, contract: Contract, photos: Seq
     if not photos:
         return
     contents = [photo.content_id for photo in photos]
-    if session.scalar(select(Face.id).where(Face.content_id.in_(contents)).limit(1)) is None:  # most photos are new
-        _write_faces(session, contract, photos)
-    else:
-        before = succession.known(session, contents)
-        _write_faces(session, contract, photos)
-        succession.hand_over(session, before, contract.detector_id)
-        _drop_outdated(session, contract, photos)
+    before = succession.known(session, contents)
+    _write_faces(session, contract, photos)
     ids = _face_ids(session, contract, photos)
     faces = {ids[photo.content_id, ordinal]: face for photo in photos for ordinal, face in enumerate(photo.faces)}
+    if before.faces:
+        succession.hand_over(session, before, faces)
+        _drop_outdated(session, contract, photos)
     _write_derived(session, contract, faces)
     done: dict[str, Any] = {"status": ContentStatus.DONE.value, "recipe": contract.recipe}
     described = ("format", "width", "height", "taken_at", "perceptual_hash", "notes")

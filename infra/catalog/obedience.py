@@ -7,12 +7,13 @@ all of this finds nothing left to do.
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
+from itertools import count
 
-from sqlalchemy import Select, and_, delete, exists, func, not_, or_, select, update
+from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.database import upsert
-from infra.catalog.decisions import APART, STANDING, chunks, family, grouped_versions, stated
+from infra.catalog.decisions import APART, STANDING, chunks, family, grouped_versions, members, person_of, stated
 from infra.catalog.people_tables import DecidedMove, Decision, Person, Says, Statement
 from infra.catalog.schema import Embedding, Face, FaceIdentity, Identity, MergeProposal
 
@@ -42,8 +43,8 @@ def carry_over(session: Session, model_version_id: int) -> None:
     confirmed = (
         select(Person.root_id)
         .join(Statement, Statement.person_id == Person.id)
-        .join(Embedding, (Embedding.face_id == Statement.face_id) & (Embedding.model_version_id == model_version_id))
-        .where(stated(Says.IS), _without_row(Statement.face_id, model_version_id))
+        .join(Face, Face.id == Statement.face_id)
+        .where(stated(Says.IS), _without_row(Face.id, model_version_id), _known(model_version_id))
     )
     roots = {*session.scalars(homeless), *(root for root in session.scalars(confirmed) if root is not None)}
     for root in sorted(roots):
@@ -56,13 +57,69 @@ def carry_over(session: Session, model_version_id: int) -> None:
     _place(session, model_version_id, list(session.scalars(ignored)), None)
 
 
+def carry_expired(session: Session, former_id: int, model_version_id: int) -> None:
+    """Give faces whose embeddings have expired the place under a version that they had under a former one.
+
+    No grouping will find them one. They join whoever has most of the other faces that they were with.
+    """
+    rows = (
+        select(Face.id, Face.content_id, FaceIdentity.identity_id)
+        .join(FaceIdentity, FaceIdentity.face_id == Face.id)
+        .where(FaceIdentity.model_version_id == former_id, FaceIdentity.identity_id.is_not(None))
+        .where(Face.embeddings_expired_at.is_not(None), _without_row(Face.id, model_version_id))
+        .order_by(Face.id)
+    )
+    faces = session.execute(rows).tuples().all()
+    heirs = _heirs(session, {former for _, _, former in faces if former is not None}, model_version_id)
+    kept_out = set(barred(session, model_version_id, [face for face, _, _ in faces]))
+    arriving: dict[int, dict[int, int]] = {}  # heir -> photo -> face: a photo shows nobody twice
+    for face, photo, former in faces:
+        if former is not None and (face, heirs[former]) not in kept_out:
+            arriving.setdefault(heirs[former], {}).setdefault(photo, face)
+    for heir, by_photo in arriving.items():
+        _place(session, model_version_id, list(by_photo.values()), heir)
+
+
+def _heirs(session: Session, identities: Collection[int], version: int) -> dict[int, int]:
+    """The identity of a version that stands for whom each of a former version's does; new ones, where there is none."""
+    heirs: dict[int, int] = {}
+    was, is_now = aliased(FaceIdentity), aliased(FaceIdentity)
+    for part in chunks(identities):
+        votes = (
+            select(was.identity_id, is_now.identity_id)
+            .join(is_now, (is_now.face_id == was.face_id) & (is_now.model_version_id == version))
+            .where(was.identity_id.in_(part), is_now.identity_id.is_not(None))
+            .group_by(was.identity_id, is_now.identity_id)
+            .order_by(func.count(), is_now.identity_id.desc())  # the last one of each counts
+        )
+        heirs.update((a, b) for a, b in session.execute(votes).tuples() if a is not None and b is not None)
+        decided = select(Identity).where(Identity.id.in_(part), Identity.person_id.is_not(None))
+        for former in session.scalars(decided).all():
+            person = person_of(session, former)
+            holder = _holder(session, version, person, family(session, person.id), members(session, former.id))
+            assert holder is not None  # there are faces
+            holder.name, heirs[former.id] = person.name, holder.id
+    founded = dict(zip(sorted(set(identities) - heirs.keys()), count(next_identity_id(session)), strict=False))
+    session.add_all(Identity(id=new, model_version_id=version) for new in founded.values())
+    session.flush()
+    return heirs | founded
+
+
 def _without_row(face_id, model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own types are longer
-    return not_(exists().where(FaceIdentity.face_id == face_id, FaceIdentity.model_version_id == model_version_id))
+    row = aliased(FaceIdentity)
+    return not_(exists().where(row.face_id == face_id, row.model_version_id == model_version_id))
+
+
+def _known(version: int) -> ColumnElement[bool]:
+    """That a face can have a place under a version: it was embedded or placed, or its embeddings have expired."""
+    embedded = exists().where(Embedding.face_id == Face.id, Embedding.model_version_id == version)
+    return or_(embedded, Face.embeddings_expired_at.is_not(None), not_(_without_row(Face.id, version)))
 
 
 def _obey(session: Session, version: int, person: Person, decision_id: int | None) -> None:
     persons = family(session, person.id)
-    confirmed = _embedded(session, version, select(Statement.face_id).where(stated(Says.IS, persons)))
+    said = select(Statement.face_id).where(stated(Says.IS, persons))
+    confirmed = set(session.scalars(select(Face.id).where(Face.id.in_(said), _known(version))))
     holder = _holder(session, version, person, persons, confirmed)
     if holder is None:
         return
@@ -164,10 +221,26 @@ def _place(session: Session, version: int, faces: Sequence[int], identity_id: in
 def ignore_everywhere(session: Session, faces: Collection[int], decision_id: int) -> None:
     """Take faces out of all identities, for good: grouping passes them over."""
     for version in grouped_versions(session):
-        embedded = _embedded(session, version, select(Face.id).where(Face.id.in_(faces)))
-        touched = _move(session, version, embedded, None, decision_id)
-        _place(session, version, sorted(embedded), None)
+        known = {
+            face
+            for part in chunks(faces)
+            for face in session.scalars(select(Face.id).where(Face.id.in_(part), _known(version)))
+        }
+        touched = _move(session, version, known, None, decision_id)
+        _place(session, version, sorted(known), None)
         refresh_exemplars(session, touched)
+
+
+def heed(session: Session, faces: Collection[int]) -> None:
+    """Let grouping look at faces again that it passed over, under every version, unless they are still to be ignored."""
+    ignored = exists().where(Statement.face_id == FaceIdentity.face_id, stated(Says.IGNORED))
+    nowhere = and_(FaceIdentity.identity_id.is_(None), FaceIdentity.run_id == BY_HAND, not_(ignored))
+    for part in chunks(faces):
+        session.execute(
+            delete(FaceIdentity)
+            .where(FaceIdentity.face_id.in_(part), nowhere)
+            .execution_options(synchronize_session=False)
+        )
 
 
 def _move(

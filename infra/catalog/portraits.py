@@ -44,13 +44,14 @@ def people(
 
 
 def person(session: Session, identity_id: int) -> PersonView | None:
-    """One person, of whatever embedding version; None if there is none, or they have no face."""
-    identity = session.get(Identity, identity_id)
-    if identity is None:
+    """One person, of whatever embedding version, or whoever they were merged into; None if there is none."""
+    try:
+        identity = decisions.identity(session, identity_id)
+    except decisions.UnknownSubject:
         return None
-    rows = session.execute(_counted(identity.model_version_id).where(Identity.id == identity_id)).tuples().all()
+    rows = session.execute(_counted(identity.model_version_id).where(Identity.id == identity.id)).tuples().all()
     views = _views(session, list(rows))
-    return views[0] if views else PersonView(identity_id, identity.name, 0, 0, None)
+    return views[0] if views else PersonView(identity.id, identity.name, 0, 0, None)
 
 
 def known_as(session: Session, beside: int, name: str, number: int | None) -> list[Identity]:

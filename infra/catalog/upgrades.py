@@ -30,7 +30,9 @@ from infra.catalog.schema import (
 from infra.catalog.upgrade_tables import BackfillFailure, Upgrade, UpgradeStatus
 from infra.catalog.vectors import index_name, put_embeddings
 
-SERVING = "serving"  # what changes of the serving version, and openings of runs, take turns at (`exclusive`)
+# What changes of the serving version, and openings of runs, take turns at (`exclusive`). Whoever wants `PEOPLE` or the rows of
+# runs as well takes this first, then `PEOPLE`, then the rows: in another order, two would wait for each other.
+SERVING = "serving"
 CHUNK = 10_000
 
 

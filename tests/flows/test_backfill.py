@@ -15,7 +15,7 @@ from sqlalchemy import func, select, update
 from flows import night as steps
 from flows.backfill import run_backfill
 from flows.night import Night, night
-from infra.catalog import collections, upgrades
+from infra.catalog import collections, retention, upgrades
 from infra.catalog.database import Catalog
 from infra.catalog.schema import (
     Collection,
@@ -296,13 +296,16 @@ def test_a_face_of_which_nothing_is_left_does_not_hold_up_the_others(settings: S
 
 
 @pytest.mark.slow
-def test_what_people_decided_before_and_during_a_backfill_holds_after_it(settings: Settings) -> None:
+def test_what_people_decided_and_where_expired_faces_belong_holds_after_a_backfill(settings: Settings) -> None:
     evaluated(settings, NEW, errors=2)  # calibrated, so that people are grouped by it
     catalog = Catalog(settings.catalog_url)
     with catalog.write() as session:
         person = session.scalars(select(Identity.id)).first()
         assert person is not None
         decisions.name(session, "ada", person, "Eileen Collins")
+        expired = session.scalars(select(FaceIdentity.face_id).where(FaceIdentity.identity_id > person)).first()
+        assert expired is not None
+        retention.expire(session, "ada", session.scalars(select(Collection)).one(), [expired])
     promoted(settings)
     with catalog.write() as session:
         members = list(session.scalars(select(FaceIdentity.face_id).where(FaceIdentity.identity_id == person)))
@@ -318,6 +321,7 @@ def test_what_people_decided_before_and_during_a_backfill_holds_after_it(setting
             .where(Identity.name == "Eileen Collins", Identity.model_version_id == served.id)
         )
         assert set(session.scalars(theirs)) >= set(members[:1])
+        assert session.get_one(FaceIdentity, (expired, served.id)).identity_id is not None
     catalog.close()
 
 

@@ -6,14 +6,18 @@ import os
 import shutil
 import signal
 import tarfile
+import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import LargeBinary, func, select, type_coerce, update
+from sqlalchemy.orm import Session
 
 from flows import night as steps
 from flows.night import night
@@ -21,12 +25,13 @@ from infra.archive_file import MANIFEST, InvalidArchive, open_archive
 from infra.catalog import audit, collections, encryption
 from infra.catalog.collections import CollectionExists
 from infra.catalog.custody_tables import Exhibit, Suppression
-from infra.catalog.database import Catalog
+from infra.catalog.database import Catalog, exclusive
 from infra.catalog.decisions import history
 from infra.catalog.encryption import EmbeddingsLocked
+from infra.catalog.obedience import PEOPLE
 from infra.catalog.portable import CARRIED, STAYS
 from infra.catalog.questions import ask
-from infra.catalog.runs import open_run
+from infra.catalog.runs import close_dead_runs, hold, open_run
 from infra.catalog.schema import (
     Base,
     Collection,
@@ -40,6 +45,7 @@ from infra.catalog.schema import (
     ModelVersion,
     Run,
 )
+from infra.catalog.upgrades import SERVING
 from infra.catalog.vectors import has_index
 from infra.catalog.versions import serving
 from infra.settings import Settings
@@ -241,6 +247,27 @@ def test_photographs_with_other_times_are_only_read_again(
     assert (state.discovery.changed, state.tally.shared, state.tally.faces) == (7, 5, 0)
     with catalog.read() as session:
         assert [(face.id, face.found_at) for face in session.scalars(select(Face).order_by(Face.id))] == before
+
+
+def test_an_import_and_a_switch_at_the_same_time_wait_for_each_other(
+    file: Path, target: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Event()
+
+    def slowly(session: Session, run_id: int) -> None:
+        hold(session, run_id)
+        held.set()
+        time.sleep(0.3)  # meanwhile the other one locks what it comes to first
+
+    monkeypatch.setattr(archive_import, "hold", slowly)
+    with ThreadPoolExecutor(1) as threads:
+        importing = threads.submit(taken_in, target, file)
+        assert held.wait(60)
+        with opened(target).write() as session:  # as a switch does
+            exclusive(session, SERVING)
+            exclusive(session, PEOPLE)
+            close_dead_runs(session)
+        assert importing.result().photos == 7
 
 
 # --- All or nothing

@@ -9,15 +9,18 @@ from pathlib import Path
 import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
+from sqlalchemy import select
 
-from infra.catalog import audit, views
+from infra.catalog import audit, obedience, retention, views
+from infra.catalog.checking import check
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Identity
+from infra.catalog.people_tables import Person
+from infra.catalog.schema import Collection, Identity
 from tasks import decisions
 from tasks.decisions import Decided, DecisionError, UnknownSubject
 from tests.made_up import VERSIONS, Crowd
 
-ADA, BOB = 1, 2
+ADA, BOB, CAROL = 1, 2, 3
 
 
 @pytest.fixture
@@ -44,6 +47,12 @@ def place(crowd: Crowd, face: int, version: str = VERSIONS[0]) -> int:
     found = crowd.places(version)[face]
     assert found is not None
     return found
+
+
+def expire(crowd: Crowd, faces: list[int]) -> None:
+    """Let retention delete the embeddings of faces."""
+    with crowd.catalog.write() as session:
+        retention.expire(session, "curator", session.get_one(Collection, crowd.collection_id), faces)
 
 
 def test_a_name_survives_later_nights_and_a_new_model_version(crowd: Crowd) -> None:
@@ -141,6 +150,56 @@ def test_ignored_faces_and_people_do_not_come_back(crowd: Crowd) -> None:
     assert ada[0] not in crowd.exemplars()
 
 
+def test_faces_that_are_no_longer_ignored_are_grouped_again_under_every_version(crowd: Crowd) -> None:
+    ada, _ = two_people(crowd)
+    new = crowd.photo(ADA)[0]  # no night has looked at it yet
+    done = [decide(crowd, decisions.ignore, [face]) for face in (ada[0], new, ada[1], ada[1])]
+    crowd.night(VERSIONS[1])
+    for decided in (done[0], done[1], done[3]):
+        decide(crowd, decisions.undo, decided.decision_id)
+    for version in VERSIONS:
+        crowd.night(version)
+        places = crowd.places(version)
+        assert places[ada[0]] == places[new] == places[ada[2]] is not None
+        assert places[ada[1]] is None  # the first one still says so
+
+
+def test_faces_whose_embeddings_have_expired_go_where_people_say(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    expire(crowd, [*ada[:2], bob[0]])
+    before, other = crowd.places(), place(crowd, bob[0])
+    confirmed = decide(crowd, decisions.confirm, [ada[0]], other)
+    ignored = decide(crowd, decisions.ignore, [ada[1]])
+    split = decide(crowd, decisions.split, [bob[0]])
+    crowd.night()
+    places = crowd.places()
+    assert (places[ada[0]], places[ada[1]], places[bob[0]]) == (other, None, split.identity_id)
+    assert split.identity_id not in (other, before[ada[2]], None)
+    for decided in (split, ignored, confirmed):
+        decide(crowd, decisions.undo, decided.decision_id)
+    crowd.night()
+    assert crowd.places() == before
+
+
+def test_faces_whose_embeddings_have_expired_keep_their_place_under_a_new_version(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    carol, together = [crowd.photo(CAROL)[0] for _ in range(2)], crowd.photo(ADA, BOB)
+    crowd.night()
+    decide(crowd, decisions.name, place(crowd, bob[0]), "Bob")
+    decide(crowd, decisions.ignore, [ada[1]])
+    expire(crowd, [*ada[:2], *bob, *carol, *together])
+    crowd.night(VERSIONS[1])
+    for _ in range(2):  # a second time finds nothing left to do
+        with crowd.catalog.write() as session:
+            obedience.carry_expired(session, *(crowd.versions[v] for v in VERSIONS))
+        places = crowd.places(VERSIONS[1])
+        assert places[ada[0]] == places[ada[2]] == places[together[0]] is not None
+        assert {places[face] for face in (*bob, together[1])} == set(crowd.names(VERSIONS[1]))
+        assert places[carol[0]] == places[carol[1]] not in (None, places[ada[0]], places[bob[0]])
+        assert places.get(ada[1]) is None
+        assert crowd.names(VERSIONS[1]) == {places[bob[0]]: "Bob"}
+
+
 def test_a_declined_proposal_is_never_made_again_and_an_accepted_one_merges(crowd: Crowd) -> None:
     crowd.spread = 0.97
     for _ in range(12):
@@ -233,6 +292,58 @@ def test_an_undone_merge_leaves_no_trace_in_a_version_that_was_grouped_meanwhile
         }
 
 
+def test_whoever_was_merged_away_is_whom_they_were_merged_into(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    carol = [crowd.photo(CAROL)[0] for _ in range(3)]
+    crowd.night()
+    before, home, gone, third = crowd.places(), *(place(crowd, faces[0]) for faces in (ada, bob, carol))
+    done = [
+        decide(crowd, decisions.merge, home, gone),
+        decide(crowd, decisions.name, gone, "Ada"),
+        decide(crowd, decisions.confirm, [carol[0]], gone),
+        decide(crowd, decisions.reject, [ada[1]], gone),
+        decide(crowd, decisions.ignore_identity, gone),
+    ]
+    assert [decided.identity_id for decided in done] == [home] * 5
+    assert crowd.names() == {home: "Ada"}
+    assert place(crowd, carol[0]) == home
+    with crowd.catalog.read() as session:
+        assert decisions.history(session, identity_id=gone) == decisions.history(session, identity_id=home)
+    for what, pair in (
+        (decisions.merge, (gone, home)),
+        (decisions.merge, (home, gone)),
+        (decisions.decline, (home, gone)),
+    ):
+        with pytest.raises(DecisionError, match=f"{pair[0]} and {pair[1]} are one person already"):
+            decide(crowd, what, *pair)
+    done.append(decide(crowd, decisions.merge, third, gone))
+    crowd.night()
+    assert place(crowd, ada[1]) not in (home, third)
+    assert {place(crowd, face) for face in (*ada, *bob, *carol) if face != ada[1]} == {third}
+    for decided in reversed(done):
+        decide(crowd, decisions.undo, decided.decision_id)
+    assert (crowd.places(), crowd.names()) == (before, {})
+
+
+def test_merges_in_a_circle_are_found_and_can_be_undone(crowd: Crowd) -> None:
+    ada, bob = two_people(crowd)
+    carol = [crowd.photo(CAROL)[0] for _ in range(3)]
+    crowd.night()
+    home, third = place(crowd, ada[0]), place(crowd, carol[0])
+    decide(crowd, decisions.merge, home, place(crowd, bob[0]))
+    merged = decide(crowd, decisions.merge, home, third)
+    assert "circle" not in str(check(crowd.catalog).problems)
+    with crowd.catalog.write() as session:  # as it became when whoever was merged away could be merged once more
+        kept, gone, _ = session.scalars(select(Person).order_by(Person.id))
+        kept.merged_into_id, gone.merged_into_id = gone.id, kept.id
+        kept.root_id = gone.root_id = gone.id
+    assert "3 persons were merged in a circle" in str(check(crowd.catalog).problems)
+    decide(crowd, decisions.undo, merged.decision_id)
+    assert "circle" not in str(check(crowd.catalog).problems)
+    assert {place(crowd, face) for face in carol} == {third}
+    assert third not in {place(crowd, face) for face in (*ada, *bob)}
+
+
 def test_decisions_are_undone_from_the_latest_back(crowd: Crowd) -> None:
     ada, _ = two_people(crowd)
     first = decide(crowd, decisions.name, place(crowd, ada[0]), "Ada")
@@ -269,7 +380,7 @@ def test_a_merge_against_a_confirmed_and_a_rejected_face_is_refused_and_changes_
         (decisions.confirm, ([99],), "no such faces: 99"),
         (decisions.confirm, ([],), "no face was given"),
         (decisions.reject, ([1, 4],), "not all in one identity"),
-        (decisions.merge, (1, 1), "two different ones"),
+        (decisions.merge, (1, 1), "one person already; give two different ones"),
         (decisions.split, ([1, 2, 3],), "all faces of identity"),
         (decisions.accept, (1, 2), "no merge of identities 1 and 2 is proposed"),
         (decisions.undo, (99,), "no decision 99"),
@@ -309,6 +420,12 @@ class Said:
     apart: set[frozenset[int]] = field(default_factory=set)
     names: dict[int, str] = field(default_factory=dict)
     ignored: set[int] = field(default_factory=set)
+    gone: dict[int, int] = field(default_factory=dict)  # merged away -> into whom
+
+    def called(self, who: int, chance: int) -> int:
+        """One of the ids by which somebody can be meant."""
+        ids = [who, *(gone for gone, kept in self.gone.items() if kept == who)]
+        return ids[chance % len(ids)]
 
     def confirm(self, face: int, who: int) -> None:
         self.is_[face] = who
@@ -321,6 +438,7 @@ class Said:
         self.is_not.add((face, who))
 
     def merge(self, kept: int, gone: int, faces: list[int]) -> None:
+        self.gone = {before: kept if who == gone else who for before, who in self.gone.items()} | {gone: kept}
         split_off = {pair for pair in self.apart if pair == {kept, gone}}
         self.apart = {frozenset(kept if i == gone else i for i in pair) for pair in self.apart - split_off}
         self.is_not = {(f, kept if who == gone else who) for f, who in self.is_not}
@@ -333,7 +451,7 @@ class Said:
                 self.is_[face] = kept
 
 
-def check(crowd: Crowd, said: Said) -> None:
+def verify(crowd: Crowd, said: Said) -> None:
     """No decision is violated, and no machine put two faces of one photo together."""
     first = crowd.places()
     for version in VERSIONS:
@@ -381,7 +499,11 @@ def empty(migrated_sqlite: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         catalog.close()
 
 
-STEPS = ("night", "night", "second night", "name", "confirm", "reject", "merge", "split", "decline", "ignore", "undo")
+NIGHTS = {"night": VERSIONS[0], "second night": VERSIONS[1]}
+STEPS = (
+    *("photo", "night", "night", "second night"),
+    *("name", "confirm", "reject", "merge", "merge", "split", "decline", "ignore", "ignore", "undo", "undo"),
+)
 
 
 @settings(max_examples=15, phases=[Phase.generate])
@@ -405,35 +527,41 @@ def test_no_decision_is_ever_violated(
             said, undoable = undoable[1], None
         elif decided is not None:
             undoable = decided.decision_id, before
-        check(crowd, said)
+        verify(crowd, said)
+        if step in NIGHTS:
+            placed = {face for face, identity in crowd.places(NIGHTS[step]).items() if identity is not None}
+            assert placed == crowd.shows.keys() - said.ignored
 
 
-def take(  # noqa: PLR0911 - one return for each kind of step
+def take(  # noqa: PLR0911, PLR0912 - a branch and a return for each kind of step
     crowd: Crowd, said: Said, step: str, chance: int, undoable: tuple[int, Said] | None
 ) -> Decided | None:
     """Do one step, if there is something to do it with, and note in `said` what it says."""
     places = {face: identity for face, identity in crowd.places().items() if identity is not None}
     identities = sorted(set(places.values()))
-    if step.endswith("night"):
+    if step == "photo" or step in NIGHTS:
         for _ in range(2):
             crowd.photo(*crowd.random.choice(4, 2, replace=False).tolist())
-        crowd.night(VERSIONS[step == "second night"])
+        if step in NIGHTS:
+            crowd.night(NIGHTS[step])
         return None
     if step == "undo":
         return None if undoable is None else decide(crowd, decisions.undo, undoable[0])
     face = sorted(places)[chance % len(places)]
     mine, other = places[face], identities[chance % len(identities)]
     members = [f for f, identity in places.items() if identity == mine]
+    called = said.called(mine, chance), said.called(other, chance // 2)
     if step == "name":
         said.names[mine] = f"name {chance}"
-        return decide(crowd, decisions.name, mine, f"name {chance}")
+        return decide(crowd, decisions.name, called[0], f"name {chance}")
     if step == "confirm":
         said.confirm(face, other)
-        return decide(crowd, decisions.confirm, [face], other)
+        return decide(crowd, decisions.confirm, [face], called[1])
     if step == "reject":
         said.reject(face, mine)
-        return decide(crowd, decisions.reject, [face])
+        return decide(crowd, decisions.reject, [face], called[0])
     if step == "ignore":
+        face = sorted(crowd.shows)[-1 - chance % len(crowd.shows)]  # has perhaps no place yet
         said.is_.pop(face, None)
         said.ignored.add(face)
         return decide(crowd, decisions.ignore, [face])
@@ -446,10 +574,13 @@ def take(  # noqa: PLR0911 - one return for each kind of step
         return decided
     if step == "decline" and mine != other:
         said.apart.add(frozenset((mine, other)))
-        return decide(crowd, decisions.decline, mine, other)
-    if step == "merge" and mine != other:
+        return decide(crowd, decisions.decline, *called)
+    if step == "merge" and mine == other:
+        with pytest.raises(DecisionError, match="one person already"):
+            decide(crowd, decisions.merge, *called)
+    elif step == "merge":
         try:
-            decided = decide(crowd, decisions.merge, mine, other)
+            decided = decide(crowd, decisions.merge, *called)
         except DecisionError:
             return None  # a face was confirmed as one and rejected from the other
         if frozenset((mine, other)) in said.apart:  # what a split between the two said ends with it

@@ -2,19 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import fields
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event, insert, select
+from sqlalchemy import event, insert, select, update
 
-from infra.catalog import hnsw, people, projection
+from infra.catalog import hnsw, people, projection, retention
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
 from infra.catalog.obedience import EXEMPLARS
 from infra.catalog.people import FaceVectors
-from infra.catalog.schema import Face, FaceIdentity, Identity, Image, ModelVersion
+from infra.catalog.schema import Collection, Embedding, Face, FaceIdentity, Identity, Image, ModelVersion
+from infra.catalog.vectors import put_embeddings
 from infra.settings import Settings
 from tasks import decisions
 from tasks import group as grouping
@@ -218,3 +220,49 @@ def test_a_decision_about_a_face_that_is_found_no_more_goes_with_it(catalog: Cat
     assert crowd.places()[left] == crowd.places()[both[1][0]]
     with catalog.read() as session:
         assert [d.faces for d in decisions.history(session)] == [()]
+
+
+def test_retention_goes_on_when_a_photo_is_processed_anew(catalog: Catalog) -> None:
+    crowd = Crowd(catalog)
+    faces = crowd.photo(ADA, BOB)
+    found = [datetime(year, 1, 1, tzinfo=UTC) for year in (2000, 2001)]
+    with catalog.write() as session:
+        collection = session.get_one(Collection, crowd.collection_id)
+        collection.retention_days = 30
+        session.execute(update(Face), [{"id": f, "found_at": at} for f, at in zip(faces, found, strict=True)])
+        retention.expire(session, "curator", collection, faces[:1])
+    ada, bob, new = (1.0, 3.0, 82.0, 101.0), (103.0, 2.0, 178.0, 99.0), (500.0, 500.0, 600.0, 600.0)
+    for order in ([bob, ada, new], [ada, new, bob], [new, bob, ada]):  # another detector's, and in another order
+        renewed = dict(zip(order, found_anew(crowd, faces[0], order, [9, 9, 9]), strict=True))
+        faces = list(renewed.values())
+        with catalog.read() as session:
+            rows = {box: session.get_one(Face, face) for box, face in renewed.items()}
+            assert [rows[box].found_at for box in (ada, bob, new)] == [*found, found[0]]
+            assert [box for box, row in rows.items() if row.embeddings_expired_at is not None] == [ada]
+            assert set(session.scalars(select(Embedding.face_id))) == {renewed[bob], renewed[new]}
+            due = retention.due(session, session.get_one(Collection, crowd.collection_id))
+            assert set(due) == {renewed[bob], renewed[new]}
+
+
+def test_a_face_keeps_its_place_and_no_vector_of_another_when_fewer_are_found(catalog: Catalog) -> None:
+    crowd = Crowd(catalog, spread=0.1)
+    boxes = [(0.0, 0.0, 80.0, 100.0), (100.0, 0.0, 180.0, 100.0)]
+    ada, bob = found_anew(crowd, crowd.photo(ADA, BOB)[0], boxes, [ADA, BOB])
+    with catalog.write() as session:
+        put_embeddings(session, crowd.versions[VERSIONS[1]], {ada: crowd.look(VERSIONS[1], ADA)})
+    crowd.night()
+    home = crowd.places()[bob]
+    (left,) = found_anew(crowd, ada, boxes[1:], [BOB])
+    assert (left, crowd.places()) == (ada, {ada: home})  # the number is that of whom was the first before
+    with catalog.read() as session:
+        assert list(session.scalars(select(Embedding.model_version_id))) == [crowd.versions[VERSIONS[0]]]
+
+
+def test_neighbours_whose_boxes_overlap_keep_their_own_places(catalog: Catalog) -> None:
+    crowd = Crowd(catalog)
+    boxes = [(0.0, 0.0, 80.0, 100.0), (10.0, 0.0, 90.0, 100.0)]
+    faces = found_anew(crowd, crowd.photo(ADA, BOB)[0], boxes, [ADA, BOB])
+    crowd.night()
+    before = crowd.places()
+    assert found_anew(crowd, faces[0], [boxes[0], (20.0, 0.0, 100.0, 100.0)], [ADA, BOB]) == faces
+    assert crowd.places() == before

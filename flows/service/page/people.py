@@ -109,6 +109,8 @@ def one(
         view = portraits.person(session, identity_id)
         if view is None:
             raise not_found(f"Person {identity_id}")
+        if view.identity_id != identity_id:  # merged into another since
+            return go(f"/people/{view.identity_id}" + (f"?decided={decided}" if decided else ""))
         found = views.faces(session, None, identity_id, 0.0, FACES + 1, 0 if place is None else place[0])
         history = decisions.history(session, HISTORY, identity_id)
         others = [other for other in portraits.people(session, 1, True, None, None, 500) if other.name]

@@ -20,8 +20,9 @@ from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
 from flows.service.orders import CollectionIn
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Attribute, Face, ModelVersion
+from infra.catalog.schema import Attribute, Face, Identity, ModelVersion
 from infra.settings import Settings
+from tasks import decisions
 from tests.archive import BROKEN
 from tests.hostile import hostile_files
 from tests.portraits import jpeg, landscape, mirrored, pair
@@ -294,6 +295,21 @@ def test_an_erased_face_is_gone_from_every_answer(client: Client, own: Settings)
         assert client.http.get(f"/faces/{largest + 1}{path}").status_code == 404
     for path in ("/faces/..%2f..%2fcatalog.db/crop", "/faces/-1", "/faces/9223372036854775808", "/images/x/picture"):
         assert client.http.get(path).status_code in {404, 422}
+
+
+def test_the_address_of_somebody_merged_away_leads_to_whom_they_were_merged_into(client: Client, own: Settings) -> None:
+    with Catalog(own.catalog_url).write() as session:
+        kept, gone = session.scalars(select(Identity.id).order_by(Identity.id).limit(2))
+        merged = decisions.merge(session, "tests", kept, gone)
+    assert client.identity(gone) == client.identity(kept)
+    assert client.name(gone, "Ada").identity_id == kept
+    page = client.http.get(
+        client.http.base_url.copy_with(path=f"/people/{gone}"), params={"decided": merged.decision_id}
+    )
+    assert (page.status_code, page.headers["location"]) == (303, f"/people/{kept}?decided={merged.decision_id}")
+    with Catalog(own.catalog_url).write() as session:
+        for decision in (merged.decision_id + 1, merged.decision_id):
+            decisions.undo(session, "tests", decision)
 
 
 def test_a_replayed_write_is_done_once_and_answered_alike(client: Client, own: Settings) -> None:
