@@ -144,6 +144,7 @@ def upgrade(engine: Engine) -> None:
             if connection.dialect.name == "sqlite":
                 vectors.keep_journal(connection)
             waiting.keep(connection)
+            encryption.keep_alike(connection)
 
 
 def _migrations() -> tuple["Config", "ScriptDirectory"]:
