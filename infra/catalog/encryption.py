@@ -152,11 +152,7 @@ def opened(session: Session, stored: bytes) -> bytes:
         EmbeddingsLocked: if there is no key, or it is the wrong one.
     """
     sealing: Sealing = getattr(session.get_bind().dialect, "visage_sealing", None)
-    return sealing.open(stored) if sealing is not None and _is_sealed(stored) else stored
-
-
-def _is_sealed(stored: bytes) -> bool:
-    return len(stored) % 4 != 0
+    return stored if sealing is None or len(stored) % 4 == 0 else sealing.open(stored)
 
 
 _CHECK = select(Secret.name).where(Secret.name == CHECK)
