@@ -1,6 +1,6 @@
 """Switch the encryption of a catalog's embeddings on or off: all in one transaction; the old bytes are scrubbed."""
 
-from infra.catalog import audit, encryption, erasing
+from infra.catalog import audit, backfill_claims, encryption, erasing
 from infra.catalog.custody_tables import Errand
 from infra.catalog.database import Catalog
 from infra.catalog.encryption import EmbeddingsLocked
@@ -16,7 +16,7 @@ def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]
     Search indexes on disk go: where embeddings are encrypted, indexes live in memory only.
 
     Raises:
-        EmbeddingsLocked: without a key, with another one, while a run is at work, or if there is nothing to switch.
+        EmbeddingsLocked: without a key, with another one, while a run or backfill is at work, or if there is nothing to switch.
     """
     key = encryption.read_key()
     if key is None:
@@ -30,6 +30,8 @@ def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]
                 raise EmbeddingsLocked(
                     f"run {alive[0].id} is at work and writes embeddings; wait for it, or stop it first"
                 )
+            if backfill_claims.at_work(session):
+                raise EmbeddingsLocked("a backfill is at work and writes embeddings; wait for it, or stop it first")
             count = (encryption.encrypt if on else encryption.decrypt)(session, key)
             kind = "encryption" if on else "decryption"
             erasure = Erasure(kind=kind, reason="embeddings are stored anew", who=who, counts={"embedding": count})

@@ -20,7 +20,7 @@ from infra.catalog.encryption import is_encrypted
 from infra.catalog.filters import FaceFilter, of_identity, visible
 from infra.catalog.hnsw import HnswIndex
 from infra.catalog.neighbours import Neighbours, VectorIndex, nearest_faces
-from infra.catalog.projection import KEPT_FROM, folder_of, forget, open_projection
+from infra.catalog.projection import KEPT_FROM, folder_of, forget, open_projection, remove
 from infra.catalog.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity, Identity
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.catalog.sealed import open_sealed
@@ -206,15 +206,15 @@ def serving_version(session: Session) -> ModelVersionRow:
 def open_index(session: Session, version: ModelVersionRow, settings: Settings | None) -> VectorIndex:
     """The index over a version's vectors: PostgreSQL's own, or a projection of SQLite's rows, kept in the home folder.
 
-    Of encrypted embeddings there is none but in memory.
+    Of encrypted embeddings there is none but in memory; one that was made before they were encrypted goes from this home, too.
     """
     encrypted, postgresql = is_encrypted(session), session.get_bind().dialect.name == "postgresql"
-    if encrypted:
-        return open_sealed(session, version) if postgresql else open_projection(session, version, None)
     if postgresql:
-        return HnswIndex(session, version.id, version.dimension or 0)
+        return open_sealed(session, version) if encrypted else HnswIndex(session, version.id, version.dimension or 0)
     folder = None if settings is None else folder_of(settings.home_folder, settings.catalog_url)
-    return open_projection(session, version, folder)
+    if encrypted and folder is not None:
+        remove(folder)
+    return open_projection(session, version, None if encrypted else folder)
 
 
 def prepare_index(catalog: Catalog, settings: Settings) -> None:

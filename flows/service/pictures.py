@@ -8,7 +8,7 @@ from flows.service.problems import Problem, not_found
 from flows.service.state import Service
 from infra.catalog import photographs, views
 from infra.storage import ObjectMissing, StoreError
-from tasks.thumbnails import Size, thumbnail
+from tasks.thumbnails import Size, forget, thumbnail
 
 MAX_CROP_BYTES = 20 * 2**20
 
@@ -29,6 +29,11 @@ def photograph(service: Service, request: Request, image_id: int, size: Size) ->
             data = thumbnail(service.settings, view.collection_uri, view.key, view.etag, view.sha256, size)
     except (StoreError, DecodeFailure) as error:
         raise Problem(404, "picture-gone", "The photograph cannot be shown", str(error)) from error
+    with service.catalog.read() as session:
+        still = photographs.digest(session, image_id)
+    if still != view.sha256:  # an erasure that came meanwhile has looked for thumbnails before this one was written
+        forget(service.settings, [view.sha256])
+        raise not_found(f"A picture of image {image_id}")
     return Response(data, media_type="image/jpeg", headers={"ETag": etag})
 
 

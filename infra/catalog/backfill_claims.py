@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Collection
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import psutil
 from sqlalchemy import delete, func, select
@@ -23,8 +23,7 @@ def this_process() -> str:
 
 def claim(session: Session, upgrade_id: int, worker: str, contents: Collection[int]) -> list[int]:
     """Take those of some photos in hand that nobody else has, and return them. Claims of the dead are dropped."""
-    clock = session.scalar(select(func.now(type_=UtcDateTime())))
-    assert clock is not None
+    clock = _clock(session)
     of_upgrade = BackfillClaim.upgrade_id == upgrade_id
     dead = [other for other in _workers(session, upgrade_id) if not _may_live(other)]
     session.execute(delete(BackfillClaim).where(of_upgrade, BackfillClaim.worker.in_(dead)))
@@ -51,6 +50,19 @@ def release(session: Session, upgrade_id: int, worker: str) -> None:
 def count_workers(session: Session, upgrade_id: int) -> int:
     """How many processes have photos in hand."""
     return len(_workers(session, upgrade_id))
+
+
+def at_work(session: Session) -> bool:
+    """Whether a process that may be alive has photos of some upgrade in hand."""
+    recent = select(BackfillClaim.worker).where(BackfillClaim.claimed_at >= _clock(session) - LEASE).distinct()
+    return any(_may_live(worker) for worker in session.scalars(recent))
+
+
+def _clock(session: Session) -> datetime:
+    """The time by the database, which all machines share."""
+    clock = session.scalar(select(func.now(type_=UtcDateTime())))
+    assert clock is not None
+    return clock
 
 
 def _workers(session: Session, upgrade_id: int) -> list[str]:

@@ -31,7 +31,7 @@ def check(catalog: Catalog) -> Check:
     with catalog.read() as session:
         rows = {t.name: session.scalar(select(func.count()).select_from(t)) or 0 for t in tables()}
         at = revision(session.connection())
-        problems = _database(session) + _persons(session) + _embeddings(session)
+        problems = _database(session) + _persons(session) + _embeddings(session) + _sealing(session)
     return Check(catalog.engine.url.render_as_string(), str(at), rows, tuple(problems))
 
 
@@ -68,6 +68,26 @@ def _embeddings(session: Session) -> list[str]:
         if postgresql and not has_index(session.connection(), version_id):
             problems.append(f"{name}@{version} has no index, so that search is slow; 'visage db upgrade' makes it")
     return problems
+
+
+def _sealing(session: Session) -> list[str]:
+    """Vectors that are open in an encrypted catalog, or sealed in another: written in the course of a switch."""
+    encrypted = encryption.is_encrypted(session)
+    unlike = encryption.sealed_in_rows() != encrypted
+    count = session.scalar(select(func.count()).select_from(Embedding).where(unlike)) or 0
+    if not count:
+        return []
+    some = session.scalars(select(Embedding.face_id).where(unlike).order_by(Embedding.face_id).limit(SHOWN))
+    faces = ", ".join(map(str, some)) + (", ..." if count > SHOWN else "")
+    if encrypted:
+        return [
+            f"{count} embeddings are readable although the catalog is encrypted: faces {faces}; 'visage encryption off' and "
+            "then 'on' encrypts all of them"
+        ]
+    return [
+        f"{count} embeddings are encrypted although the catalog is not: faces {faces}; 'visage encryption on' with their key "
+        "and then 'off' decrypts all of them"
+    ]
 
 
 def _wrong_vectors(session: Session, version_id: int, dimension: int) -> list[int]:

@@ -124,6 +124,9 @@ def upgrade(engine: Engine) -> None:
     from infra.catalog import vectors, waiting  # noqa: PLC0415 - the first builds on this module
 
     config, script = _migrations()
+    with engine.connect().execution_options(read_only=True) as connection:  # no writer has to be waited for
+        if revision(connection) == script.get_current_head():
+            return
     known = {revision.revision for revision in script.walk_revisions()}
     with engine.begin() as connection:
         exclusive(connection, "upgrade")
@@ -144,6 +147,7 @@ def upgrade(engine: Engine) -> None:
             if connection.dialect.name == "sqlite":
                 vectors.keep_journal(connection)
             waiting.keep(connection)
+            encryption.keep_alike(connection)
 
 
 def _migrations() -> tuple["Config", "ScriptDirectory"]:

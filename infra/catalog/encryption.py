@@ -3,7 +3,8 @@
 The key comes from the environment: `VISAGE_EMBEDDING_KEY` (32 bytes in base64) or `VISAGE_EMBEDDING_KEY_FILE` (a file with the
 same). It belongs to a process, not to a transaction: every connection of an engine reads and writes through one cipher, which
 `unlock` puts into the engine's dialect, where the column type finds it. Sealed vectors are one byte of format, 12 of nonce, and
-16 of tag longer; their length is never a multiple of four, by which they are told from open ones.
+16 of tag longer; their length is never a multiple of four, by which they are told from open ones. A process that opened the
+catalog before a switch does not know of it: triggers refuse what it would write.
 
 What it protects: stolen disks, backups and database dumps. What not: whoever can read this process's memory or environment.
 Landmarks, boxes, crops and names are not encrypted.
@@ -17,7 +18,18 @@ from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
-from sqlalchemy import Connection, Engine, LargeBinary, bindparam, select, type_coerce, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    LargeBinary,
+    bindparam,
+    func,
+    select,
+    text,
+    type_coerce,
+    update,
+)
 from sqlalchemy.orm import Session
 
 from infra.catalog.custody_tables import Secret
@@ -27,6 +39,7 @@ VARIABLE = "VISAGE_EMBEDDING_KEY"
 KEY_BYTES, NONCE_BYTES, FORMAT = 32, 12, b"\x01"
 PURPOSE = b"visage embedding"
 CHECK = "embedding check"  # a sealed text under this name in the catalog's secrets says that it is encrypted, and by which key
+SWITCHED = "the embeddings of this catalog were encrypted or decrypted after this process had opened it: start it again"
 PAGE = 10_000
 
 
@@ -167,12 +180,13 @@ def encrypt(session: Session, key: bytes) -> int:
     Raises:
         EmbeddingsLocked: if they are encrypted already.
     """
+    _keep_writers_out(session)
     if is_encrypted(session):
         raise EmbeddingsLocked("the embeddings of this catalog are encrypted already")
     cipher = Cipher(key)
     session.add(Secret(name=CHECK, value=cipher.seal(b"visage")))
     session.flush()
-    return _rewrite(session.connection(), cipher.seal)
+    return _rewrite(session.connection(), cipher.seal, sealed=False)
 
 
 def decrypt(session: Session, key: bytes) -> int:
@@ -181,6 +195,7 @@ def decrypt(session: Session, key: bytes) -> int:
     Raises:
         EmbeddingsLocked: if they are not encrypted, or by another key.
     """
+    _keep_writers_out(session)
     check = session.get(Secret, CHECK)
     if check is None:
         raise EmbeddingsLocked("the embeddings of this catalog are not encrypted")
@@ -188,16 +203,23 @@ def decrypt(session: Session, key: bytes) -> int:
     cipher.open(check.value)
     session.delete(check)
     session.flush()
-    return _rewrite(session.connection(), cipher.open)
+    return _rewrite(session.connection(), cipher.open, sealed=True)
 
 
-def _rewrite(connection: Connection, change: Callable[[bytes], bytes]) -> int:
+def _keep_writers_out(session: Session) -> None:
+    """Let nobody else write embeddings until this transaction ends, as SQLite does by itself."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(text("LOCK TABLE embedding IN SHARE ROW EXCLUSIVE MODE"))
+
+
+def _rewrite(connection: Connection, change: Callable[[bytes], bytes], sealed: bool) -> int:
+    """Change the vectors that are stored sealed, or those that are stored open; returns how many."""
     table = Embedding.__table__
     raw = type_coerce(table.c.vector, LargeBinary)
     statement = (
         update(Embedding)
         .where(table.c.face_id == bindparam("face"), table.c.model_version_id == bindparam("version"))
-        .values({"vector": type_coerce(bindparam("sealed"), LargeBinary)})
+        .values({"vector": type_coerce(bindparam("changed"), LargeBinary)})
     )
     versions = connection.scalars(select(table.c.model_version_id).distinct()).all()
     total = 0
@@ -205,12 +227,40 @@ def _rewrite(connection: Connection, change: Callable[[bytes], bytes]) -> int:
         after = 0
         while rows := connection.execute(
             select(table.c.face_id, raw)
-            .where(table.c.model_version_id == version, table.c.face_id > after)
+            .where(table.c.model_version_id == version, table.c.face_id > after, sealed_in_rows() == sealed)
             .order_by(table.c.face_id)
             .limit(PAGE)
         ).all():
             connection.execute(
-                statement, [{"face": face, "version": version, "sealed": change(value)} for face, value in rows]
+                statement, [{"face": face, "version": version, "changed": change(value)} for face, value in rows]
             )
             after, total = rows[-1][0], total + len(rows)
     return total
+
+
+def sealed_in_rows() -> ColumnElement[bool]:
+    """Whether a row's vector is stored sealed."""
+    return func.length(type_coerce(Embedding.vector, LargeBinary)) % 4 != 0
+
+
+def keep_alike(connection: Connection) -> None:
+    """Have the database refuse an open vector where embeddings are encrypted, and a sealed one where they are not.
+
+    Called after migrations: rebuilding a table in SQLite drops its triggers.
+    """
+    differs = f"(length(NEW.vector) & 3 = 0) = EXISTS (SELECT 1 FROM secret WHERE name = '{CHECK}')"
+    if connection.dialect.name == "sqlite":
+        for event in ("INSERT", "UPDATE OF vector"):
+            connection.exec_driver_sql(
+                f"CREATE TRIGGER IF NOT EXISTS embedding_alike_{event.partition(' ')[0].lower()} BEFORE {event} ON embedding "
+                f"WHEN {differs} BEGIN SELECT RAISE(ABORT, '{SWITCHED}'); END"
+            )
+        return
+    for statement in (
+        "CREATE OR REPLACE FUNCTION visage_embedding_alike() RETURNS trigger LANGUAGE plpgsql AS "
+        f"$$ BEGIN IF {differs} THEN RAISE EXCEPTION '{SWITCHED}'; END IF; RETURN NEW; END $$",
+        "DROP TRIGGER IF EXISTS embedding_alike ON embedding",
+        "CREATE TRIGGER embedding_alike BEFORE INSERT OR UPDATE OF vector ON embedding "
+        "FOR EACH ROW EXECUTE FUNCTION visage_embedding_alike()",
+    ):
+        connection.exec_driver_sql(statement)

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import ColumnElement, Engine, delete, exists, func, not_, or_, select, text, update
+from sqlalchemy import ColumnElement, Connection, Engine, delete, exists, func, not_, or_, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.orm import Session
 
@@ -13,6 +13,7 @@ from infra.catalog import keyed
 from infra.catalog.boxes import overlaps
 from infra.catalog.custody_tables import Errand, Outbox, Secret, Suppression
 from infra.catalog.decisions import chunks, family, stated
+from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.obedience import drop_stale_proposals, refresh_exemplars
 from infra.catalog.people import remove_empty_identities
 from infra.catalog.people_tables import DecidedMove, Decision, Person, Says, Statement
@@ -365,21 +366,23 @@ def scrub(engine: Engine) -> None:
     """Overwrite what deleted rows left in the database's files.
 
     SQLite rewrites the file and empties the write-ahead log. PostgreSQL rewrites the tables (nobody else can use them
-    meanwhile); its own write-ahead log and backups are beyond us.
+    meanwhile) and its statistics, which hold samples of their values; its own write-ahead log and backups are beyond us.
 
     Raises:
         NotScrubbed: if other connections are in the way.
     """
     if engine.dialect.name == "postgresql":
         with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+            connection.detach()  # from the pool: nobody else is to have its settings
             try:
                 connection.execute(text(f"SET lock_timeout = '{LOCK_SECONDS}s'"))
                 for entity in PERSONAL:
-                    connection.execute(text(f"VACUUM (FULL) {entity.__tablename__}"))
-            except OperationalError as error:
-                raise NotScrubbed(f"another connection is using a table: {error.orig}") from error
-            finally:
-                connection.execute(text("RESET lock_timeout"))
+                    connection.execute(text(f"VACUUM (FULL, ANALYZE) {entity.__tablename__}"))
+                _scrub_statistics(connection)
+            except (CatalogUnreachable, OperationalError) as error:
+                raise NotScrubbed(
+                    f"a table could not be rewritten; another connection may be using it: {error}"
+                ) from error
         return
     raw = engine.raw_connection()  # outside of any transaction
     try:
@@ -393,3 +396,18 @@ def scrub(engine: Engine) -> None:
         raw.close()
     if busy:
         raise NotScrubbed("another process reads the catalog and keeps its write-ahead log from being emptied")
+
+
+def _scrub_statistics(connection: Connection) -> None:
+    """Have PostgreSQL forget the samples of values that it has replaced, and those of tables that are empty now.
+
+    The first takes the owner of the database, the second a superuser: PostgreSQL never samples an empty table anew.
+    """
+    if connection.scalar(text("SELECT current_setting('is_superuser')::bool")):
+        connection.execute(
+            text(
+                "DELETE FROM pg_statistic USING pg_class WHERE oid = starelid AND reltuples = 0 "
+                "AND relnamespace = current_schema()::regnamespace"
+            )
+        )
+    connection.execute(text("VACUUM (FULL) pg_statistic"))

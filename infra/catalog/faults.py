@@ -5,6 +5,8 @@ import sqlite3
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 
+from infra.catalog.encryption import SWITCHED, EmbeddingsLocked
+
 GONE = ("57P01", "57P02", "57P03", "53300")  # PostgreSQL shuts down, crashed, starts up, or has no connection left
 AGAIN = ("40001", "40P01", "55P03")  # a conflict with another transaction, a deadlock, a lock not to be had
 NO_ROOM = ("53100", "53200")
@@ -34,6 +36,8 @@ def explain(engine: Engine) -> None:
             return  # the pool connects again
         error = context.original_exception
         said = str(error).strip()
+        if SWITCHED in said:  # by a trigger
+            raise EmbeddingsLocked(f"{where}: {SWITCHED}") from error
         if isinstance(error, sqlite3.Error):
             found = _of_sqlite(error, where)
         elif type(error).__module__.startswith("psycopg"):  # which SQLite's users need not import

@@ -114,6 +114,12 @@ def photograph(session: Session, image_id: int) -> PhotoView | None:
     return found[0] if found else None
 
 
+def digest(session: Session, image_id: int) -> str | None:
+    """SHA-256 of a photograph's bytes; None if it is not there, or was never read."""
+    statement = select(Content.sha256).join(Image, Image.content_id == Content.id)
+    return session.scalar(statement.where(Image.id == image_id))
+
+
 def photograph_of_face(session: Session, face_id: int) -> int | None:
     """The image to show a face in: the first of its bytes that is still there."""
     statement = select(Image.id).join(Face, Face.content_id == Image.content_id).where(Face.id == face_id)

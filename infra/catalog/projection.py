@@ -11,6 +11,7 @@ search when nothing changed. When they are many they are merged into a new file;
 """
 
 import json
+import shutil
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -23,12 +24,13 @@ from typing import Any, cast
 import faiss
 import numpy as np
 from filelock import FileLock
-from sqlalchemy import ColumnElement, select
+from sqlalchemy import ColumnElement, exists, not_, select
 from sqlalchemy.orm import Session
 
 from infra.catalog import neighbours
+from infra.catalog.encryption import is_encrypted
 from infra.catalog.neighbours import EXACT
-from infra.catalog.schema import EmbeddingChange, Face, ModelVersion
+from infra.catalog.schema import Embedding, EmbeddingChange, Face, ModelVersion
 from infra.catalog.vectors import CHUNK, changed_faces, count_vectors, journal_position, stored_vectors, vectors_of
 
 FLAT_UP_TO = 100_000
@@ -316,15 +318,19 @@ def _fits(session: Session, found: Projection) -> bool:
     return bool((found.scan(session, vectors, SAME)[0] == faces[:, None]).any(axis=1).all())
 
 
-def save(found: Projection, folder: Path) -> None:
+def save(session: Session, found: Projection, folder: Path) -> bool:
     """Write an index to disk: the file first, then the note that makes it count, then what it replaces goes.
 
+    Not if it holds what was erased since the session began, or embeddings were encrypted: says whether it was written.
+
     Raises:
-        RuntimeError: if its own file is no longer there, since another process replaced it.
+        RuntimeError, FileNotFoundError: if its own file or folder is gone, since another process replaced or removed it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = _note_path(folder, found.note.contract)
     with FileLock(folder / ".lock"):
+        if not _may_be_kept(session, found):
+            return False
         base = (
             faiss.read_index(str(folder / found.note.file)) if found.note.file else faiss.clone_index(found.view.base)
         )
@@ -334,6 +340,9 @@ def save(found: Projection, folder: Path) -> None:
         faiss.write_index(view.base, str(partial))
         now = {"file": file, "size": partial.stat().st_size, "position": found.position, "count": view.count}
         note = Note(**{**asdict(found.note), **now})
+        if not _may_be_kept(session, found):  # writing takes long; an erasure from now on finds the file
+            partial.unlink(missing_ok=True)
+            return False
         partial.replace(folder / file)
         partial = path.with_suffix(".part")
         partial.write_text(json.dumps(asdict(note)), encoding="utf-8")
@@ -343,6 +352,22 @@ def save(found: Projection, folder: Path) -> None:
                 other.unlink()
         found.note, found.erased = note, False
         found.view = View(_mapped(folder / file), view.hidden, view.recent)
+        return True
+
+
+def _may_be_kept(session: Session, found: Projection) -> bool:
+    """Whether, by now and not at the session's moment, no face is gone that an index shows, and nothing is encrypted."""
+    there = exists().where(Embedding.face_id == EmbeddingChange.face_id, Embedding.model_version_id == found.version_id)
+    gone = exists().where(
+        EmbeddingChange.id > found.position, EmbeddingChange.model_version_id == found.version_id, not_(there)
+    )
+    with Session(session.get_bind().engine.execution_options(read_only=True)) as latest:
+        return not is_encrypted(latest) and not latest.scalar(select(gone))
+
+
+def remove(folder: Path) -> None:
+    """Remove a catalog's index from disk, if there is one."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 # --- open ones
@@ -354,7 +379,8 @@ _opening = threading.Lock()
 def open_projection(session: Session, version: ModelVersion, folder: Path | None) -> Projection:
     """The index of a version, as the session sees its rows: from memory, from disk (`folder`), or built.
 
-    It is written to disk if it is large and has changed enough, and at once if a face has left it.
+    It is written to disk if it is large and has changed enough, and at once if a face has left it; but nothing that was erased
+    while it was made.
     """
     url = session.get_bind().engine.url
     file = Path(url.database or "")
@@ -366,10 +392,10 @@ def open_projection(session: Session, version: ModelVersion, folder: Path | None
         kept = folder is not None and (found.note.file or found.view.count >= KEPT_FROM)
         if kept and folder is not None and (found.stale or not found.note.file):
             try:
-                save(found, folder)
-            except RuntimeError:  # another process wrote a file in place of ours, which holds as much
+                save(session, found, folder)
+            except (RuntimeError, FileNotFoundError):  # what another process put in place of ours holds as much
                 found = _load_or_build(session, version, folder)
-                save(found, folder)
+                save(session, found, folder)
         elif found.stale:
             found.view, found.erased = found.view.merged(faiss.clone_index(found.view.base)), False
         _open[key] = found
@@ -398,11 +424,9 @@ def forget(session: Session, folder: Path) -> None:
             contract = None
         version = session.scalar(select(ModelVersion).where(ModelVersion.contract == contract))
         found = None if version is None else load(session, version, folder)
-        if found is None:
+        if found is None or (found.view.changes and not save(session, found, folder)):
             note.unlink()  # of no use any more; the next search builds another
             continue
-        if found.view.changes:
-            save(found, folder)
         named.add(found.note.file)
     with FileLock(
         folder / ".lock"

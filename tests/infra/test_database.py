@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import inspect, select, text
 
+from infra.catalog import collections
 from infra.catalog.database import Catalog, CatalogTooNew, CatalogUnreachable
 from infra.catalog.schema import Base, Collection
 from tests.catalogs import PostgreSQL
@@ -96,6 +97,16 @@ def test_programs_that_open_a_new_database_at_once_all_find_it_migrated(postgres
             thread.join()
         assert found == [len(Base.metadata.tables) + 1] * 4  # and Alembic's own
     postgresql.drop(server)
+
+
+def test_a_catalog_opens_and_answers_while_another_process_writes(catalog: Catalog) -> None:
+    with catalog.write() as writing:
+        collections.add(writing, "new", "/photos", [], [], [])
+        writing.flush()
+        another = Catalog(catalog.url, busy_seconds=0.1)
+        with another.read() as session:
+            assert session.scalar(select(Collection.id)) is None
+        another.close()
 
 
 def test_a_catalog_from_a_newer_release_is_refused(catalog: Catalog) -> None:

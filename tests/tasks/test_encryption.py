@@ -1,19 +1,24 @@
 """Embeddings encrypted at rest: nothing readable without the key, and nothing lost with it."""
 
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import delete, select, text
+from sqlalchemy import delete, insert, select, text
 from sqlalchemy.orm import Session
 
 from infra.catalog import encryption, sealed
+from infra.catalog.backfill_claims import claim, release, this_process
 from infra.catalog.checking import check
 from infra.catalog.copying import copy_catalog
 from infra.catalog.database import Catalog
 from infra.catalog.encryption import EmbeddingsLocked
 from infra.catalog.projection import Projection, build
 from infra.catalog.schema import Embedding, Face, ModelVersion
+from infra.catalog.upgrade_tables import Upgrade
+from infra.catalog.vectors import put_embeddings
 from infra.settings import Settings
 from tasks.encryption import switch
 from tasks.search import Query, search_faces
@@ -137,6 +142,96 @@ def test_without_the_key_no_embedding_is_read_or_written_and_all_else_is(
         crowd.photo(1)
     assert crowd.places() == {}
     locked.close()
+
+
+def lengths(catalog: Catalog) -> set[int]:
+    """How many bytes vectors are stored as: 128 in the open, 157 sealed."""
+    with catalog.read() as session:
+        return set(session.scalars(text("SELECT length(vector) FROM embedding")))
+
+
+def test_a_process_that_opened_the_catalog_before_a_switch_writes_no_vector_as_it_was_then(
+    crowd: Crowd, tmp_path: Path, key: str
+) -> None:
+    settings, before = home(tmp_path, crowd), crowd.catalog
+    switch(settings, "officer", True)
+    encrypted = Catalog(before.url)
+    with pytest.raises(EmbeddingsLocked, match="start it again"):
+        look_anew(crowd, before)
+    look_anew(crowd, encrypted)
+    assert lengths(encrypted) == {157}
+    assert switch(settings, "officer", False)[0] == 6
+    with pytest.raises(EmbeddingsLocked, match="start it again"):
+        look_anew(crowd, encrypted)
+    look_anew(crowd, before)
+    assert lengths(before) == {128}
+    encrypted.close()
+
+
+def look_anew(crowd: Crowd, catalog: Catalog) -> None:
+    """Write another vector of a face that has one."""
+    with catalog.write() as session:
+        put_embeddings(session, crowd.versions["first"], {1: crowd.look("first", 1)})
+
+
+@pytest.mark.parametrize("catalog_url", ["postgresql"], indirect=True)
+def test_a_switch_waits_for_whoever_is_writing_embeddings(crowd: Crowd, tmp_path: Path, key: str) -> None:
+    settings, url = home(tmp_path, crowd), crowd.catalog.url
+    switching = threading.Thread(target=switch, args=(settings, "officer", True))
+    with crowd.catalog.write() as writing:
+        row = writing.scalars(select(Embedding)).first()
+        assert row is not None
+        writing.execute(
+            insert(Embedding).values(face_id=3, model_version_id=crowd.versions["detect"], vector=row.vector)
+        )
+        switching.start()
+        waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted AND relation = 'embedding'::regclass")
+        assert any(time.sleep(0.01) or writing.scalar(waits) for _ in range(1000))
+    switching.join()
+    encrypted = Catalog(url)
+    assert lengths(encrypted) == {157}
+    assert len(vectors(encrypted)) == 7
+    encrypted.close()
+
+
+def test_vectors_that_an_earlier_version_left_in_the_open_are_found_and_a_switch_passes_over_them(
+    crowd: Crowd, tmp_path: Path, key: str
+) -> None:
+    settings = home(tmp_path, crowd)
+    with crowd.catalog.read() as session:
+        former = session.scalar(text("SELECT vector FROM embedding WHERE face_id = 2"))
+    switch(settings, "officer", True)
+    encrypted = Catalog(crowd.catalog.url)
+    with encrypted.engine.begin() as connection:
+        if connection.dialect.name == "sqlite":
+            connection.execute(text("DROP TRIGGER embedding_alike_update"))
+        else:
+            connection.execute(text("DROP TRIGGER embedding_alike ON embedding"))
+        connection.execute(text("UPDATE embedding SET vector = :open WHERE face_id = 2"), {"open": bytes(former)})
+    [problem] = [found for found in check(encrypted).problems if "index" not in found]
+    assert problem.startswith("2 embeddings are readable although the catalog is encrypted: faces 2, 2;")
+    encrypted.close()
+    assert [switch(settings, "officer", on)[0] for on in (False, True)] == [4, 6]
+    assert lengths(crowd.catalog) == {157}
+
+
+def test_nothing_is_switched_while_a_backfill_is_at_work(crowd: Crowd, tmp_path: Path, key: str) -> None:
+    former, target = crowd.versions["first"], crowd.versions["second"]
+    upgrade = Upgrade(
+        former_id=former, target_id=target, asked="", status="backfilling", verdict="", reason="", source="crops"
+    )
+    with crowd.catalog.write() as session:
+        session.add(upgrade)
+        session.flush()
+        claim(session, upgrade.id, this_process(), [1])
+    settings = home(tmp_path, crowd)
+    with pytest.raises(EmbeddingsLocked, match="a backfill is at work"):
+        switch(settings, "officer", True)
+    with crowd.catalog.write() as session:
+        release(session, upgrade.id, this_process())
+        machine, process, started = this_process().rsplit(":", 2)
+        claim(session, upgrade.id, f"{machine}:{process}:{float(started) - 100}", [1])  # one that died
+    assert switch(settings, "officer", True)[0] == 6
 
 
 def test_another_key_is_refused_at_once(

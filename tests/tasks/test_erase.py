@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import delete, func, select, text, update
 
 from flows import night as steps
 from flows.night import Night, night
@@ -129,11 +129,13 @@ def rows(catalog: Catalog, entity: type) -> int:
 
 
 def test_a_person_is_gone_from_every_row_and_file(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    certificate = place.erase(erase.plan_identity, place.identity(place.ada[0]))
     folders = [tmp_path / "export"]
     if place.catalog.engine.dialect.name == "postgresql":
         server: PostgreSQL = request.getfixturevalue("postgresql")
         folders.append(server.data_folder(place.catalog.url))
+        sample(server, place)
+        assert place.left(*folders) == sorted(place.traces)
+    certificate = place.erase(erase.plan_identity, place.identity(place.ada[0]))
     assert place.left(*folders) == []
     with place.catalog.read() as session:
         assert set(session.scalars(select(Face.id))) == set(place.bob)
@@ -149,6 +151,46 @@ def test_a_person_is_gone_from_every_row_and_file(place: Place, tmp_path: Path, 
     assert rows(place.catalog, Person) == 1  # Bob, of whom somebody said that he is not she
     assert place.crowd.exemplars() == set(place.bob)
     assert place.crowd.night().grouped == 0
+
+
+def sample(server: PostgreSQL, place: Place) -> None:
+    """Have PostgreSQL take samples of all values, as it does by itself when many rows have changed, and write to its files."""
+    server.execute(place.catalog.url, "ANALYZE")
+    server.execute(place.catalog.url, "CHECKPOINT")
+
+
+SAMPLES = text(
+    "SELECT tablename, attname FROM pg_stats WHERE tablename LIKE '%embedding%' OR tablename IN ('face', 'identity')"
+)
+
+
+@pytest.mark.parametrize("catalog_url", ["postgresql"], indirect=True)
+def test_postgresql_keeps_no_sample_of_a_table_that_an_erasure_emptied(place: Place, postgresql: PostgreSQL) -> None:
+    sample(postgresql, place)
+    with place.catalog.read() as session:
+        assert {("embedding", "vector"), ("identity", "name")} <= set(session.execute(SAMPLES).tuples())
+    place.erase(erase.plan_faces, place.ada + place.bob)
+    with place.catalog.read() as session:
+        assert session.execute(SAMPLES).all() == []
+
+
+@pytest.mark.parametrize("catalog_url", ["postgresql"], indirect=True)
+def test_an_erasure_is_finished_later_where_somebody_reads_a_table_for_long(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "LOCK_SECONDS", 0.1)
+    with place.catalog.read() as session:
+        plan = erase.plan_faces(session, place.ada)
+    with place.catalog.read() as reading:
+        reading.scalar(select(func.count(Face.id)))
+        certificate, finished = erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
+        assert certificate.completed_at is None
+        [problem] = finished.left
+        assert "another connection may be using it" in problem
+        assert erase.finish(place.catalog, place.settings).left == (problem,)
+    assert erase.finish(place.catalog, place.settings).left == ()
+    with place.catalog.read() as session:
+        assert erase.certificates(session)[0].completed_at is not None
 
 
 def test_what_stays_of_the_others_is_whole(place: Place) -> None:

@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, select, text, update
 
-from infra.catalog import hnsw, neighbours, projection
+from infra.catalog import encryption, hnsw, neighbours, projection
 from infra.catalog.database import Catalog
 from infra.catalog.filters import AttributeFilter, FaceFilter
+from infra.catalog.projection import folder_of, remove
 from infra.catalog.schema import Content, Embedding, Face, FaceIdentity, Identity, Image
 from infra.catalog.vectors import put_embeddings
 from infra.settings import Settings
+from tasks.encryption import switch
 from tasks.search import (
     Answer,
     InvalidQuery,
@@ -412,6 +414,67 @@ def test_a_search_after_an_erasure_cleans_the_disk_by_itself(on_disk: Place) -> 
     on_disk.ask(Query(faces=(5,)))
     erased = FACES[499].astype(np.float16).tobytes()
     assert not any(erased in file.read_bytes() for file in on_disk.files())
+
+
+@pytest.mark.parametrize("moment", ["before it builds", "while it writes"])
+def test_a_search_that_began_before_an_erasure_writes_nothing_of_it_to_disk(
+    on_disk: Place, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = projection.faiss.write_index
+
+    def erase() -> None:
+        with on_disk.catalog.write() as session:
+            session.execute(delete(Face).where(Face.id == 500))
+        remove(folder_of(on_disk.settings.home_folder, on_disk.catalog.url))
+
+    def write_and_erase(index: object, file: str) -> None:
+        write(index, file)
+        erase()
+        Path(file).parent.mkdir()
+        write(index, file)  # as if its folder had been removed a moment before
+
+    with on_disk.catalog.read() as session:
+        version = serving_version(session)
+        if moment == "before it builds":
+            erase()
+        else:
+            monkeypatch.setattr(projection.faiss, "write_index", write_and_erase)
+        open_index(session, version, on_disk.settings)
+    home = on_disk.settings.home_folder
+    erased = FACES[499].astype(np.float16).tobytes()
+    assert not any(erased in file.read_bytes() for file in home.rglob("*") if file.is_file())
+    monkeypatch.undo()
+    assert 500 not in on_disk.ids(Query(faces=(5,), limit=1_000))
+
+
+def test_an_index_reaches_the_disk_although_faces_came_while_it_was_built(on_disk: Place) -> None:
+    with on_disk.catalog.read() as session:
+        version = serving_version(session)
+        with on_disk.catalog.write() as night:
+            put_embeddings(night, crowd.EMBEDDER, {5: FACES[4]})
+        open_index(session, version, on_disk.settings)
+    assert len(on_disk.files()) == 1
+
+
+def test_no_readable_index_is_left_of_encrypted_embeddings(
+    on_disk: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = on_disk.settings
+    elsewhere = settings.model_copy(update={"home": tmp_path / "elsewhere"})
+    search_faces(on_disk.catalog, elsewhere, Query(faces=(5,)))
+    another_process()
+    with on_disk.catalog.read() as session:
+        version = serving_version(session)
+        with monkeypatch.context() as patch:
+            patch.setenv("VISAGE_EMBEDDING_KEY", encryption.new_key())
+            switch(settings, "officer", True)
+            on_disk.catalog = Catalog(on_disk.catalog.url)
+        open_index(session, version, settings)  # of a search that had begun
+    assert on_disk.files() == []
+    another_process()
+    assert len(list(elsewhere.home_folder.rglob("*.faiss"))) == 1
+    search_faces(on_disk.catalog, elsewhere, Query(faces=(5,)))
+    assert list(tmp_path.rglob("*.faiss")) == []
 
 
 def test_what_a_killed_process_left_half_written_goes_with_the_erased(on_disk: Place) -> None:

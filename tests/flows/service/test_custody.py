@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from infra.catalog import tokens
 from infra.catalog.database import Catalog
 from infra.catalog.tokens import Role
 from infra.settings import Settings
+from tasks import thumbnails
 from tasks.exports import Format, export
 from tests.portraits import jpeg, landscape, pair, portrait
 from tests.serving import serving
@@ -115,6 +117,27 @@ def test_an_erased_face_is_gone_from_every_answer_and_certified(
     assert not list((own.home_folder / "thumbnails").rglob("*.jpg"))
     assert not table.exists()
     assert next(admin.audit("erase")).who == "the admin"
+
+
+def test_a_photograph_that_is_erased_while_its_thumbnail_is_made_leaves_none(
+    clients: dict[str, Client], own: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin, decode = clients["admin"], thumbnails.decode
+    image = next(image for image in admin.images() if image.key == "a.jpg")
+    asked = ErasureIn(image=image.id)
+    plan = admin.plan_erasure(asked)
+    completed = []
+
+    def decode_and_erase(*arguments: Any, **options: Any) -> Any:
+        picture = decode(*arguments, **options)
+        order = ErasureOrder(**asked.model_dump(), word="erase", digest=plan.digest, reason="asked for")
+        completed.append(admin.erase(order).completed_at)
+        return picture
+
+    monkeypatch.setattr(thumbnails, "decode", decode_and_erase)
+    assert admin.http.get(f"/images/{image.id}/picture?size=320").status_code == 404
+    assert completed != [None]
+    assert not list((own.home_folder / "thumbnails").rglob("*.jpg"))
 
 
 def test_whoever_a_photograph_shows_is_erased_by_it_and_the_photograph_is_not_kept(

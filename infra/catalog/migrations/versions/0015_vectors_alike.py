@@ -1,0 +1,10 @@
+"""Either all vectors are encrypted or none: triggers refuse the others, made after every migration as the journal's are."""
+
+revision = "0015"
+down_revision = "0013"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    pass
