@@ -23,7 +23,7 @@ from tasks.training.restoration.train import plan, prepare, publish, tracked
 from tasks.training.restoration.worker import Job, Training
 from tasks.training.run import TrainingFailed
 from tests.tasks.killed_training import whole_and_killed
-from tests.tasks.restoration_program import TINY, faces, planned, train
+from tests.tasks.restoration_program import TINY, faces, one_of_two, planned, train
 from tests.tasks.training_program import PEOPLE, PICTURES, labelled_pictures
 
 
@@ -82,6 +82,19 @@ def test_training_that_goes_on_in_the_second_stage_ends_with_the_very_weights_an
     assert not made.folder.exists(), "faces stay no longer than needed"
     restored = Restorer(version, "cpu")(torch.from_numpy(faces(64)[:2]), torch.zeros(2, 5, 2))
     assert restored.pixels.shape == (2, 64, 64, 3)
+
+
+@pytest.mark.slow
+def test_two_workers_end_with_equal_weights_and_go_on_from_a_checkpoint_with_the_very_steps(
+    machine: Settings, tmp_path: Path
+) -> None:
+    job = prepare(planned(machine, TINY.model_copy(update={"workers": 2})), "none")
+    torch.multiprocessing.spawn(one_of_two, (job, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    expected = first["whole"]
+    for found in (second["whole"], first["resumed"], second["resumed"]):
+        assert [name for name, value in found.items() if not torch.equal(value, expected[name])] == []
+    assert first["used"].nonzero().flatten().tolist() == [0, 1], "codes that either worker has used"
 
 
 @pytest.mark.long
