@@ -192,6 +192,8 @@ def test_same_training_cannot_run_twice_at_once(settings: Settings) -> None:
         ({"lora": 0}, "lora"),
         ({"holdout": 1.0}, "holdout"),
         ({"batch_size": 1}, "batch_size"),
+        ({"batch_size": 4, "workers": 4}, "cannot share a batch of 4 faces evenly.* take --batch-size 8"),
+        ({"batch_size": 33, "workers": 2}, "cannot share a batch of 33 faces evenly.* take --batch-size 34"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:

@@ -155,6 +155,8 @@ def test_too_few_faces_are_refused_before_anything_is_trained(machine: Settings)
         ({"degradation": "rain"}, "degradation"),
         ({"stepps": 3}, "stepps"),
         ({"holdout": 1.0}, "holdout"),
+        ({"batch_size": 5, "workers": 2}, "cannot share a batch of 5 faces evenly.* take --batch-size 6"),
+        ({"batch_size": 2, "workers": 4}, "cannot share a batch of 2 faces.* take --batch-size 4"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:
