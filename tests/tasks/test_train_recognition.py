@@ -16,15 +16,16 @@ from infra.settings import Settings
 from models import table
 from models.lora import is_adapter
 from models.losses import LOSSES
+from models.recognition.elasticface import UNITS, IResNet
 from tasks.install import champion, find_version, load_network
 from tasks.training.collection import UnusableLabels, find_faces, read_collection
 from tasks.training.holdout import TooFewPeople, split
 from tasks.training.loop import STATE, Diverged, schedule
-from tasks.training.objective import drawn_sides
+from tasks.training.objective import Supervised, drawn_sides
 from tasks.training.options import TrainingOptions
 from tasks.training.run import FOLDER, TrainingFailed
 from tasks.training.train import NotAdaptable, plan, prepare, tracked
-from tasks.training.worker import TOGETHER, Training, drawn_order
+from tasks.training.worker import TOGETHER, Training, drawn_order, parameter_groups
 from tests.portraits import jpeg, landscape, portrait
 from tests.tasks.killed_training import whole_and_killed
 from tests.tasks.training_program import (
@@ -120,6 +121,30 @@ def test_every_loss_trains_whole_networks_and_adapters(settings: Settings, loss:
     moved = {key for key, value in after.items() if not torch.equal(value, before[key])}
     assert moved
     assert rank is None or all(is_adapter(key) for key in moved), "the backbone stays as it is"
+
+
+def test_scale_that_elasticface_freezes_stays_one_and_the_rest_is_trained() -> None:
+    spec = table.spec("iresnet")
+    objective = Supervised(spec.build(IResNet(UNITS[18]).state_dict()), spec.trains, spec.preprocess, "cosface", 512, 4)
+    before = {key: value.clone() for key, value in objective.named_parameters()}
+    crops = torch.randint(0, 255, (4, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    objective(crops, torch.arange(4), torch.Generator())["loss"].backward()
+    torch.optim.AdamW(parameter_groups(objective), lr=0.1).step()
+    same = {key for key, value in objective.named_parameters() if torch.equal(value, before[key])}
+    assert same == {"network.features.weight"}
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_weights_decay_and_biases_do_not(settings: Settings, rank: int | None) -> None:
+    training = alone(settings, TINY.model_copy(update={"lora": rank}))
+    trained = {key: value for key, value in training.objective.named_parameters() if value.requires_grad}
+    before = {key: value.detach().clone() for key, value in trained.items()}
+    for value in trained.values():
+        value.grad = torch.zeros_like(value)
+    training.optimizer.step()
+    decayed = {key for key, value in trained.items() if not torch.equal(value, before[key])}
+    assert decayed
+    assert decayed == {key for key, value in before.items() if value.ndim > 1 and value.any()}
 
 
 @pytest.mark.parametrize("rank", [None, 2])
