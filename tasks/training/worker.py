@@ -124,7 +124,7 @@ class Training:
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(self.objective.parameters(), MAX_GRADIENT)
         for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * schedule((self.step + 1) / self.job.steps)
+            group["lr"] = options.learning_rate * schedule((self.step + 0.5) / self.job.steps)
         self.optimizer.step()
         self.step += 1
         for name, value in terms.items():

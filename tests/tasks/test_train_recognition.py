@@ -134,6 +134,15 @@ def test_scale_that_elasticface_freezes_stays_one_and_the_rest_is_trained() -> N
     assert same == {"network.features.weight"}
 
 
+def test_training_of_one_step_trains(settings: Settings) -> None:
+    training = alone(settings, TINY.model_copy(update={"epochs": 1, "batch_size": 1000}))
+    assert training.job.steps == 1
+    before = training.objective.network.conv.weight.clone()
+    training.take()
+    assert training.over
+    assert not torch.equal(training.objective.network.conv.weight, before)
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_weights_decay_and_biases_do_not(settings: Settings, rank: int | None) -> None:
     training = alone(settings, TINY.model_copy(update={"lora": rank}))

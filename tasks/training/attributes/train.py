@@ -28,6 +28,7 @@ from tasks.training.attributes.options import AttributeOptions
 from tasks.training.attributes.worker import Job, work
 from tasks.training.collection import Labelled, find_faces, picture_state
 from tasks.training.holdout import TooFewPeople, by_person, in_order_of_chance
+from tasks.training.loop import RECIPE
 from tasks.training.run import FOLDER, Progress
 
 IDENTITY = "identity"
@@ -71,7 +72,7 @@ def plan(settings: Settings, images: Path, labels: Path, options: AttributeOptio
     rival = None if options.against is None else version_for(Role.DESCRIBE, options.against, settings)
     labelled, classes = _labelled(images, read_table(labels), spec.attributes[0], options)
     chosen = options.model_dump(mode="json", exclude={"against"})
-    facts = ["attributes", chosen, labelled.digest, detector.contract, backbone.contract]
+    facts = ["attributes", RECIPE, chosen, labelled.digest, detector.contract, backbone.contract]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = settings.home_folder / FOLDER / name
     return Plan(settings, options, labelled, classes, detector, backbone, spec, rival, folder)

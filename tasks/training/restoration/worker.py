@@ -119,7 +119,7 @@ class Training:
             (options.dictionary_steps, options.steps) if self.objective.restores else (0, options.dictionary_steps)
         )
         torch.manual_seed(np.random.SeedSequence([options.seed, self.step, self.rank]).generate_state(1).item())
-        rate = options.learning_rate * schedule((self.step - start + 1) / steps)
+        rate = options.learning_rate * schedule((self.step - start + 0.5) / steps)
         faces, contested = self._batch(self.step), self.objective.contested(self.step - start)
         terms, made = self.objective(faces, contested)
         if not bool(terms["loss"].isfinite()):
