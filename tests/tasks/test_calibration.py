@@ -1,5 +1,7 @@
 """Calibration: probabilities that mean what they say, thresholds that hold, a JSON that comes back the same."""
 
+from statistics import NormalDist
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -66,6 +68,24 @@ def test_thresholds_keep_their_false_accept_rates() -> None:
     rates = [(scores[~same] >= t).mean() for t in (thresholds.far_1e_1, thresholds.far_1e_2, thresholds.far_1e_3)]
     assert rates == [0.1, 0.01, 0.001]
     assert thresholds.accuracy == pytest.approx(0.5, abs=0.03)
+
+
+@pytest.mark.parametrize("pairs", [10, 100, 999])
+def test_rate_that_pairs_are_too_few_for_is_estimated_and_rarely_exceeded(pairs: int) -> None:
+    thresholds = [calibrated(gaussian(100, pairs, seed)).thresholds.far_1e_3 for seed in range(40)]
+    really = [1 - NormalDist(0.3, 0.1).cdf(threshold) for threshold in thresholds]
+    assert np.median(really) < 0.0015
+    assert (
+        np.mean(really) < {10: 0.01, 100: 0.0015, 999: 0.0012}[pairs]
+    )  # one stranger more than the highest: 9%, 1%, 0.1%
+
+
+def test_estimated_threshold_lies_above_every_stranger_that_was_seen() -> None:
+    scores, same = gaussian(50, 50)
+    scores[-1] = 0.9
+    thresholds = calibrated((scores, same)).thresholds
+    assert thresholds.far_1e_1 < thresholds.far_1e_2 <= thresholds.far_1e_3
+    assert thresholds.far_1e_3 > 0.9
 
 
 def test_complete_separation_still_gives_a_finite_curve() -> None:
