@@ -1,6 +1,8 @@
 """A training from labelled pictures to a head: find faces, keep some people for judging, fit, register, compare."""
 
+import csv
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -169,9 +171,11 @@ def held_back(planned: Plan, job: Job) -> Table:
 
 def as_csv(labels: Table) -> str:
     """A table of labels as the CSV that it would be read from."""
-    columns = list(labels.columns)
-    rows = zip(labels.names, *(labels.columns[column] for column in columns), strict=True)
-    return "\n".join([",".join([IMAGE, *columns]), *(",".join(row) for row in rows)]) + "\n"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([IMAGE, *labels.columns])
+    writer.writerows(zip(labels.names, *labels.columns.values(), strict=True))
+    return text.getvalue()
 
 
 def tracked(planned: Plan) -> AbstractContextManager[Run]:
