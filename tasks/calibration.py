@@ -112,32 +112,6 @@ def fit(similarities: ArrayLike, same: ArrayLike, *, contract: str, source: str)
     )
 
 
-def held_out_calibration_error(similarities: ArrayLike, same: ArrayLike, folds: ArrayLike, bins: int = 15) -> float:
-    """Expected calibration error of probabilities that curves fitted on the other folds give to each fold (P,) int."""
-    scores, labels = _checked(similarities, same)
-    groups = np.asarray(folds)
-    if groups.shape != scores.shape or len(np.unique(groups)) < 2:
-        raise ValueError(f"folds {groups.shape} must be (P,) like similarities {scores.shape}, with at least 2 folds")
-    probabilities = np.empty_like(scores)
-    for fold in np.unique(groups):
-        inside = groups == fold
-        curve = fit(scores[~inside], labels[~inside], contract="held out", source=f"all folds but {fold}")
-        probabilities[inside] = curve.probability(scores[inside])
-    return expected_calibration_error(probabilities, labels, bins)
-
-
-def expected_calibration_error(probabilities: ArrayLike, same: ArrayLike, bins: int = 15) -> float:
-    """Mean gap between stated and true share of same pairs over equal-width bins, weighted by what lies in each.
-
-    Guo et al., ICML 2017, eq. 3, with both kinds of pair carrying half of the weight, as the probabilities assume.
-    """
-    stated, labels = np.asarray(probabilities, dtype=np.float64), np.asarray(same, dtype=bool)
-    weights = np.where(labels, 0.5 / labels.sum(), 0.5 / (~labels).sum())
-    place = np.minimum((stated * bins).astype(np.int64), bins - 1)
-    gap = np.bincount(place, weights * (labels - stated), minlength=bins)
-    return float(np.abs(gap).sum())
-
-
 def _threshold(impostor: NDArray[np.float64], far: float) -> float:
     measured = threshold_at_far(impostor, far)
     if far * len(impostor) >= 1:

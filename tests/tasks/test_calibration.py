@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from tasks.calibration import Calibration, expected_calibration_error, fit, held_out_calibration_error
+from tasks.calibration import Calibration, fit
 
 Pairs = tuple[NDArray[np.float64], NDArray[np.bool_]]
 
@@ -110,19 +110,6 @@ def test_calibration_is_immutable_and_refuses_unknown_fields() -> None:
         Calibration.model_validate(calibration.model_dump() | {"slope": -1.0})
 
 
-def test_held_out_probabilities_are_calibrated() -> None:
-    scores, same = gaussian()
-    assert held_out_calibration_error(scores, same, np.arange(4000) % 5) < 0.01
-
-
-def test_calibration_error_is_the_gap_between_stated_and_true() -> None:
-    same = np.arange(1000) % 2 == 0
-    assert expected_calibration_error(np.full(1000, 0.9), same) == pytest.approx(0.4)
-    assert expected_calibration_error(np.where(same, 1.0, 0.0), same) == 0
-    few = np.arange(1000) < 100  # one in ten is a same pair; equal weight of both kinds is what counts
-    assert expected_calibration_error(np.full(1000, 0.5), few) == pytest.approx(0)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -144,9 +131,3 @@ def test_nonsense_is_refused(change, message: str) -> None:  # type: ignore[no-u
 def test_impossible_prior_is_refused(prior: float) -> None:
     with pytest.raises(ValueError, match="strictly between"):
         calibrated().probability(0.5, prior)
-
-
-def test_held_out_error_needs_two_folds() -> None:
-    scores, same = gaussian()
-    with pytest.raises(ValueError, match="2 folds"):
-        held_out_calibration_error(scores, same, np.zeros(len(scores)))
