@@ -6,6 +6,7 @@ from pathlib import Path
 
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import Run, track
 from infra.wheels import sha256
@@ -109,6 +110,7 @@ def _log_rows(run: Run, comparison: Comparison) -> None:
 def _circumstances(detector: ModelVersion, images: Path, pairs_file: Path) -> dict[str, str]:
     return {
         "detector": detector.reference,
+        "device": device(),
         "images": str(images),
         "pairs": str(pairs_file),
         "pairs_sha256": sha256(pairs_file),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import plain, track
 from infra.wheels import sha256
@@ -63,6 +64,7 @@ def measure_fairness(
             {
                 "images": question.images,
                 "detector": detector.reference,
+                "device": device(),
                 "contract": embedder.contract if embedder else "",
                 **_file("groups", question.table),
                 **_file("pairs", question.pairs),

@@ -10,6 +10,7 @@ from sqlalchemy import select
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion
 from infra.mlflow_client import connect
+from infra.ray_cluster import device
 from infra.settings import Settings
 from tasks import timing
 from tests.command import visage
@@ -42,6 +43,7 @@ def test_model_of_the_settings_is_verified_calibrated_and_tracked(machine: Setti
     assert ended.json["calibration_stays"] == ""
     run, files = tracked(machine, ended.json["tracking_run"])
     assert run.metrics["accuracy"] == ended.json["accuracy"] > 0.9
+    assert run.params["device"] == device()
     assert files.keys() == {"roc.png", "report.json", "calibration.json"}
     assert calibrated(machine) == {"dlib-resnet": 10}
 
