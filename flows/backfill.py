@@ -9,13 +9,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-import torch
-
 from infra.catalog import backfill_claims, upgrades
 from infra.catalog.database import Catalog
 from infra.catalog.runs import close_dead_runs
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.catalog.upgrade_tables import Upgrade, UpgradeStatus
+from infra.ray_cluster import device
 from infra.settings import Settings
 from tasks import bridge
 from tasks.backfill import Embedded, Embedder, batches, rest_seconds
@@ -63,7 +62,7 @@ def run_backfill(
         with catalog.read() as session:
             upgrade = under_way(session)
             target = version_of_row(session.get_one(ModelVersionRow, upgrade.target_id), settings)
-        embedder = Embedder(settings, target, "cuda" if torch.cuda.is_available() else "cpu")
+        embedder = Embedder(settings, target, device())
         work = _Work(catalog, upgrade, embedder, rate, on_progress)
         try:
             _embed_all(work)

@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sqlalchemy import update
-
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import Run, track
 from infra.wheels import sha256
@@ -22,17 +21,29 @@ from tasks.verification import Pairs, VerificationReport, plot_roc, read_pairs
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation and the MLflow run that keeps it. `not_calibrated` says why, if the model could not be calibrated."""
+    """An evaluation and the MLflow run that keeps it, and what it calibrated.
+
+    `not_calibrated` says why, if the model could not be calibrated; `stays`, if it has a calibration that was not replaced.
+    """
 
     verification: Verification
     tracking_run: str
+    calibration: Calibration | None
     not_calibrated: str
+    stays: str
 
 
 def measure_verification(
-    settings: Settings, model: str | None, images: Path, pairs_file: Path, on_progress: Progress
+    settings: Settings,
+    model: str | None,
+    images: Path,
+    pairs_file: Path,
+    on_progress: Progress,
+    recalibrate: bool = False,
 ) -> Measured:
     """Evaluate a version (NAME, NAME@VERSION or NAME@ALIAS; None: what the settings name) and calibrate it.
+
+    A calibration on more pairs of two people stays, unless `recalibrate` is said.
 
     Raises:
         UnknownModel, NotInstalled, WrongRole: if there is no such recognition model here.
@@ -56,9 +67,8 @@ def measure_verification(
         run.text(verification.report.model_dump_json(indent=2), "report.json")
         if calibration is not None:
             run.text(calibration.model_dump_json(indent=2), "calibration.json")
-    if calibration is not None:
-        _keep(settings, embedder, calibration)
-    return Measured(verification, run.run_id, problem)
+    stays = "" if calibration is None else _keep(settings, embedder, calibration, recalibrate)
+    return Measured(verification, run.run_id, calibration, problem, stays)
 
 
 def measure_comparison(
@@ -100,6 +110,7 @@ def _log_rows(run: Run, comparison: Comparison) -> None:
 def _circumstances(detector: ModelVersion, images: Path, pairs_file: Path) -> dict[str, str]:
     return {
         "detector": detector.reference,
+        "device": device(),
         "images": str(images),
         "pairs": str(pairs_file),
         "pairs_sha256": sha256(pairs_file),
@@ -123,13 +134,19 @@ def _calibration(verification: Verification, pairs: Pairs, images: Path) -> tupl
         return None, str(error)
 
 
-def _keep(settings: Settings, embedder: ModelVersion, calibration: Calibration) -> None:
+def _keep(settings: Settings, embedder: ModelVersion, calibration: Calibration, recalibrate: bool) -> str:
+    """Store a calibration with the version, or tell why the one that is there stays."""
     catalog = Catalog(settings.catalog_url)
     with catalog.write() as session:
-        ids = enter_versions(session, [embedder])
-        session.execute(
-            update(ModelVersionRow)
-            .where(ModelVersionRow.id == ids[embedder.contract])
-            .values(calibration=calibration.model_dump(mode="json"))
-        )
+        row = session.get_one(ModelVersionRow, enter_versions(session, [embedder])[embedder.contract])
+        before = None if row.calibration is None else Calibration.model_validate(row.calibration)
+        replaces = recalibrate or before is None or before.different_pairs <= calibration.different_pairs
+        if replaces:
+            row.calibration = calibration.model_dump(mode="json")
     catalog.close()
+    if replaces or before is None:
+        return ""
+    return (
+        f"{embedder.reference} stays calibrated on {before.different_pairs} pairs of two people ({before.source}): the "
+        f"{calibration.different_pairs} of this evaluation are fewer. --recalibrate takes them all the same."
+    )

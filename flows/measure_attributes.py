@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import Run, track
 from models.spec import Role
@@ -39,7 +40,7 @@ def measure_attributes(
         settings.mlflow_uri, settings.artifacts_folder, "attributes", f"{judged} on {images.name}", {"models": judged}
     ) as run:
         facts = {"detector": detector.reference, "images": images, "labels": labels, "left_out": ", ".join(leave_out)}
-        run.params({**facts, **{f"contract/{d.name}-{d.version}": d.contract for d in describers}})
+        run.params({**facts, "device": device(), **{f"contract/{d.name}-{d.version}": d.contract for d in describers}})
         for evaluation in evaluations:
             log_evaluation(run, evaluation)
     return evaluations, run.run_id

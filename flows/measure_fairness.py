@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import plain, track
+from infra.wheels import sha256
 from models.spec import Role
 from tasks.attribute_evaluation import opinions_on
 from tasks.evaluation import Progress
 from tasks.fairness import FairnessReport
 from tasks.fairness_evaluation import Question, evaluate_fairness
 from tasks.fairness_plot import plot_measure
-from tasks.labels import labelled_attributes
+from tasks.labels import Table, labelled_attributes
 from tasks.recipe import version_for
+from tasks.verification import Pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -60,7 +63,11 @@ def measure_fairness(
         run.params(
             {
                 "images": question.images,
-                "groups": question.table.path if question.table else "",
+                "detector": detector.reference,
+                "device": device(),
+                "contract": embedder.contract if embedder else "",
+                **_file("groups", question.table),
+                **_file("pairs", question.pairs),
                 "columns": ", ".join(report.columns),
                 "minimum": report.minimum,
                 "far_target": question.far_target,
@@ -79,6 +86,11 @@ def render(report: FairnessReport, title: str, figures: "dict[str, Figure]") -> 
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
     pictures = {name: _data_url(figure) for name, figure in figures.items()}
     return environment.get_template("fairness.html").render(report=report, title=title, pictures=pictures)
+
+
+def _file(what: str, read: Table | Pairs | None) -> dict[str, str]:
+    """The file that groups or pairs were read from, as parameters of the run."""
+    return {what: str(read.path), f"{what}_sha256": sha256(read.path)} if read else {what: "", f"{what}_sha256": ""}
 
 
 def _data_url(figure: "Figure") -> str:

@@ -6,6 +6,7 @@ from sqlalchemy import select
 
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import track
 from models.spec import Role
@@ -44,7 +45,8 @@ def measure_grouping(
         f"{embedder.reference} on {images.name}",
         {"model": embedder.reference},
     ) as run:
-        run.params({"contract": embedder.contract, "detector": detector.reference, "images": images.name})
+        facts = {"contract": embedder.contract, "detector": detector.reference, "images": images.name}
+        run.params({**facts, "device": device()})
         for found in report.rounds:
             name = f"{found.nights} nights order {found.order}"
             run.metrics({f"{what}/{name}": getattr(found, what) for what in ("precision", "recall", "f")})

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from infra.ray_cluster import device
 from infra.registry import Registry
 from infra.settings import Settings
 from infra.tracking import track
@@ -54,7 +55,8 @@ def measure_restoration(
         settings.mlflow_uri, settings.artifacts_folder, "restoration", f"{names} on {images.name}", {"models": names}
     ) as run:
         facts = {"images": images, "pairs": pairs_file, "pairs_of_each_kind": count, "perceptual": perceptual.reference}
-        run.params({**facts, "detector": detector.reference, "embedder": f"{embedder.reference} {embedder.contract}"})
+        at_work = {"detector": detector.reference, "embedder": f"{embedder.reference} {embedder.contract}"}
+        run.params({**facts, **at_work, "device": device()})
         run.table(columns(evaluation.rows), "rows.json")
         for name in ("psnr", "ssim", "perceptual", "identity", "gain", "accuracy"):
             run.metrics({f"{name}/{row.method}/{row.size}px": getattr(row, name) for row in evaluation.rows})

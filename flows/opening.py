@@ -3,7 +3,6 @@
 import time
 from dataclasses import dataclass
 
-import torch
 from sqlalchemy.orm import Session
 
 from infra import logs
@@ -24,6 +23,7 @@ from infra.catalog.schema import Collection, Run, RunStatus
 from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.catalog.upgrades import SERVING
 from infra.catalog.versions import serving_id
+from infra.ray_cluster import device
 from infra.settings import Settings
 from tasks.calibration import Calibration
 from tasks.install import ModelVersion, NotInstalled
@@ -65,7 +65,6 @@ def open_job(
             with catalog.write() as session:
                 enter_unopened(session, collection.id, status, said_by(error), keys, slot)
         raise
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     job = Job(
         settings,
         collection.id,
@@ -73,7 +72,7 @@ def open_job(
         run.id,
         models.recipe,
         contract,
-        device,
+        device(),
         least_similarity,
         keys,
         models.serving_id,

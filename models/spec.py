@@ -149,6 +149,10 @@ def _as_is(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     return dict(checkpoint)
 
 
+def _everything(parameter: str) -> bool:
+    return True
+
+
 @dataclass(frozen=True)
 class ModelSpec:
     """An entry of the model table.
@@ -165,7 +169,8 @@ class ModelSpec:
     network is a head of: its part `head` takes that model's embeddings, of unit length, where they are known already. With
     `mirror`, a face's embedding is that of its crop plus that of the mirrored crop, as verification protocols have it: twice
     the forwards, fewer errors. `bfloat16` names the parts of the network for which that precision was measured to lose nothing
-    that counts, and which compute so where the device can. `settings` name what else decides the results.
+    that counts, and which compute so where the device can. `settings` name what else decides the results. `trains` tells of a
+    parameter, by its name, whether it changes when the network is trained as a whole; the others stay as they are.
     """
 
     name: str
@@ -181,6 +186,7 @@ class ModelSpec:
     mirror: bool = False
     bfloat16: tuple[str, ...] = ()
     settings: str = ""
+    trains: Callable[[str], bool] = _everything
     attributes: tuple[Attribute, ...] = ()
     interpret: Callable[[Any], dict[str, Estimate]] | None = None
     bundled: BundledWeights | None = None

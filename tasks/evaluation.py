@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from infra.ray_cluster import device
 from infra.settings import Settings
 from models.template import Template
 from tasks.align import align_faces
@@ -52,7 +53,8 @@ def evaluate_verification(
     pairs: Pairs,
     on_progress: Progress = lambda done, total: None,
 ) -> list[Verification]:
-    """Follow LFW's protocol on `pairs` of pictures in a tar file or folder: the same detect, align and embed as every night.
+    """Follow LFW's protocol on `pairs` of pictures in a tar file or folder: the same detect, align and embed as every night,
+    on a GPU where there is one.
 
     In a picture of several faces the one nearest to the centre counts, as LFW's pictures are made.
 
@@ -61,7 +63,7 @@ def evaluate_verification(
         UnusablePairs: if no verification can be measured on them.
     """
     names = sorted({*pairs.a, *pairs.b})
-    judged = [_Judged(version, load_for_inference(version)) for version in embedders]
+    judged = [_Judged(version, load_for_inference(version, device())) for version in embedders]
     finder = FaceFinder(settings, detector)
     done = 0
     for group in _groups(read_images(images, names)):
@@ -99,7 +101,7 @@ class _Judged:
 
     def embed(self, faces: Sequence[PhotoFaces]) -> None:
         crops = np.concatenate([face.arrays[crop(self.template)] for face in faces])
-        vectors = embed(self.network, self.version.spec, crops, "cpu")
+        vectors = embed(self.network, self.version.spec, crops, device())
         self.embeddings.update({face.key: vector for face, vector in zip(faces, vectors, strict=True)})
 
     def verdict(self, pairs: Pairs, names: Sequence[str]) -> Verification:
@@ -115,7 +117,7 @@ class FaceFinder:
     def __init__(self, settings: Settings, detector: ModelVersion) -> None:
         self.limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=settings.max_megapixels)
         self.long_side = settings.detect_long_side
-        self.detect = Detect(detector, "cpu")
+        self.detect = Detect(detector, device())
 
     def __call__(self, pictures: Iterable[tuple[str, bytes]]) -> list[Decoded]:
         """Decode pictures (name, bytes), and return those with a face, reduced to the one nearest to the centre."""

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tasks.attribute_metrics import class_report, wilson
-from tasks.verification import Pairs, threshold_at_far
+from tasks.verification import Pairs, UnusablePairs, threshold_at_far
 
 MINIMUM = 30  # observations: a share of so many has an interval of up to 34 points, and fewer say next to nothing
 DRAWS = 1000
@@ -212,8 +212,19 @@ def verification(
     `similarities` (P,), NaN where a face was not found: such a pair of one person is rejected, one of two people tells
     nothing. The threshold, which is returned too, lets at most the share `far_target` of all pairs of two people pass.
     `groups`: by column, the group of each picture.
+
+    Raises:
+        UnusablePairs: if both faces were found in no pair of two people, so that nothing gives a threshold.
     """
     there = ~np.isnan(similarities)
+    if not (there & ~pairs.same).any():
+        strangers = int((~pairs.same).sum())
+        why = (
+            f"in none of its {strangers} pairs of two people both faces were found"
+            if strangers
+            else "no pair of two people"
+        )
+        raise UnusablePairs(f"{pairs.path}: {why}; the threshold for all groups comes from such pairs")
     threshold = threshold_at_far(similarities[there & ~pairs.same], far_target)
     same, different = np.flatnonzero(pairs.same), np.flatnonzero(~pairs.same & there)
 

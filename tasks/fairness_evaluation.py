@@ -56,6 +56,7 @@ def evaluate_fairness(
 
     Raises:
         UnusableLabels: if groups or labels do not say what they should, or there is nothing to judge.
+        UnusablePairs: if no pair of two people gives a threshold.
         ImagesMissing: naming the first pictures that are not there.
     """
     columns = _columns(question)

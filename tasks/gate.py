@@ -15,7 +15,7 @@ from tasks.verification import VerificationReport
 
 NORMAL_95 = 1.96  # standard errors that a 95% interval reaches to each side
 REJECTS = "false rejects"
-SAME_GROUPS = ("images", "groups", "columns", "minimum", "far_target")
+SAME_GROUPS = ("pairs_sha256", "groups_sha256", "images", "detector", "columns", "minimum", "far_target")
 
 
 @dataclass(frozen=True)
@@ -102,22 +102,17 @@ def _verification(evaluations: Evaluations, ours: Evaluation, theirs: Evaluation
 
 
 def _worst_group(evaluations: Evaluations, champion: ModelVersion, challenger: ModelVersion) -> Iterator[Compared]:
-    """False rejects where they are most frequent, if fairness was measured of both on the same groups."""
-    reports = evaluations.find("fairness", {})
-    for theirs in reports:
-        for ours in reports:
-            same = all(ours.params.get(name) == theirs.params.get(name) for name in SAME_GROUPS)
-            if same and _judges(theirs, challenger) and _judges(ours, champion):
+    """False rejects where they are most frequent, if fairness was measured of both on the same pairs of the same groups."""
+    of_champion = evaluations.find("fairness", {"contract": champion.contract})
+    for theirs in evaluations.find("fairness", {"contract": challenger.contract}):
+        for ours in of_champion:
+            if all(ours.params.get(name) == theirs.params.get(name) for name in SAME_GROUPS):
                 worst = [_worst(evaluations, evaluation) for evaluation in (ours, theirs)]
                 a, b = worst
                 if a is not None and b is not None and a.value is not None and b.value is not None:
                     name = f"{REJECTS} in the worst group ({b.name})"
                     yield Compared(name, a.value, a.value if a.high is None else a.high, b.value, False)
                 return
-
-
-def _judges(evaluation: Evaluation, version: ModelVersion) -> bool:
-    return version.reference in evaluation.tags.get("models", "").split(", ")
 
 
 def _worst(evaluations: Evaluations, evaluation: Evaluation) -> Cell | None:

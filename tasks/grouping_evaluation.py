@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
+from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.storage.base import is_image_name
 from tasks.calibration import Calibration
@@ -131,14 +132,18 @@ def embed_labelled(
     Raises:
         ImagesMissing: naming the first pictures that are not there.
     """
-    finder, network, template = FaceFinder(settings, detector), load_for_inference(embedder), template_of(embedder)
+    finder, network, template = (
+        FaceFinder(settings, detector),
+        load_for_inference(embedder, device()),
+        template_of(embedder),
+    )
     vectors: dict[str, NDArray[np.float32]] = {}
     pictures, done = read_images(images, names), 0
     while part := list(islice(pictures, GROUP)):
         faces = [finder.align(item, [template]) for item in finder(part)]
         if faces:
             crops = np.concatenate([face.arrays[crop(template)] for face in faces])
-            made = embed(network, embedder.spec, crops, "cpu")
+            made = embed(network, embedder.spec, crops, device())
             vectors.update({face.key: vector for face, vector in zip(faces, made, strict=True)})
         done += len(part)
         on_progress(done, len(names))

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from infra.ray_cluster import device
 from infra.settings import Settings
 from models.alignment import align
 from models.quality import sharpness
@@ -148,13 +149,13 @@ def evaluate_restoration(
         ImagesMissing: naming the first pictures that are not there.
         UnusablePairs: if there are not enough faces.
     """
-    network = load_for_inference(embedder)
+    network = load_for_inference(embedder, device())
     faces = find_faces(settings, detector, embedder, network, images, chosen(pairs, count))
     comparer = _Comparer(embedder, network, load_network(perceptual), faces)
     threshold = best_accuracy_threshold(
         comparer.similarities(comparer.clean, np.ones(len(faces.eyes), bool)), faces.same
     )
-    workers = {version.reference: Restore(version, template_of(embedder), "cpu") for version in restorers}
+    workers = {version.reference: Restore(version, template_of(embedder), device()) for version in restorers}
     rows: list[Row] = []
     strips: list[NDArray[np.uint8]] = []
     total = len(SIZES) * (2 + len(workers))
@@ -214,7 +215,7 @@ def find_faces(
         places=Places.of(boxes, photo_landmarks),
         eyes=(photo_landmarks[:, 0] - photo_landmarks[:, 1]).norm(dim=1).numpy(),
         probe=np.array([probes.index(pairs.a[row]) for row in rows], np.int64),
-        others=embed(network, embedder.spec, others, "cpu"),
+        others=embed(network, embedder.spec, others, device()),
         same=pairs.same[rows],
     )
 
@@ -282,7 +283,7 @@ class _Comparer:
         self.clean = self.embedded(faces.clean, faces.places)
 
     def embed(self, view: NDArray[np.uint8]) -> NDArray[np.float32]:
-        return embed(self.network, self.embedder.spec, view, "cpu")
+        return embed(self.network, self.embedder.spec, view, device())
 
     def embedded(self, pixels: Tensor, places: Places) -> NDArray[np.float32]:
         """Embed faces (N, 256, 256, 3) of the reference template by their places in it."""

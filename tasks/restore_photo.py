@@ -16,6 +16,7 @@ from PIL import Image
 
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.storage.base import Filter
 from models import paste
@@ -108,10 +109,10 @@ class PhotoRestorer:
         self.recipe = Recipe(detector, embedder, self.restorer_version, (), frozenset())
         self.limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=settings.max_megapixels)
         self.least_similarity = least_similarity(settings, embedder.contract)
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        where = device()
         assert embedder.spec.preprocess is not None
-        self.detect, self.embed = Detect(detector, device), Embed(embedder, device)
-        self.restore = Restore(self.restorer_version, embedder.spec.preprocess.template, device)
+        self.detect, self.embed = Detect(detector, where), Embed(embedder, where)
+        self.restore = Restore(self.restorer_version, embedder.spec.preprocess.template, where)
 
     def __call__(self, path: Path, name: str, out: Path) -> PhotoReport:
         """Restore one photo; what is written lies in `out`, under its name with `.restored.png` at the end."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from infra.ray_cluster import device
 from infra.settings import Settings
 from tasks.assess import measure
 from tasks.describe import Columns, describe_crops, joined
@@ -43,13 +44,13 @@ def look_at(
         ImagesMissing: naming the first pictures that are not there.
     """
     finder = FaceFinder(settings, detector)
-    networks = {version: load_for_inference(version) for version in describers}
-    recogniser = None if embedder is None else load_for_inference(embedder)
+    networks = {version: load_for_inference(version, device()) for version in describers}
+    recogniser = None if embedder is None else load_for_inference(embedder, device())
     templates = [template_of(version) for version in (*describers, *([embedder] if embedder else []))]
     pictures, kept, parts, done = read_images(images, names), list[str](), list[Columns](), 0
     embeddings: dict[str, NDArray[np.float32]] = {}
     while group := list(islice(pictures, GROUP)):
-        faces = measure([finder.align(item, templates) for item in finder(group)])
+        faces = measure([finder.align(item, templates) for item in finder(group)], device())
         kept += [face.key for face in faces]
         columns: Columns = {}
         for attribute in MEASURED_VERSION.spec.attributes if faces else ():
@@ -58,10 +59,10 @@ def look_at(
         for version, network in networks.items() if faces else ():
             crops = np.concatenate([face.arrays[crop(template_of(version))] for face in faces])
             wanted = frozenset(attribute.name for attribute in version.spec.attributes)
-            columns |= describe_crops(version, network, crops, wanted, "cpu")
+            columns |= describe_crops(version, network, crops, wanted, device())
         if recogniser is not None and embedder is not None and faces:
             crops = np.concatenate([face.arrays[crop(template_of(embedder))] for face in faces])
-            embeddings |= dict(zip(kept[-len(faces) :], embed(recogniser, embedder.spec, crops, "cpu"), strict=True))
+            embeddings |= dict(zip(kept[-len(faces) :], embed(recogniser, embedder.spec, crops, device()), strict=True))
         parts += [columns] if columns else []
         done += len(group)
         on_progress(done, len(names))

@@ -19,6 +19,7 @@ from infra.catalog.schema import ModelVersion as ModelVersionRow
 from infra.catalog.upgrade_tables import Upgrade, UpgradeStatus
 from infra.catalog.versions import serving
 from infra.evaluations import Evaluations
+from infra.ray_cluster import device
 from infra.registry import CHALLENGER, CHAMPION, Registry
 from infra.settings import Settings
 from models.spec import Role
@@ -242,7 +243,7 @@ def _try_out(catalog: Catalog, settings: Settings, version: ModelVersion, target
         probe = Upgrade(id=0, target_id=target_id, former_id=former_id)
         contents = upgrades.contents_to_embed(session, probe)[:SAMPLE]
         faces = upgrades.faces_to_embed(session, probe, contents.tolist())[:SAMPLE]
-    embedder = Embedder(settings, version, "cpu")
+    embedder = Embedder(settings, version, device())
     try:
         return try_out(embedder, faces)
     finally:

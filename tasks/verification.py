@@ -31,12 +31,13 @@ class UnusablePairs(ValueError):
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of images by name: `fold` (P,) int64, `same` (P,) bool."""
+    """Pairs of images by name: `fold` (P,) int64, `same` (P,) bool, and the file that they are read from, for messages."""
 
     fold: NDArray[np.int64]
     a: tuple[str, ...]
     b: tuple[str, ...]
     same: NDArray[np.bool_]
+    path: Path = Path("pairs")
 
     def __len__(self) -> int:
         return len(self.a)
@@ -116,7 +117,7 @@ def read_pairs(path: Path) -> Pairs:
     if not rows:
         raise UnusablePairs(f"{path}: no pairs, only a header")
     fold, a, b, same = zip(*rows, strict=True)
-    return Pairs(np.array(fold, dtype=np.int64), a, b, np.array(same, dtype=bool))
+    return Pairs(np.array(fold, dtype=np.int64), a, b, np.array(same, dtype=bool), path)
 
 
 def _pair(row: Mapping[str, str | None]) -> tuple[int, str, str, bool]:

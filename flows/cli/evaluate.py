@@ -31,13 +31,16 @@ def verification(
     images: Images,
     pairs: PairsFile,
     model: Annotated[str | None, typer.Option(help=f"{REFERENCE}; default: what the settings name.")] = None,
+    recalibrate: Annotated[
+        bool, typer.Option("--recalibrate", help="Replace a calibration that stands on more pairs of two people, too.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Verify pairs by LFW's protocol; store the calibrated thresholds with the model version."""
     from flows.measure import measure_verification  # noqa: PLC0415 - imports torch
 
     with progress() as on_progress:
-        measured = measure_verification(load_settings(), model, images, pairs, on_progress)
+        measured = measure_verification(load_settings(), model, images, pairs, on_progress, recalibrate)
     result, reference = measured.verification, measured.verification.model.reference
     report = result.report
     if as_json:
@@ -46,6 +49,7 @@ def verification(
                 "model": reference,
                 "tracking_run": measured.tracking_run,
                 "not_calibrated": measured.not_calibrated,
+                "calibration_stays": measured.stays,
                 **report.model_dump(),
             }
         )
@@ -67,8 +71,15 @@ def verification(
     console.print(f"Written to MLflow as run {measured.tracking_run}.")
     if measured.not_calibrated:
         console.print(f"{reference} is not calibrated: {measured.not_calibrated}", markup=False)
+    elif measured.stays:
+        console.print(measured.stays, markup=False)
     else:
         console.print(f"Thresholds and probabilities of {reference} are calibrated now.")
+        if measured.calibration and not measured.calibration.measures_every_rate:
+            console.print(
+                "The similarity that one pair of strangers in a thousand reaches is estimated from "
+                f"{measured.calibration.different_pairs} of them; from 1000 on it is measured."
+            )
 
 
 @app.command()

@@ -29,11 +29,6 @@ def angular(cosines: Tensor, margins: Tensor) -> Tensor:
     return cosines * margins.cos() - sines * margins.sin()
 
 
-def angular_without_gradient(cosines: Tensor, margins: Tensor) -> Tensor:
-    """ArcFace's margin as PETALface's training code has it: the value is angular's, the gradient that of the plain cosine."""
-    return cosines + (angular(cosines, margins) - cosines).detach()
-
-
 def additive(cosines: Tensor, margins: Tensor) -> Tensor:
     """CosFace's margin: cos(theta) - margin (arXiv:1801.09414, eq. 4). Both (N,)."""
     return cosines - margins

@@ -1,7 +1,7 @@
-"""FaceNet's triplet loss and its harmonic form, which makes a new embedding comparable with an old one.
+"""FaceNet's triplet loss.
 
 Schroff, Kalenichenko, Philbin, "FaceNet", CVPR 2015 (arXiv:1503.03832): Section 3.1 the loss, Section 3.2 the choice of
-triplets, appendix the harmonic embedding. As in github.com/davidsandberg/facenet, every pair of one person meets one negative
+triplets. As in github.com/davidsandberg/facenet, every pair of one person meets one negative
 at random.
 """
 
@@ -79,25 +79,3 @@ class TripletLoss(nn.Module):
         pairs = positive_pairs(labels)
         candidates = negative_candidates(squared_distances(unit.detach()), labels, pairs, self.margin, self.semi_hard)
         return triplet_loss(unit, drawn_triplets(pairs, candidates, self.generator), self.margin)
-
-
-class HarmonicTripletLoss(nn.Module):
-    """Triplet loss over a new embedding and an old, fixed one of the same faces, so that both can be searched together.
-
-    Anchors, positives and semi-hard negatives come from either version, but not all three from the old one (appendix of
-    the paper). Called with new embeddings (N, D), old ones (N, D) and labels (N,), it gives a mean over triplets ().
-    """
-
-    def __init__(self, margin: float = MARGIN, generator: torch.Generator | None = None) -> None:
-        super().__init__()
-        self.margin, self.generator = margin, generator
-
-    def forward(self, embeddings: Tensor, old: Tensor, labels: Tensor) -> Tensor:
-        count = len(embeddings)
-        both = torch.cat([unit_length(embeddings), unit_length(old.detach())])
-        labels = labels.repeat(2)
-        pairs = positive_pairs(labels)
-        pairs = torch.cat([pairs, pairs.flip(1)])  # the old version asks, the new one answers, and the other way round
-        candidates = negative_candidates(squared_distances(both.detach()), labels, pairs, self.margin)
-        candidates[(pairs >= count).all(dim=1), count:] = False
-        return triplet_loss(both, drawn_triplets(pairs, candidates, self.generator), self.margin)

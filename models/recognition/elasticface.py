@@ -60,7 +60,6 @@ class IResNet(nn.Module):
         self.bn2 = nn.BatchNorm2d(512)
         self.fc = nn.Linear(512 * 7 * 7, 512)
         self.features = nn.BatchNorm1d(512)
-        self.features.weight.requires_grad_(False)  # stays 1 in training, as the authors have it
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prelu(self.bn1(self.conv1(x)))
@@ -94,6 +93,11 @@ def build_100(state_dict: StateDict) -> IResNet:
     return load(IResNet(UNITS[100]), state_dict, "ElasticFace (IResNet-100)")
 
 
+def trains(parameter: str) -> bool:
+    """The last normalisation's scale stays 1 in training, as the authors have it."""
+    return parameter != "features.weight"
+
+
 _PREPROCESS = Preprocess(ARCFACE_112, Color.RGB, mean=(127.5,) * 3, std=(127.5,) * 3)
 
 
@@ -108,6 +112,7 @@ def _elasticface(variant: str, loss: str) -> ModelSpec:
         build=build_100,
         official=unwrap,
         preprocess=_PREPROCESS,
+        trains=trains,
         dimension=512,
         notes="All four released files have one name and one layout: nothing in them tells which loss they come from.",
     )
@@ -127,6 +132,7 @@ IRESNET = ModelSpec(
     build=build,
     official=unwrap,
     preprocess=_PREPROCESS,
+    trains=trains,
     dimension=512,
 )
 SPECS = (ELASTICFACE_ARC, ELASTICFACE_COS, ELASTICFACE_ARC_PLUS, ELASTICFACE_COS_PLUS, IRESNET)

@@ -253,6 +253,12 @@ class PETALface(Swin):
         self.quality = CNNIQA()
         self.register_buffer("threshold", torch.tensor(0.5))
 
+    def train(self, mode: bool = True) -> "PETALface":
+        """Enter or leave training mode; the quality network, which is never trained, judges as ever."""
+        super().train(mode)
+        self.quality.eval()
+        return self
+
     def forward(self, x: Tensor) -> Tensor:
         return self.embed(x, 0.5 + self.quality(x) - self.threshold)
 
@@ -318,6 +324,11 @@ def with_quality(backbone: Mapping[str, Any], quality: Mapping[str, Any], thresh
     return official(backbone) | scorer | {"threshold": torch.tensor(threshold)}
 
 
+def trains(parameter: str) -> bool:
+    """Adapters are trained, nothing else (arXiv:2412.07771; the released train_iqa.py)."""
+    return "trainable_lora" in parameter
+
+
 _PREPROCESS = Preprocess(ARCFACE_112.scaled("arcface-120", 120), Color.RGB, mean=(127.5,) * 3, std=(127.5,) * 3)
 _SOURCE = "https://huggingface.co/kartiknarayan/PETALface"
 _LICENCE = "MIT (code); weights: none stated"
@@ -343,6 +354,7 @@ PETALFACE_SINGLE = ModelSpec(
     build=build_single,
     official=official,
     preprocess=_PREPROCESS,
+    trains=trains,
     dimension=512,
 )
 PETALFACE = ModelSpec(
@@ -356,6 +368,7 @@ PETALFACE = ModelSpec(
     build=build,
     official=official_blended,
     preprocess=_PREPROCESS,
+    trains=trains,
     dimension=512,
     notes="The quality thresholds of the released weights are not published; 0.5 is the code's default.",
 )

@@ -11,7 +11,6 @@ instead of at every call, and dictionary entries are kept normalised, so that ma
 from collections import OrderedDict
 from collections.abc import Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -262,26 +261,9 @@ def build(state_dict: StateDict) -> DFDNet:
     return load(DFDNet(entries), state_dict, "DFDNet")
 
 
-def read_dictionary(folder: Path) -> dict[str, np.ndarray]:
-    """Read the 16 files `left_eye_256_center.npy` ... of DictionaryCenter512, without unpickling anything.
-
-    Raises:
-        CheckpointMismatch: naming a file that is absent or no plain array.
-    """
-    arrays = {}
-    for name in ENTRIES:
-        path = folder / f"{name}_center.npy"
-        try:
-            arrays[f"{name}_center"] = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise CheckpointMismatch(
-                f"{path}: {error}. DFDNet needs all {len(ENTRIES)} arrays of DictionaryCenter512."
-            ) from error
-    return arrays
-
-
 def official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Read latest_net_G.pth, with the arrays of `read_dictionary` merged into it, into the network's state dict.
+    """Read latest_net_G.pth, with the arrays of DictionaryCenter512 (`left_eye_256_center` ...) merged into it, into the
+    network's state dict.
 
     Left out: VGG-19's second copy and its classifier, and the `to_rgb` heads, which the network never uses.
 

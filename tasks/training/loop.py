@@ -12,6 +12,7 @@ import torch
 from infra.ray_cluster import set_threads
 
 STATE, PROGRESS = "state.pt", "step"
+RECIPE = 2  # another one whenever steps change: a training that an earlier release began cannot go on, and begins anew
 WARM_UP = 0.1  # share of the steps
 MAX_GRADIENT = 5.0  # a larger norm is cut to this
 
@@ -83,7 +84,10 @@ class Progress:
 
 
 def schedule(progress: float) -> float:
-    """Factor of the learning rate: up in a straight line, then down along half a cosine, for progress in 0..1."""
+    """Factor of the learning rate: up in a straight line, then down along half a cosine, for progress in 0..1.
+
+    It is 0 at both ends. Trainings take it at the middle of each step, so that the last one changes something, too.
+    """
     if progress < WARM_UP:
         return progress / WARM_UP
     return 0.5 * (1 + math.cos(math.pi * (progress - WARM_UP) / (1 - WARM_UP)))

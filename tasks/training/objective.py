@@ -7,7 +7,7 @@ that of the clean face. Embeddings are compared after subtracting the mean face:
 mean cosine of about 0.8), which would drown what tells people apart.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -31,11 +31,21 @@ Terms = Mapping[str, Tensor]
 
 
 class Supervised(nn.Module):
-    """The loss over identities of a network that is trained as a whole."""
+    """The loss over identities of a network that is trained as a whole, but for what its family leaves as it is."""
 
-    def __init__(self, network: nn.Module, preprocess: Preprocess, loss: str, dimension: int, classes: int) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        trains: Callable[[str], bool],
+        preprocess: Preprocess,
+        loss: str,
+        dimension: int,
+        classes: int,
+    ) -> None:
         super().__init__()
-        self.network, self.preprocess = network.requires_grad_(True), preprocess
+        self.network, self.preprocess = network, preprocess
+        for key, value in network.named_parameters():
+            value.requires_grad_(trains(key))
         self.criterion = LOSSES[loss](dimension, classes)
 
     def begin(self, batches: Iterable[tuple[Tensor, Tensor]], generator: torch.Generator) -> None:

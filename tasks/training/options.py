@@ -2,9 +2,11 @@
 
 from typing import Annotated
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from models.losses import LOSSES
+
+LEAST_SHARE = 2  # faces of a batch for each worker: batch normalisation of the embedding needs two to compare
 
 
 def _known_loss(name: str) -> str:
@@ -13,9 +15,22 @@ def _known_loss(name: str) -> str:
     return name
 
 
+def sharing(workers: int, batch_size: int, least: int) -> int:
+    """Return `workers` if they can share a batch evenly, with `least` faces or more for each.
+
+    Their gradients are averaged and their tensors exchanged, as if each had as many faces.
+    """
+    if batch_size % workers or batch_size < workers * least:
+        fitting = workers * max(least, -(-batch_size // workers))
+        raise ValueError(
+            f"so many workers cannot share a batch of {batch_size} faces evenly, with at least {least} for each: "
+            f"take --batch-size {fitting}, or other workers"
+        )
+    return workers
+
+
 class TrainingOptions(BaseModel):
-    """Validated options of a training; unknown ones are refused. All of them decide the result but for `workers`, which
-    decides it only through the order of sums."""
+    """Validated options of a training; unknown ones are refused. All of them decide the result."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,3 +50,8 @@ class TrainingOptions(BaseModel):
     )
     workers: int = Field(1, ge=1, description="Processes that train together, with a GPU each where there are any.")
     seed: int = Field(0, ge=0, description="Of order, degradation and fresh weights.")
+
+    @field_validator("workers")
+    @classmethod
+    def _can_share_a_batch(cls, workers: int, info: ValidationInfo) -> int:
+        return sharing(workers, info.data.get("batch_size", workers * LEAST_SHARE), LEAST_SHARE)

@@ -25,6 +25,7 @@ from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.collection import Labelled, find_faces, read_collection
 from tasks.training.holdout import split
+from tasks.training.loop import RECIPE
 from tasks.training.options import TrainingOptions
 from tasks.training.run import FOLDER, Progress
 from tasks.training.worker import Job, work
@@ -68,7 +69,7 @@ def plan(settings: Settings, images: Path, labels: Path | None, options: Trainin
     spec = _made_of(backbone, options)
     detector = version_for(Role.DETECT, settings.detect_model, settings)
     labelled = read_collection(images, labels)
-    facts = [options.model_dump(), labelled.digest, detector.contract, backbone.contract, spec.name]
+    facts = [RECIPE, options.model_dump(), labelled.digest, detector.contract, backbone.contract, spec.name]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     return Plan(settings, options, labelled, detector, backbone, spec, settings.home_folder / FOLDER / name)
 

@@ -24,7 +24,7 @@ from tasks.training.objective import Adaptation, Supervised
 from tasks.training.options import TrainingOptions
 
 CHECKPOINT_STEPS = 500  # beside the ends of epochs, which may be hours apart
-WEIGHT_DECAY = 1e-2
+WEIGHT_DECAY = 1e-2  # of weights alone
 TOGETHER = 2  # faces of one person that follow each other, so that a loss that mines pairs finds some in every batch
 BATCH = 64  # of the forwards before the first step
 
@@ -72,13 +72,12 @@ class Training:
         facts = (job.spec.preprocess, job.options.loss, job.spec.dimension, job.split.classes)
         objective: Supervised | Adaptation
         if job.options.lora is None:
-            objective = Supervised(network, *facts)
+            objective = Supervised(network, job.spec.trains, *facts)
         else:
             objective = Adaptation(Adapted(network, job.options.lora), *facts)
         self.objective = objective.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model: nn.Module = self.objective
-        trained = [value for value in self.objective.parameters() if value.requires_grad]
-        self.optimizer = torch.optim.AdamW(trained, lr=job.options.learning_rate, weight_decay=WEIGHT_DECAY)
+        self.optimizer = torch.optim.AdamW(parameter_groups(self.objective), lr=job.options.learning_rate)
 
     @property
     def _ends_epoch(self) -> bool:
@@ -125,7 +124,7 @@ class Training:
         terms["loss"].backward()
         nn.utils.clip_grad_norm_(self.objective.parameters(), MAX_GRADIENT)
         for group in self.optimizer.param_groups:
-            group["lr"] = options.learning_rate * schedule((self.step + 1) / self.job.steps)
+            group["lr"] = options.learning_rate * schedule((self.step + 0.5) / self.job.steps)
         self.optimizer.step()
         self.step += 1
         for name, value in terms.items():
@@ -171,6 +170,19 @@ class Training:
         order = drawn_order(self.job.split.labels, np.random.default_rng([self.job.options.seed, epoch]))
         size = self.job.options.batch_size
         return np.array_split(order[batch * size : (batch + 1) * size], self.workers)[self.rank]
+
+
+def parameter_groups(objective: nn.Module) -> list[dict[str, object]]:
+    """What is trained, in two groups: weights, which decay; biases, scales of normalisations and slopes of PReLU, which do not.
+
+    He et al., "Bag of Tricks for Image Classification", CVPR 2019 (arXiv:1812.01187), Section 3.1; of the slopes: He et al.,
+    "Delving Deep into Rectifiers", ICCV 2015 (arXiv:1502.01852), Section 2.1.
+    """
+    trained = [value for value in objective.parameters() if value.requires_grad]
+    return [
+        {"params": [value for value in trained if value.ndim > 1], "weight_decay": WEIGHT_DECAY},
+        {"params": [value for value in trained if value.ndim <= 1], "weight_decay": 0.0},
+    ]
 
 
 def drawn_order(labels: NDArray[np.int64], random: np.random.Generator) -> NDArray[np.int64]:

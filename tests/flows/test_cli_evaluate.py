@@ -10,6 +10,7 @@ from sqlalchemy import select
 from infra.catalog.database import Catalog
 from infra.catalog.schema import ModelVersion
 from infra.mlflow_client import connect
+from infra.ray_cluster import device
 from infra.settings import Settings
 from tasks import timing
 from tests.command import visage
@@ -29,26 +30,41 @@ def tracked(settings: Settings, run_id: str) -> tuple[Any, dict[str, Path]]:
 
 
 def calibrated(settings: Settings) -> dict[str, int]:
-    """Dimension of the models that the catalog knows a calibration of."""
+    """The models that the catalog knows a calibration of, and on how many pairs of two people."""
     with Catalog(settings.catalog_url).read() as session:
         rows = session.scalars(select(ModelVersion).where(ModelVersion.calibration.is_not(None)))
-        return {row.name: row.dimension or 0 for row in rows}
+        return {row.name: (row.calibration or {})["different_pairs"] for row in rows}
 
 
 def test_model_of_the_settings_is_verified_calibrated_and_tracked(machine: Settings, data: tuple[object, ...]) -> None:
-    ended = visage("evaluate", "verification", *data, "--json")
+    ended = visage("evaluate", "verification", *data, "--recalibrate", "--json")
     assert ended.code == 0, ended.err
     assert (ended.json["model"], ended.json["pairs"], ended.json["not_calibrated"]) == ("dlib-resnet@1", 20, "")
+    assert ended.json["calibration_stays"] == ""
     run, files = tracked(machine, ended.json["tracking_run"])
     assert run.metrics["accuracy"] == ended.json["accuracy"] > 0.9
+    assert run.params["device"] == device()
     assert files.keys() == {"roc.png", "report.json", "calibration.json"}
-    assert calibrated(machine) == {"dlib-resnet": 128}
+    assert calibrated(machine) == {"dlib-resnet": 10}
+
+
+def test_calibration_on_more_pairs_stays_unless_another_is_asked_for(
+    machine: Settings, data: tuple[object, ...]
+) -> None:
+    ended = visage("evaluate", "verification", *data)
+    assert ended.code == 0, ended.err
+    said = " ".join(ended.out.split())
+    assert "dlib-resnet@1 stays calibrated on 1387 pairs of two people (LFW folds 1-5" in said
+    assert "the 10 of this evaluation are fewer. --recalibrate takes them all the same." in said
+    assert calibrated(machine) == {"dlib-resnet": 1387}
 
 
 def test_another_model_is_verified_by_name(machine: Settings, data: tuple[object, ...]) -> None:
     ended = visage("evaluate", "verification", *data, "--model", "lightcnn-9")
     assert ended.code == 0, ended.err
     assert "Verification by lightcnn-9@1 on 20 pairs" in ended.out
+    assert "in a thousand reaches is estimated from 10 of them" in " ".join(ended.out.split())
+    assert calibrated(machine) == {"lightcnn-9": 10}
 
 
 def test_what_cannot_be_calibrated_is_measured_all_the_same_and_says_why(

@@ -7,6 +7,8 @@ import pytest
 
 from infra.mlflow_client import connect
 from infra.settings import Settings
+from infra.wheels import sha256
+from tasks.install import find_version
 from tests.command import visage
 from tests.pairs import few_pairs, pictures
 from tests.reference import shared
@@ -46,6 +48,11 @@ def test_groups_of_photographs_are_judged_and_everything_is_kept(
     everybody = next(cell for cell in accuracies if not cell["groups"])
     assert sum(cell["count"] for cell in thirds) == everybody["count"]
     run = connect(machine.mlflow_uri).get_run(found["tracking_run"])
+    pairs = data[3]
+    facts = {"pairs": str(pairs), "pairs_sha256": sha256(pairs), "groups_sha256": "", "detector": "mtcnn@1"}
+    assert facts.items() <= run.data.params.items()
+    dlib = find_version("dlib-resnet", machine.weights_folder, machine.mlflow_uri)
+    assert run.data.params["contract"] == dlib.contract
     folder = Path(run.info.artifact_uri.removeprefix("file://"))
     names = {path.name for path in folder.iterdir()}
     assert {"fairness.html", "fairness.json", "false_rejects.png"} <= names

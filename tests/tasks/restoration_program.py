@@ -10,11 +10,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from infra.settings import Settings
 from tasks.training.collection import CROPS, FACES
+from tasks.training.loop import STATE
 from tasks.training.restoration.options import RestorationOptions
 from tasks.training.restoration.train import Plan, Trained, fit, plan, prepare, publish, tracked
+from tasks.training.restoration.worker import Job, Training
 from tasks.training.run import Progress
 from tests.portraits import portrait
 from tests.tasks.training_program import PEOPLE, PICTURES, labelled_pictures
@@ -52,6 +55,28 @@ def train(settings: Settings, options: RestorationOptions, on_progress: Progress
     made = planned(settings, options)
     with tracked(made) as run:
         return publish(made, fit(made, prepare(made, run.run_id), on_progress), run.run_id)
+
+
+def one_of_two(rank: int, job: Job, place: Path) -> None:
+    """Be one of two workers: train to the end, and once more from the first step's checkpoint. Leaves RANK.pt in `place`."""
+    meeting = f"file://{place / 'meeting'}"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    whole, resumed = (Training(job, rank, 2, torch.device("cpu")) for _ in range(2))
+    whole.begin()
+    whole.join()
+    whole.take()
+    whole.used = torch.arange(job.options.codes) == rank
+    whole.save(place / STATE)
+    torch.distributed.barrier()
+    resumed.resume(place / STATE)
+    resumed.join()
+    found: dict[str, object] = {"used": resumed.used.clone()}
+    for name, training in {"whole": whole, "resumed": resumed}.items():
+        while not training.over:
+            training.take()
+        found[name] = dict(training.objective.named_parameters())
+    torch.save(found, place / f"{rank}.pt")
+    torch.distributed.destroy_process_group()
 
 
 def main(home: str, weights_dir: str, uri: str, options: str) -> None:

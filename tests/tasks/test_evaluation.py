@@ -2,7 +2,7 @@
 
 import tarfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,8 @@ import torch
 
 from infra.settings import Settings
 from models.spec import Role
-from tasks import timing
+from tasks import evaluation, grouping_evaluation, timing
+from tasks import seen as looking
 from tasks.comparison import columns, compare, plot_accuracy_over_ms, plot_rocs
 from tasks.detect import Decoded, Detect
 from tasks.evaluation import ImagesMissing, calibrate, evaluate_verification
@@ -37,6 +38,37 @@ def detector(machine: Settings) -> ModelVersion:
 @pytest.fixture
 def embedders(machine: Settings) -> list[ModelVersion]:
     return [version_for(Role.EMBED, name, machine) for name in ("dlib-resnet", "lightcnn-9@1")]
+
+
+def test_evaluations_compute_on_the_device_that_nights_compute_on(
+    machine: Settings,
+    detector: ModelVersion,
+    embedders: list[ModelVersion],
+    pairs: Pairs,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Told from the CPU of other tests by its number, which it has for torch alone: this needs no GPU."""
+    used: dict[str, set[object]] = {}
+
+    def noting(name: str, real: Callable[..., object]) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            used.setdefault(name, set()).add(arguments[-1])
+            return real(*arguments)
+
+        return call
+
+    for module in (evaluation, looking, grouping_evaluation):
+        monkeypatch.setattr(module, "device", lambda: "cpu:0")
+        for name in ("Detect", "load_for_inference", "embed", "describe_crops", "measure"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, noting(name, getattr(module, name)))
+    describer = version_for(Role.DESCRIBE, "mini-xception", machine)
+    names = sorted({*pairs.a[:2], *pairs.b[:2]})
+    evaluate_verification(machine, detector, embedders[:1], pictures(), pairs)
+    looking.look_at(machine, detector, pictures(), names, [describer], embedders[0])
+    grouping_evaluation.embed_labelled(machine, detector, embedders[0], pictures(), names, lambda done, total: None)
+    assert used.keys() == {"Detect", "load_for_inference", "embed", "describe_crops", "measure"}
+    assert set().union(*used.values()) == {"cpu:0"}
 
 
 def test_models_side_by_side_see_each_face_once_and_get_the_verdict_they_get_alone(

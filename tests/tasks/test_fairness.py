@@ -1,6 +1,8 @@
 """The fairness report against answers that are known beforehand."""
 
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +26,7 @@ from tasks.fairness import (
     widest_gap,
 )
 from tasks.fairness_plot import plot_measure
-from tasks.verification import Pairs
+from tasks.verification import Pairs, UnusablePairs
 
 INFO = MeasureInfo(name="right", of="faces", higher_is_better=True, unit="")
 
@@ -132,6 +134,19 @@ def test_one_threshold_for_all_and_only_pairs_within_a_group_count_for_it() -> N
     assert (rejects["x"].count, rejects["x"].of) == (10, 50)  # a face not found is not recognised
     assert (rejects["y"].count, rejects["y"].of) == (10, 40)
     assert cell(found, "false rejects").of == 140
+
+
+@pytest.mark.parametrize(
+    ("kind", "why"),
+    [
+        (("x", "x", True, 0.9), "no pair of two people"),
+        (("x", "x", False, float("nan")), "in none of its 40 pairs of two people both faces were found"),
+    ],
+)
+def test_pairs_that_give_no_threshold_are_refused_by_file(kind: tuple[str, str, bool, float], why: str) -> None:
+    pairs, similarities, groups = pairs_of([kind] * 40)
+    with pytest.raises(UnusablePairs, match=f"^lfw.csv: {why}"):
+        verification(replace(pairs, path=Path("lfw.csv")), similarities, groups, far_target=0.01)
 
 
 def test_attributes_and_numbers_and_detection_are_judged_by_group() -> None:

@@ -19,7 +19,7 @@ from models import table
 from tasks.describe import describe_crops, describe_embeddings
 from tasks.embed import embed
 from tasks.install import champion, find_version, load_network
-from tasks.labels import UnusableLabels
+from tasks.labels import Table, UnusableLabels, read_table
 from tasks.photo_faces import estimate
 from tasks.recipe import Recipe
 from tasks.training.attributes.fitting import Fit, class_weights, parts_of, share_of
@@ -168,6 +168,13 @@ def test_people_kept_for_judging_are_trained_on_by_no_head(settings: Settings) -
     csv = as_csv(held_back(planned, job)).splitlines()
     assert csv[0] == "image,eyeglasses"
     assert {line.split(",")[0] for line in csv[1:]} == {job.faces.names[row] for row in job.held}
+
+
+def test_held_back_labels_are_read_again_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "held_back.csv"
+    labels = Table(path, ("Smith, John/1.jpg", '"b".jpg'), {"expression": ("neutral", "happiness")}, (2, 3))
+    path.write_text(as_csv(labels), encoding="utf-8")
+    assert read_table(path) == labels
 
 
 def test_temperature_is_decided_by_people_whom_the_head_is_not_fitted_to() -> None:

@@ -16,15 +16,16 @@ from infra.settings import Settings
 from models import table
 from models.lora import is_adapter
 from models.losses import LOSSES
+from models.recognition.elasticface import UNITS, IResNet
 from tasks.install import champion, find_version, load_network
 from tasks.training.collection import UnusableLabels, find_faces, read_collection
 from tasks.training.holdout import TooFewPeople, split
 from tasks.training.loop import STATE, Diverged, schedule
-from tasks.training.objective import drawn_sides
+from tasks.training.objective import Supervised, drawn_sides
 from tasks.training.options import TrainingOptions
 from tasks.training.run import FOLDER, TrainingFailed
 from tasks.training.train import NotAdaptable, plan, prepare, tracked
-from tasks.training.worker import TOGETHER, Training, drawn_order
+from tasks.training.worker import TOGETHER, Training, drawn_order, parameter_groups
 from tests.portraits import jpeg, landscape, portrait
 from tests.tasks.killed_training import whole_and_killed
 from tests.tasks.training_program import (
@@ -122,6 +123,39 @@ def test_every_loss_trains_whole_networks_and_adapters(settings: Settings, loss:
     assert rank is None or all(is_adapter(key) for key in moved), "the backbone stays as it is"
 
 
+def test_scale_that_elasticface_freezes_stays_one_and_the_rest_is_trained() -> None:
+    spec = table.spec("iresnet")
+    objective = Supervised(spec.build(IResNet(UNITS[18]).state_dict()), spec.trains, spec.preprocess, "cosface", 512, 4)
+    before = {key: value.clone() for key, value in objective.named_parameters()}
+    crops = torch.randint(0, 255, (4, 112, 112, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    objective(crops, torch.arange(4), torch.Generator())["loss"].backward()
+    torch.optim.AdamW(parameter_groups(objective), lr=0.1).step()
+    same = {key for key, value in objective.named_parameters() if torch.equal(value, before[key])}
+    assert same == {"network.features.weight"}
+
+
+def test_training_of_one_step_trains(settings: Settings) -> None:
+    training = alone(settings, TINY.model_copy(update={"epochs": 1, "batch_size": 1000}))
+    assert training.job.steps == 1
+    before = training.objective.network.conv.weight.clone()
+    training.take()
+    assert training.over
+    assert not torch.equal(training.objective.network.conv.weight, before)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_weights_decay_and_biases_do_not(settings: Settings, rank: int | None) -> None:
+    training = alone(settings, TINY.model_copy(update={"lora": rank}))
+    trained = {key: value for key, value in training.objective.named_parameters() if value.requires_grad}
+    before = {key: value.detach().clone() for key, value in trained.items()}
+    for value in trained.values():
+        value.grad = torch.zeros_like(value)
+    training.optimizer.step()
+    decayed = {key for key, value in trained.items() if not torch.equal(value, before[key])}
+    assert decayed
+    assert decayed == {key for key, value in before.items() if value.ndim > 1 and value.any()}
+
+
 @pytest.mark.parametrize("rank", [None, 2])
 def test_training_that_goes_on_from_a_checkpoint_takes_the_very_steps(
     settings: Settings, tmp_path: Path, rank: int | None
@@ -192,6 +226,8 @@ def test_same_training_cannot_run_twice_at_once(settings: Settings) -> None:
         ({"lora": 0}, "lora"),
         ({"holdout": 1.0}, "holdout"),
         ({"batch_size": 1}, "batch_size"),
+        ({"batch_size": 4, "workers": 4}, "cannot share a batch of 4 faces evenly.* take --batch-size 8"),
+        ({"batch_size": 33, "workers": 2}, "cannot share a batch of 33 faces evenly.* take --batch-size 34"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:

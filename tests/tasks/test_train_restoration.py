@@ -23,7 +23,7 @@ from tasks.training.restoration.train import plan, prepare, publish, tracked
 from tasks.training.restoration.worker import Job, Training
 from tasks.training.run import TrainingFailed
 from tests.tasks.killed_training import whole_and_killed
-from tests.tasks.restoration_program import TINY, faces, planned, train
+from tests.tasks.restoration_program import TINY, faces, one_of_two, planned, train
 from tests.tasks.training_program import PEOPLE, PICTURES, labelled_pictures
 
 
@@ -84,6 +84,19 @@ def test_training_that_goes_on_in_the_second_stage_ends_with_the_very_weights_an
     assert restored.pixels.shape == (2, 64, 64, 3)
 
 
+@pytest.mark.slow
+def test_two_workers_end_with_equal_weights_and_go_on_from_a_checkpoint_with_the_very_steps(
+    machine: Settings, tmp_path: Path
+) -> None:
+    job = prepare(planned(machine, TINY.model_copy(update={"workers": 2})), "none")
+    torch.multiprocessing.spawn(one_of_two, (job, tmp_path), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    expected = first["whole"]
+    for found in (second["whole"], first["resumed"], second["resumed"]):
+        assert [name for name, value in found.items() if not torch.equal(value, expected[name])] == []
+    assert first["used"].nonzero().flatten().tolist() == [0, 1], "codes that either worker has used"
+
+
 @pytest.mark.long
 def test_two_workers_train_both_stages_together(machine: Settings) -> None:
     trained = train(machine, TINY.model_copy(update={"workers": 2}))
@@ -142,6 +155,8 @@ def test_too_few_faces_are_refused_before_anything_is_trained(machine: Settings)
         ({"degradation": "rain"}, "degradation"),
         ({"stepps": 3}, "stepps"),
         ({"holdout": 1.0}, "holdout"),
+        ({"batch_size": 5, "workers": 2}, "cannot share a batch of 5 faces evenly.* take --batch-size 6"),
+        ({"batch_size": 2, "workers": 4}, "cannot share a batch of 2 faces.* take --batch-size 4"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, object], message: str) -> None:

@@ -78,7 +78,7 @@ class Fit:
         batches = order.split(self.options.batch_size)
         total = 0.0
         for place, rows in enumerate(batches):
-            progress = (self.epoch + (place + 1) / len(batches)) / self.options.epochs
+            progress = (self.epoch + (place + 0.5) / len(batches)) / self.options.epochs
             for group in self.optimizer.param_groups:
                 group["lr"] = self.options.learning_rate * schedule(progress)
             loss = F.cross_entropy(self.head(self.vectors[rows]), self.labels[rows], self.weights)

@@ -1,6 +1,8 @@
 """A training from labelled pictures to a head: find faces, keep some people for judging, fit, register, compare."""
 
+import csv
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -28,6 +30,7 @@ from tasks.training.attributes.options import AttributeOptions
 from tasks.training.attributes.worker import Job, work
 from tasks.training.collection import Labelled, find_faces, picture_state
 from tasks.training.holdout import TooFewPeople, by_person, in_order_of_chance
+from tasks.training.loop import RECIPE
 from tasks.training.run import FOLDER, Progress
 
 IDENTITY = "identity"
@@ -71,7 +74,7 @@ def plan(settings: Settings, images: Path, labels: Path, options: AttributeOptio
     rival = None if options.against is None else version_for(Role.DESCRIBE, options.against, settings)
     labelled, classes = _labelled(images, read_table(labels), spec.attributes[0], options)
     chosen = options.model_dump(mode="json", exclude={"against"})
-    facts = ["attributes", chosen, labelled.digest, detector.contract, backbone.contract]
+    facts = ["attributes", RECIPE, chosen, labelled.digest, detector.contract, backbone.contract]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = settings.home_folder / FOLDER / name
     return Plan(settings, options, labelled, classes, detector, backbone, spec, rival, folder)
@@ -168,9 +171,11 @@ def held_back(planned: Plan, job: Job) -> Table:
 
 def as_csv(labels: Table) -> str:
     """A table of labels as the CSV that it would be read from."""
-    columns = list(labels.columns)
-    rows = zip(labels.names, *(labels.columns[column] for column in columns), strict=True)
-    return "\n".join([",".join([IMAGE, *columns]), *(",".join(row) for row in rows)]) + "\n"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([IMAGE, *labels.columns])
+    writer.writerows(zip(labels.names, *labels.columns.values(), strict=True))
+    return text.getvalue()
 
 
 def tracked(planned: Plan) -> AbstractContextManager[Run]:

@@ -2,9 +2,10 @@
 
 from enum import IntEnum, StrEnum
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from models.restoration.restoreformer import Architecture
+from tasks.training.options import sharing
 
 # Of the width, by level, down to 16 x 16 positions at every size. Those of 512 are the released ones.
 MULTIPLIERS = {64: (1, 2, 4), 128: (1, 2, 4, 4), 256: (1, 2, 4, 4, 8), 512: (1, 2, 2, 4, 4, 8)}
@@ -60,6 +61,11 @@ class RestorationOptions(BaseModel):
     holdout: float = Field(0.1, gt=0, lt=1, description="Share of the people whose faces are kept for judging.")
     workers: int = Field(1, ge=1, description="Processes that train together, with a GPU each where there are any.")
     seed: int = Field(0, ge=0, description="Of order, degradation and fresh weights.")
+
+    @field_validator("workers")
+    @classmethod
+    def _can_share_a_batch(cls, workers: int, info: ValidationInfo) -> int:
+        return sharing(workers, info.data.get("batch_size", workers), least=1)
 
     @property
     def architecture(self) -> Architecture:

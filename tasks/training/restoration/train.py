@@ -22,6 +22,7 @@ from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.collection import Labelled, find_faces, read_collection
 from tasks.training.holdout import TooFewPeople, by_person, in_order_of_chance
+from tasks.training.loop import RECIPE
 from tasks.training.restoration.options import RestorationOptions
 from tasks.training.restoration.worker import Job, work
 from tasks.training.run import FOLDER, Progress
@@ -70,7 +71,7 @@ def plan(settings: Settings, images: Path, labels: Path | None, options: Restora
     detector = version_for(Role.DETECT, settings.detect_model, settings)
     labelled = read_collection(images, labels)
     judges = [version.contract for version in (detector, recogniser, perceptual) if version is not None]
-    facts = ["restoration", options.model_dump(mode="json"), labelled.digest, judges]
+    facts = ["restoration", RECIPE, options.model_dump(mode="json"), labelled.digest, judges]
     name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
     folder = settings.home_folder / FOLDER / name
     return Plan(settings, options, labelled, detector, perceptual, recogniser, table.spec(options.model), folder)

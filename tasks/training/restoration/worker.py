@@ -104,18 +104,22 @@ class Training:
             self._revive(torch.ones_like(self.used), torch.cat(latents), torch.Generator().manual_seed(0))
 
     def join(self) -> None:
-        """Nothing: workers meet when they average their gradients."""
+        """Go on from the first worker's weights: averaged gradients keep equal networks equal, but make none equal."""
+        if self.workers > 1:
+            for value in self.objective.state_dict().values():
+                torch.distributed.broadcast(value, 0)
 
     def take(self) -> None:
         """Take the next step; the first of the second stage begins it."""
         options = self.job.options
         if self.step == options.dictionary_steps and not self.objective.restores:
             self._begin_restorer()
+            self.join()
         start, steps = (
             (options.dictionary_steps, options.steps) if self.objective.restores else (0, options.dictionary_steps)
         )
         torch.manual_seed(np.random.SeedSequence([options.seed, self.step, self.rank]).generate_state(1).item())
-        rate = options.learning_rate * schedule((self.step - start + 1) / steps)
+        rate = options.learning_rate * schedule((self.step - start + 0.5) / steps)
         faces, contested = self._batch(self.step), self.objective.contested(self.step - start)
         terms, made = self.objective(faces, contested)
         if not bool(terms["loss"].isfinite()):
@@ -150,6 +154,7 @@ class Training:
 
     def save(self, path: Path) -> bool:
         """On the first worker: write all that the next steps depend on. Tells whether it did."""
+        self._share_used()
         if self.rank == 0:
             state = {"step": self.step, "restores": self.objective.restores, "history": self.history, "used": self.used}
             parts = {name: getattr(self, name).state_dict() for name in ("objective", "optimizer", "adversaries")}
@@ -258,12 +263,17 @@ class Training:
         self.used[torch.cdist(latents, self.objective.network.quantize.embedding.weight).argmin(dim=1)] = True
         late = self.step > self.job.options.dictionary_steps // 2  # from there on the dictionary settles
         if self.step % REVIVAL_STEPS == 0 and not late:
+            self._share_used()
             if self.workers > 1:
-                torch.distributed.all_reduce(used := self.used.float())
-                self.used = used > 0
                 torch.distributed.broadcast(latents, 0)
             self._revive(~self.used, latents, torch.Generator().manual_seed(self.step))
             self.used = torch.zeros_like(self.used)
+
+    def _share_used(self) -> None:
+        """Count a code as used if any worker has used it."""
+        if self.workers > 1:
+            torch.distributed.all_reduce(used := self.used.float())
+            self.used = used > 0
 
     def _revive(self, dead: Tensor, latents: Tensor, generator: torch.Generator) -> None:
         count = int(dead.sum())

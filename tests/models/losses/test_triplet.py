@@ -1,12 +1,10 @@
-"""Triplet mining and loss against the official code, and the harmonic triplets' promises."""
+"""Triplet mining and loss against the official code."""
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from models.losses.triplet import (
-    HarmonicTripletLoss,
     TripletLoss,
     drawn_triplets,
     negative_candidates,
@@ -94,34 +92,3 @@ def test_length_of_an_embedding_does_not_matter(case):
 
     lengths = torch.linspace(0.1, 50, 16)[:, None]
     torch.testing.assert_close(loss(lengths * case["raw"]), loss(case["raw"]))
-
-
-def test_harmonic_loss_leaves_the_old_embedding_alone():
-    torch.manual_seed(0)
-    labels = torch.arange(4).repeat_interleave(3)
-    new, old = torch.randn(12, 8, requires_grad=True), torch.randn(12, 8, requires_grad=True)
-    HarmonicTripletLoss()(new, old, labels).backward()
-    assert new.grad.abs().sum() > 0
-    assert old.grad is None
-
-
-def test_new_embedding_trained_harmonically_can_be_searched_with_the_old_one():
-    torch.manual_seed(0)
-    labels = torch.arange(6).repeat_interleave(4)
-    old = F.normalize(F.one_hot(labels, 8).float() + 0.25 * torch.randn(24, 8))  # an old version that works
-    new = torch.randn(24, 8, requires_grad=True)  # a new one that knows nothing yet
-
-    def hits(queries: torch.Tensor, gallery: torch.Tensor) -> float:
-        similarity = F.normalize(queries) @ F.normalize(gallery).T
-        nearest = similarity.fill_diagonal_(-2).argmax(dim=1)  # never the same face
-        return float((labels[nearest] == labels).float().mean())
-
-    before = hits(new.detach(), old)
-    optimizer, loss = torch.optim.SGD([new], lr=2.0), HarmonicTripletLoss()
-    for _ in range(150):
-        optimizer.zero_grad()
-        loss(new, old, labels).backward()
-        optimizer.step()
-    found = new.detach()
-    assert before < 0.5
-    assert min(hits(found, old), hits(old, found), hits(found, found)) == 1.0

@@ -1,5 +1,7 @@
 """PETALface against the official code, and its checkpoint reader against the wrong files."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from models.recognition.petalface import (
     AdaptedLinear,
     BlendedLinear,
     PETALface,
+    Swin,
     with_quality,
 )
 from models.spec import CheckpointMismatch
@@ -141,3 +144,13 @@ def test_masks_that_the_official_code_never_applies_are_left_out():
         "norm.weight": kept,
     })  # fmt: skip
     assert read == {"norm.weight": kept}
+
+
+def test_adapters_alone_are_trained_and_the_quality_network_judges_as_ever():
+    with torch.device("meta"):
+        networks = {PETALFACE: PETALface(rank=2), PETALFACE_SINGLE: Swin(partial(AdaptedLinear, rank=2))}
+    for spec, built in networks.items():
+        trained = {key for key, _ in built.named_parameters() if spec.trains(key)}
+        assert trained == {key for key, _ in built.named_parameters() if "lora" in key}
+    assert networks[PETALFACE].train().training
+    assert not networks[PETALFACE].quality.dropout.training

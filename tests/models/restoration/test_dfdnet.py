@@ -3,7 +3,6 @@
 import zlib
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from models.restoration.dfdnet import (
     DFDNet,
     build,
     official,
-    read_dictionary,
 )
 from models.spec import CheckpointMismatch
 from tests.models.restoration.taps import Tap, assert_output, assert_same, stages, tapped
@@ -207,24 +205,15 @@ def test_spectral_normalisation_is_undone_as_torch_does_it() -> None:
     torch.testing.assert_close(torch.nn.functional.conv2d(x, weight, layer.bias), layer(x))
 
 
-def test_dictionary_files_are_read_flat_or_shaped(tmp_path: Path) -> None:
-    for name in ENTRIES:
-        entries = random_entries(name, 2)
-        np.save(tmp_path / f"{name}_center.npy", entries.reshape(2, -1) if "mouth" in name else entries)
-    tensors = official({**read_dictionary(tmp_path), "up4.4.bias": torch.zeros(3)})
+def test_dictionary_is_read_flat_or_shaped() -> None:
+    entries = {name: random_entries(name, 2) for name in ENTRIES}
+    arrays = {f"{name}_center": e.reshape(2, -1) if "mouth" in name else e for name, e in entries.items()}
+    tensors = official({**arrays, "up4.4.bias": torch.zeros(3)})
     for name, shape in ENTRIES.items():
-        entries = tensors[f"dictionary.{name}"]
-        assert entries.shape == (2, *shape)
-        torch.testing.assert_close(entries.mean(dim=(2, 3)), torch.zeros(2, shape[0]), rtol=0, atol=1e-5)
-        torch.testing.assert_close(entries.std(dim=(2, 3)), torch.ones(2, shape[0]), rtol=0, atol=1e-3)
-
-
-def test_a_pickled_or_absent_dictionary_file_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointMismatch, match=r"left_eye_256_center\.npy"):
-        read_dictionary(tmp_path)
-    np.save(tmp_path / "left_eye_256_center.npy", np.array([{}], dtype=object), allow_pickle=True)
-    with pytest.raises(CheckpointMismatch, match=r"left_eye_256_center\.npy.*Object arrays"):
-        read_dictionary(tmp_path)
+        normalised = tensors[f"dictionary.{name}"]
+        assert normalised.shape == (2, *shape)
+        torch.testing.assert_close(normalised.mean(dim=(2, 3)), torch.zeros(2, shape[0]), rtol=0, atol=1e-5)
+        torch.testing.assert_close(normalised.std(dim=(2, 3)), torch.ones(2, shape[0]), rtol=0, atol=1e-3)
 
 
 def test_every_confidence_network_has_its_own_weights() -> None:
