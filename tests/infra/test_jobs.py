@@ -54,7 +54,7 @@ def test_a_job_of_another_machine_that_fell_silent_does_not_keep_the_work_from_b
     catalog: Catalog, heartbeat: bool
 ) -> None:
     silent = elsewhere(LEASE + timedelta(seconds=5))
-    if not heartbeat:  # of a release before 0017
+    if not heartbeat:  # of a release before it had one
         silent |= {"started_at": silent["heartbeat_at"], "heartbeat_at": None}
     dead = opened(catalog, **silent)
     second = opened(catalog)
