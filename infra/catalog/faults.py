@@ -10,6 +10,7 @@ from infra.catalog.encryption import SWITCHED, EmbeddingsLocked
 GONE = ("57P01", "57P02", "57P03", "53300")  # PostgreSQL shuts down, crashed, starts up, or has no connection left
 AGAIN = ("40001", "40P01", "55P03")  # a conflict with another transaction, a deadlock, a lock not to be had
 NO_ROOM = ("53100", "53200")
+TOO_LARGE = "22003"
 
 
 class CatalogUnreachable(ConnectionError):
@@ -26,6 +27,10 @@ class CatalogFull(CatalogUnreachable):
     """The database has no room left. Nothing of the transaction was written."""
 
 
+class NumberTooLarge(ValueError):
+    """A number that was asked for does not fit into 64 bits."""
+
+
 def explain(engine: Engine) -> None:
     """Let `engine` raise errors of ours where its database fails, and leave those that are bugs as they are."""
     where = engine.url.render_as_string(hide_password=True)
@@ -38,6 +43,8 @@ def explain(engine: Engine) -> None:
         said = str(error).strip()
         if SWITCHED in said:  # by a trigger
             raise EmbeddingsLocked(f"{where}: {SWITCHED}") from error
+        if isinstance(error, OverflowError) or getattr(error, "sqlstate", "") == TOO_LARGE:
+            raise NumberTooLarge("a number in it is larger than any in the catalog; give a smaller one") from error
         if isinstance(error, sqlite3.Error):
             found = _of_sqlite(error, where)
         elif type(error).__module__.startswith("psycopg"):  # which SQLite's users need not import

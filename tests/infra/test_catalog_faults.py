@@ -10,8 +10,8 @@ from sqlalchemy import func, select, text
 
 from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.faults import CatalogFull, CatalogUnavailable
-from infra.catalog.schema import Collection
+from infra.catalog.faults import CatalogFull, CatalogUnavailable, NumberTooLarge
+from infra.catalog.schema import Collection, Image
 from infra.patience import patient
 from tests.crashes.postgresql import Server
 
@@ -84,6 +84,11 @@ def test_work_on_a_database_that_is_killed_in_the_middle_of_it_goes_on_when_it_i
     mortal_postgresql.start()
     assert count(catalog) == 1
     catalog.close()
+
+
+def test_a_number_beyond_64_bits_is_told_as_such(catalog: Catalog) -> None:
+    with catalog.read() as session, pytest.raises(NumberTooLarge, match="give a smaller one"):
+        session.execute(select(Image.id).limit(10**20)).all()
 
 
 def test_what_would_fail_again_is_not_tried_again() -> None:
