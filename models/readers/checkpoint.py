@@ -21,6 +21,7 @@ from models.spec import CheckpointMismatch
 
 NUMPY = b"\x93NUMPY"
 ZIP = b"PK\x03\x04"  # torch's files since 1.6, and .npz
+GZIP, TAR, TAR_AT = b"\x1f\x8b", b"ustar", 257
 TORCH_BEFORE_1_6 = 0x1950A86A20F9469CFC6C.to_bytes(10, "little")  # a number that torch.save pickles first of all
 PICKLE = b"\x80"  # of protocol 2 or later
 WEB_PAGE = (b"<!doctype", b"<html", b"<?xml", b"<head")
@@ -65,7 +66,7 @@ def _folder(path: Path) -> dict[str, Tensor]:
 
 def _entries(path: Path) -> Mapping[str, Any]:
     with path.open("rb") as file:
-        head = file.read(64)
+        head = file.read(512)
     if not head:
         raise CheckpointMismatch(f"{path} is empty. {AGAIN}")
     if head.lstrip().lower().startswith(WEB_PAGE):
@@ -74,6 +75,10 @@ def _entries(path: Path) -> Mapping[str, Any]:
             "Fetch the file itself with a browser."
         )
     with _whole(path):
+        if _is_archive(path, head):
+            raise CheckpointMismatch(
+                f"{path} is an archive of files. Unpack it, and name the checkpoint that is in it."
+            )
         if head.startswith(NUMPY):
             return {path.stem: _array(path)}
         if head[8:9] == b"{":
@@ -115,6 +120,17 @@ def _holds_arrays(path: Path) -> bool:
         return all(name.endswith(".npy") for name in archive.namelist())
 
 
+def _is_archive(path: Path, head: bytes) -> bool:
+    """Whether files were packed for the way, as servers do with folders; torch's own files are zip archives, too."""
+    if head.startswith(GZIP) or head[TAR_AT:].startswith(TAR):
+        return True
+    if not head.startswith(ZIP):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    return not any(name.endswith((".npy", "data.pkl")) for name in names)
+
+
 def _torch(path: Path) -> Mapping[str, Any]:
     with _whole(path), warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
@@ -144,6 +160,8 @@ def _conversion(path: Path) -> str:
     return (
         f"{EXECUTED} make tensors of it where its code is installed, and take those instead: "
         f"python -c \"import torch; c = torch.load('{path.name}', map_location='cpu', weights_only=False); "
-        "c = c if isinstance(c, dict) else c.state_dict(); "
-        "torch.save({k: v for k, v in c.items() if isinstance(v, (dict, torch.Tensor))}, 'tensors.pth')\""
+        "own = lambda v: v.state_dict() if hasattr(v, 'state_dict') else v; "
+        "kept = lambda v: v if isinstance(v, torch.Tensor) else {k: kept(own(w)) for k, w in v.items() "
+        "if isinstance(k, str) and isinstance(own(w), (dict, torch.Tensor))}; "
+        "torch.save(kept(own(c)), 'tensors.pth')\""
     )

@@ -6,7 +6,8 @@ Released checkpoints: github.com/fdbtrs/ElasticFace, four IResNet-100 trained on
 the file cannot say which loss it was trained with. Licence of code and weights: CC BY-NC-SA 4.0, so not for commercial use.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -93,6 +94,11 @@ def build_100(state_dict: StateDict) -> IResNet:
     return load(IResNet(UNITS[100]), state_dict, "ElasticFace (IResNet-100)")
 
 
+def official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Read a released backbone: a bare state dict, or one in a training checkpoint, as arcface_torch writes it."""
+    return unwrap(checkpoint, "state_dict", "state_dict_backbone")
+
+
 def trains(parameter: str) -> bool:
     """The last normalisation's scale stays 1 in training, as the authors have it."""
     return parameter != "features.weight"
@@ -110,7 +116,7 @@ def _elasticface(variant: str, loss: str) -> ModelSpec:
         source=f"https://github.com/fdbtrs/ElasticFace (Google Drive folder {loss} of its README, 295672backbone.pth)",
         paper="arXiv:2109.09416",
         build=build_100,
-        official=unwrap,
+        official=official,
         preprocess=_PREPROCESS,
         trains=trains,
         dimension=512,
@@ -130,7 +136,7 @@ IRESNET = ModelSpec(
     source="weights of your own in ElasticFace's key names",
     paper="arXiv:1801.07698",
     build=build,
-    official=unwrap,
+    official=official,
     preprocess=_PREPROCESS,
     trains=trains,
     dimension=512,

@@ -2,12 +2,15 @@
 
 import argparse
 import contextlib
+import io
 import math
 import os
 import pickle
 import struct
 import subprocess
 import sys
+import tarfile
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -298,7 +301,12 @@ def test_printed_conversion_of_a_refused_checkpoint_makes_one_that_is_read(tmp_p
     torch.save(torch.nn.Linear(2, 2), tmp_path / "whole.pth", _use_new_zipfile_serialization=False)
     torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "script.pt")
     torch.save({"weight": torch.ones(2)}, tmp_path / "four.pth", pickle_protocol=4)
+    lightning = {"callbacks": {argparse.Namespace: {"score": torch.ones(1)}}, "hyper_parameters": {"a": arguments}}
+    torch.save({"state_dict": {"weight": torch.ones(2)}, "epoch": 3, **lightning}, tmp_path / "last.ckpt")
+    torch.save({"model": torch.nn.Linear(2, 2), "best": {"accuracy": np.float64(1)}}, tmp_path / "nested.pth")
     for name, why, keys in [
+        ("last.ckpt", "holds more than tensors", {"state_dict", "callbacks", "hyper_parameters"}),
+        ("nested.pth", "holds more than tensors", {"model", "best"}),
         ("args.pth", r"holds more than tensors and plain values \(argparse\.Namespace\)", {"state_dict"}),
         (
             "whole.pth",
@@ -313,6 +321,18 @@ def test_printed_conversion_of_a_refused_checkpoint_makes_one_that_is_read(tmp_p
         code = str(refused.value).split('python -c "')[1].removesuffix('"')
         subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, check=True)
         assert read_checkpoint([tmp_path / "tensors.pth"]).keys() == keys, name
+
+
+def packed(kind: str) -> bytes:
+    """A checkpoint as a server sends the folder that it lies in."""
+    file = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("folder/model.pth", b"weights")
+    else:
+        with tarfile.open(fileobj=file, mode=kind) as archive:
+            archive.addfile(tarfile.TarInfo("folder/model.pth"))
+    return file.getvalue()
 
 
 def test_archive_of_arrays_is_read_by_the_names_in_it_whatever_the_file_is_called(tmp_path: Path) -> None:
@@ -330,9 +350,12 @@ def test_archive_of_arrays_is_read_by_the_names_in_it_whatever_the_file_is_calle
         (b"\n<!DOCTYPE html><title>Google Drive - Virus scan warning</title>", "is a web page, not weights"),
         (b"version https://git-lfs.github.com/spec/v1\n", "it begins with b'version https://git-lfs"),
         (pickle.dumps({"weight": [1.0]}), "is a pickle: it would have to be executed"),
+        (packed("w:gz"), "is an archive of files. Unpack it"),
+        (packed("w:"), "is an archive of files. Unpack it"),
+        (packed("zip"), "is an archive of files. Unpack it"),
         (bytes(1000), "is no checkpoint of torch, safetensors or numpy"),
     ],
-    ids=["empty", "html", "git-lfs", "pickle", "zeros"],
+    ids=["empty", "html", "git-lfs", "pickle", "gzip", "tar", "zip", "zeros"],
 )
 def test_what_is_no_checkpoint_is_refused_as_what_it_is(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "model.pth").write_bytes(content)
