@@ -157,42 +157,43 @@ def _everything(parameter: str) -> bool:
 class ModelSpec:
     """An entry of the model table.
 
-    `build` returns the network in eval mode for a state dict in the network's own key names. The network's forward takes
-    what `preprocess` gives and returns: for EMBED (N, dimension) float32, not normalised; for RESTORE the picture in the
-    normalisation of the input, `scale` times as large; for DESCRIBE what `interpret` reads; a detector defines its own.
-    Where a model describes several attributes, its network's forward takes the names that are wanted as a second argument
-    (frozenset[str], all if None) and computes no others: sensitive attributes that are off are never estimated.
-    `official` turns a released checkpoint as loaded (nesting, prefixes, optimiser state) into the network's state dict.
-    `guide`, where a network's forward takes a second argument beside the crops, makes it from their five landmarks
-    (N, 5, 2) in crop pixels. `embeds` names the recognition model whose embedding a describing network gives too, where
-    EMBEDDING is among what is wanted: one forward then does for both. `reads` names the recognition model that a describing
-    network is a head of: its part `head` takes that model's embeddings, of unit length, where they are known already. With
-    `mirror`, a face's embedding is that of its crop plus that of the mirrored crop, as verification protocols have it: twice
-    the forwards, fewer errors. `bfloat16` names the parts of the network for which that precision was measured to lose nothing
-    that counts, and which compute so where the device can. `settings` name what else decides the results. `trains` tells of a
-    parameter, by its name, whether it changes when the network is trained as a whole; the others stay as they are.
+    The network's forward takes what `preprocess` gives and returns: for EMBED (N, dimension) float32, not normalised; for
+    RESTORE the picture in the normalisation of the input, `scale` times as large; for DESCRIBE what `interpret` reads; a
+    detector defines its own. Where a model describes several attributes, its forward takes the names that are wanted as a
+    second argument (frozenset[str], all if None) and computes no others: sensitive ones that are off are never estimated.
     """
 
+    # Who it is, and on what terms.
     name: str
     role: Role
     title: str
     licence: str
     source: str
     paper: str
+    # A state dict in the network's own key names -> the network in eval mode.
     build: Callable[[StateDict], nn.Module]
     preprocess: Preprocess | None = None
-    dimension: int | None = None
-    scale: int = 1
+    dimension: int | None = None  # of an embedding
+    scale: int = 1  # of a restored picture to its input
+    # A face's embedding is that of its crop plus that of the mirrored crop, as verification protocols have it: twice the
+    # forwards, fewer errors.
     mirror: bool = False
+    # Parts of the network that were measured to lose nothing that counts in that precision.
     bfloat16: tuple[str, ...] = ()
-    settings: str = ""
+    settings: str = ""  # what else decides the results, as text: a detector's thresholds
+    # Of a parameter, by its name: whether it changes when the network is trained as a whole.
     trains: Callable[[str], bool] = _everything
-    attributes: tuple[Attribute, ...] = ()
-    interpret: Callable[[Any], dict[str, Estimate]] | None = None
-    bundled: BundledWeights | None = None
+    attributes: tuple[Attribute, ...] = ()  # that it describes
+    interpret: Callable[[Any], dict[str, Estimate]] | None = None  # raw outputs -> attributes, by name
+    bundled: BundledWeights | None = None  # where a pip package carries the weights
+    # A released checkpoint as loaded (nesting, prefixes, optimiser state) -> the network's state dict.
     official: Callable[[Mapping[str, Any]], dict[str, Tensor]] = _as_is
+    # Landmarks (N, 5, 2) in crop pixels -> the second argument of a forward that needs more than crops.
     guide: Callable[[Tensor], Tensor] | None = None
+    # The recognition model of the same checkpoint, whose embedding a describing network gives too, where EMBEDDING is among
+    # what is wanted: one forward then does for both.
     embeds: str = ""
+    # The recognition model that a describing network is a head of: its part `head` takes that model's embeddings (unit length).
     reads: str = ""
     notes: str = field(default="", compare=False)
 
