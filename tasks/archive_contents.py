@@ -106,7 +106,8 @@ def held_back(session: Session, file: ArchiveReader) -> HeldBack:
     for page in rows_of(file, BY_NAME["image"]) if erased else ():
         for row in page:
             entry = Entry(row["key"], row["etag"], row["size"], row["modified_at"])
-            if row["content_id"] in contents or any(e.object(entry) for e in erased):
+            held = {row["content_id"], row.get("former_content_id")}
+            if held & contents or any(e.object(entry) for e in erased):
                 images.add(row["id"])
     for page in rows_of(file, BY_NAME["face"]) if erased else ():
         for row in page:

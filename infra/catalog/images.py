@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
 from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.schema import Content, ContentStatus, Failure, Image, ImageStatus, Run, RunStatus, now
+from infra.catalog.schema import Content, ContentStatus, Face, Failure, Image, ImageStatus, Run, RunStatus, now
 
 CHUNK = 10_000  # ids in one statement
 
@@ -63,8 +63,18 @@ def known(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY, page
 
 
 def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) -> None:
-    """Take in new objects, and changed ones anew."""
-    since = now()
+    """Take in new objects, and changed ones anew; these remember the content whose faces they have shown (`succession`)."""
+    listed, since = list(listed), now()
+    if not listed:
+        return
+    showed_faces = exists().where(Face.content_id == Image.content_id)
+    changed = Image.collection_id == collection_id, Image.key.in_([entry.key for entry in listed])
+    session.execute(
+        update(Image)
+        .where(*changed, Image.former_content_id.is_(None), showed_faces)
+        .values(former_content_id=Image.content_id)
+        .execution_options(synchronize_session=False)
+    )
     rows = [
         {
             "collection_id": collection_id,

@@ -283,6 +283,8 @@ class Image(Base):
     retryable: Mapped[bool] = mapped_column(default=False)
     recipe: Mapped[str | None]
     content_id: Mapped[int | None] = mapped_column(ForeignKey("content.id", ondelete="SET NULL"), index=True)
+    # What it held before it changed, until what it holds now is known to show the same faces or others; not pruned meanwhile.
+    former_content_id: Mapped[int | None] = mapped_column(Id, index=True)
     run_id: Mapped[int | None] = mapped_column(Id)
     pending_since: Mapped[datetime | None]
 

@@ -1,5 +1,6 @@
 """A night's work from a folder or bucket to the catalog, with real photographs and real weights."""
 
+import io
 import os
 import signal
 import subprocess
@@ -32,10 +33,11 @@ from infra.catalog.schema import (
 from infra.settings import Settings
 from infra.storage import S3, S3Options, open_store
 from infra.storage.base import LITTER
+from tasks import decisions
 from tasks.recipe import MEASURED_VERSION
 from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
-from tests.portraits import jpeg, landscape, mirrored, portrait, small_collection
+from tests.portraits import jpeg, landscape, mirrored, pair, portrait, small_collection
 
 MEASURED = frozenset(attribute.name for attribute in MEASURED_VERSION.spec.attributes)
 
@@ -188,6 +190,54 @@ def test_a_photo_replaced_by_a_broken_file_keeps_no_face(settings: Settings, pho
         assert "b.jpg" not in {key for face in views.faces(session, None, None, 0.0, 10) for key in face.keys}
         kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
     assert objects(settings) == kept
+
+
+def shown(settings: Settings) -> list[tuple[Any, ...]]:
+    """Who is seen where: keys, name, and whether the face is passed over."""
+    with Catalog(settings.catalog_url).read() as session:
+        faces = views.faces(session, None, None, 0.0, 10)
+    return sorted((*face.keys, face.identity_name or "", face.identity_id is None) for face in faces)
+
+
+def test_what_people_decided_outlives_rewritten_and_half_copied_files(settings: Settings, photos: Path) -> None:
+    asymmetric = pair()[:, 40:]  # of exact symmetry a perceptual hash knows little
+    (photos / "c" / "pair.jpg").write_bytes(jpeg(asymmetric))
+    add(settings, photos)
+    run(settings)
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        faces = {face.keys[0]: face for face in views.faces(session, None, None, 0.0, 10)}
+        decisions.ignore(session, "curator", [faces["c/pair.jpg"].face_id])
+        decisions.name(session, "curator", faces["b.jpg"].identity_id or 0, "Eileen")
+        decisions.confirm(session, "curator", [faces["b.jpg"].face_id])
+    before = shown(settings)
+    assert ("b.jpg", "Eileen", False) in before
+    assert ("c/pair.jpg", "", True) in before
+    for photo in photos.rglob("*.jpg"):
+        whole = photo.read_bytes()
+        photo.write_bytes(whole[:2] + b"\xff\xfe\x00\x0akeyword!" + whole[2:])
+    run(settings)
+    assert shown(settings) == before
+    decided = {photo: photo.read_bytes() for photo in (photos / "b.jpg", photos / "c" / "pair.jpg")}
+    for repair in (bytes, smaller):
+        for photo, whole in decided.items():
+            photo.write_bytes(whole[: len(whole) // 2])
+        assert run(settings).failed_images == 2
+        assert not {"b.jpg", "c/pair.jpg"} & {row[0] for row in shown(settings)}
+        for photo, whole in decided.items():
+            photo.write_bytes(repair(whole))
+        run(settings)
+        assert shown(settings) == before
+    with catalog.read() as session:
+        assert [len(decision.faces) for decision in decisions.history(session)] == [1, 0, 1]
+        kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
+    assert objects(settings) == kept
+
+
+def smaller(picture: bytes) -> bytes:
+    """The same picture at three quarters of the size."""
+    image = PillowImage.open(io.BytesIO(picture))
+    return jpeg(np.asarray(image.resize((image.width * 3 // 4, image.height * 3 // 4))))
 
 
 def test_sensitive_attributes_are_computed_only_where_switched_on(settings: Settings, photos: Path) -> None:

@@ -18,9 +18,11 @@ from flows.page import write_page
 from infra.catalog import audit, collections, erasing
 from infra.catalog.custody_tables import Errand, Outbox, Suppression
 from infra.catalog.database import Catalog
+from infra.catalog.images import Listed, put_pending
+from infra.catalog.ledger import fail_contents, prune
 from infra.catalog.people_tables import Decision, Person
-from infra.catalog.runs import open_run
-from infra.catalog.schema import Attribute, Embedding, Face, Identity, Image, ModelVersion, Run, now
+from infra.catalog.runs import FailureRecord, open_run
+from infra.catalog.schema import Attribute, Content, Embedding, Face, Identity, Image, ModelVersion, Run, now
 from infra.catalog.service_tables import IdempotencyKey
 from infra.catalog.vectors import put_embeddings
 from infra.settings import Settings
@@ -162,6 +164,25 @@ def test_what_stays_of_the_others_is_whole(place: Place) -> None:
     theirs = {f"{what} {face}" for what in ("crop", "vector") for face in place.ada[1:]} | {"name"}
     assert theirs.issuperset(place.left())
     assert {f"crop {face}" for face in place.ada[1:]} <= set(place.left())
+
+
+def test_erasing_a_broken_file_erases_what_it_showed_before(place: Place) -> None:
+    face = place.ada[0]
+    with place.catalog.write() as session:
+        image = session.scalars(select(Image).where(Image.content_id == place.crowd.photo_of[face])).one()
+        broken = Content(
+            collection_id=image.collection_id, sha256="broken", status="claimed", recipe="r", owner_image_id=0, run_id=0
+        )
+        session.add(broken)
+        session.flush()
+        put_pending(session, image.collection_id, [Listed(image.key, "2", 1, now())])
+        fail_contents(session, {broken.id: FailureRecord(image.key, "decode", "truncated", "", False, image.id)})
+        assert prune(session, image.collection_id) == []
+    assert f"vector {face}" in place.left() or place.catalog.engine.dialect.name != "sqlite"
+    certificate = place.erase(erase.plan_image, image.key)
+    assert (certificate.counts["images"], certificate.counts["faces"], certificate.counts["objects"]) == (1, 1, 1)
+    assert not {f"vector {face}", f"crop {face}", "thumbnail"} & set(place.left())
+    assert rows(place.catalog, Content) == rows(place.catalog, Image) == 6
 
 
 def die(*_: object, **__: object) -> None:
