@@ -7,7 +7,7 @@ import psutil
 from sqlalchemy import exists, not_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog.runs import host, process_exists
+from infra.catalog.runs import host, process_exists, process_started
 from infra.catalog.schema import now
 from infra.catalog.service_tables import Job, JobStatus
 
@@ -33,7 +33,7 @@ def open_job(session: Session, kind: str, subject: str, who: str) -> Job:
         status=JobStatus.RUNNING.value,
         host=host(),
         process_id=os.getpid(),
-        process_started=psutil.Process().create_time(),
+        process_started=process_started(),
     )
     session.add(job)
     session.flush()
@@ -43,7 +43,7 @@ def open_job(session: Session, kind: str, subject: str, who: str) -> Job:
 def hand_over(session: Session, job_id: int, process_id: int) -> None:
     """Note which process does the work."""
     try:
-        started = psutil.Process(process_id).create_time()
+        started = process_started(process_id)
     except psutil.NoSuchProcess:
         return  # over already; whoever started it closes the job
     session.execute(update(Job).where(Job.id == job_id).values(process_id=process_id, process_started=started))

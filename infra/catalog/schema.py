@@ -228,7 +228,7 @@ class Run(Base):
     finished_at: Mapped[datetime | None]
     host: Mapped[str]
     process_id: Mapped[int]
-    process_started: Mapped[float]
+    process_started: Mapped[float]  # see `infra.catalog.runs.process_started`
     counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     tracking_run_id: Mapped[str | None]
     error: Mapped[str | None]
