@@ -13,7 +13,8 @@ from infra.catalog.views import image_counts
 from infra.settings import load_settings
 
 RetentionDays = Annotated[
-    int | None, typer.Option(min=0, help="Delete embeddings so many days after their face was found.")
+    int | None,
+    typer.Option(min=0, max=stored.MOST_DAYS, help="Delete embeddings so many days after their face was found."),
 ]
 LegalBasis = Annotated[str | None, typer.Option(help="On what grounds faces are processed, in your words.")]
 ConsentNote = Annotated[str | None, typer.Option(help="Where consents are kept, or what was agreed.")]

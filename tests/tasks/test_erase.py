@@ -277,6 +277,14 @@ def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Pla
     assert retention.expire(catalog, place.settings, "officer") == {}
 
 
+def test_a_retention_longer_than_any_calendar_is_refused_and_keeps_embeddings(place: Place) -> None:
+    with pytest.raises(retention.InvalidTerms, match="1 to 36500"):
+        retention.set_terms(place.catalog, "crowd", retention_days=36_501)
+    with place.catalog.write() as session:
+        collections.by_name(session, "crowd").retention_days = 2_000_000_000  # as earlier versions wrote it
+    assert retention.expire(place.catalog, place.settings, "officer") == {}
+
+
 # --- With real photographs
 
 
