@@ -34,7 +34,9 @@ from infra.settings import Settings
 from infra.storage import S3, S3Options, open_store
 from infra.storage.base import LITTER
 from tasks import decisions
+from tasks.install import NotInstalled
 from tasks.recipe import MEASURED_VERSION
+from tasks.status import status
 from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait, small_collection
@@ -293,6 +295,17 @@ def test_every_copy_of_a_broken_file_is_named_in_its_own_failure(settings: Setti
     for name in ("a.jpg", "b.jpg"):
         assert failures[name].startswith(f"{folder}/{name}: ")
     assert failures["a.jpg"].partition(": ")[2] == failures["b.jpg"].partition(": ")[2]
+
+
+def test_a_night_that_cannot_begin_is_a_failed_one(settings: Settings, photos: Path, tmp_path: Path) -> None:
+    add(settings, photos)
+    without_models = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path / 'empty.db'}"})
+    with pytest.raises(NotInstalled):
+        run(without_models)
+    with Catalog(settings.catalog_url).read() as session:
+        [problem] = status(session).collections[0].problems
+    assert problem.startswith("run 1 failed: NotInstalled: ")
+    assert "is not installed" in problem
 
 
 def test_a_collection_whose_folder_has_a_name_that_is_no_utf8_is_processed(settings: Settings, tmp_path: Path) -> None:
