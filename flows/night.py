@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -224,7 +225,9 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
         state.engine = engine_for(state.settings, pending, state.before.crashes)
         process(state.catalog, job, state.engine, watch)
         crops = job.crops()
-        for key in _settled(state.catalog, job):
+        failed, left_over = _settled(state.catalog, job)
+        state.tally.failures += failed
+        for key in left_over:
             patient(crops.delete)(key)
         if not state.before.well:
             sweep(state.catalog, crops, job.collection_id, job.run_id)
@@ -232,14 +235,15 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
 
 
 @patient
-def _settled(catalog: Catalog, job: Job) -> list[str]:
-    """Close the books on copies and replaced photos; returns the crops that nothing refers to any more."""
+def _settled(catalog: Catalog, job: Job) -> tuple[Counter[str], list[str]]:
+    """Close the books on copies and replaced photos: returns why copies failed, and crops that nothing refers to any more."""
     with catalog.write() as session:
         hold(session, job.run_id)
-        settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
+        failed = settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
         drop_returned(session, job.collection_id)
         # Beside other runs nobody can tell what is left over from what they are about to refer to.
-        return [] if has_company(session, job.run_id, job.collection_id) else prune(session, job.collection_id)
+        alone = not has_company(session, job.run_id, job.collection_id)
+        return failed, prune(session, job.collection_id) if alone else []
 
 
 def group_faces(state: Night) -> Grouped:

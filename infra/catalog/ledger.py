@@ -1,5 +1,6 @@
 """Closing the books of a run: duplicates settled, leftovers of replaced photos removed, and the audit."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -25,8 +26,8 @@ from infra.catalog.schema import (
 )
 
 
-def settle(session: Session, run_id: int, collection_id: int, recipe: str, place: str) -> None:
-    """Give images that share another's bytes that one's fate: done, or failed for the same reason.
+def settle(session: Session, run_id: int, collection_id: int, recipe: str, place: str) -> Counter[str]:
+    """Give images that share another's bytes that one's fate: done, or failed for the same reason; returns how many failed why.
 
     Photos that were written anew get what was known of their faces (`succession`).
     `place` is where the collection lies: a key behind it makes the full path or URL that a failure's message names.
@@ -46,6 +47,9 @@ def settle(session: Session, run_id: int, collection_id: int, recipe: str, place
         .where(waiting, done)
         .values(status=ImageStatus.DONE.value, recipe=recipe, retryable=False, run_id=run_id)
     )
+    why = select(Content.failure_stage, Content.failure_reason, func.count()).where(waiting, failed)
+    by_reason = session.execute(why.group_by(Content.failure_stage, Content.failure_reason)).tuples()
+    failures = Counter({f"{stage}: {reason}": count for stage, reason, count in by_reason})
     columns = ["run_id", "collection_id", "image_id", "key", "stage", "reason", "message", "retryable", "failed_at"]
     session.execute(
         insert(Failure).from_select(
@@ -70,6 +74,7 @@ def settle(session: Session, run_id: int, collection_id: int, recipe: str, place
         .values(status=ImageStatus.FAILED.value, recipe=recipe, retryable=retryable, run_id=run_id)
     )
     succession.succeed(session, collection_id)
+    return failures
 
 
 def fail_contents(session: Session, failures: Mapping[int, FailureRecord]) -> None:

@@ -289,8 +289,9 @@ def test_every_copy_of_a_broken_file_is_named_in_its_own_failure(settings: Setti
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_bytes(b"\xff\xd8\xff not a picture")
     add(settings, folder)
-    run(settings)
+    assert sum(run(settings).counts()["failed"].values()) == 2
     with Catalog(settings.catalog_url).read() as session:
+        assert status(session).collections[0].problems == ("run 1 left 2 images unprocessed",)
         failures = {failure.key: failure.message for failure in views.failures(session, "archive", None, 10)}
     for name in ("a.jpg", "b.jpg"):
         assert failures[name].startswith(f"{folder}/{name}: ")
