@@ -35,6 +35,7 @@ from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Filter
 from infra.tracking import track
+from tasks.collections import own_places
 from tasks.discover import Discovery, discover
 from tasks.erase import finish
 from tasks.group import Grouped, group_new_faces
@@ -187,11 +188,13 @@ def _timed(state: Night, name: str, total: int | None = None) -> Iterator[None]:
 def discover_images(state: Night) -> Discovery:
     """Compare the listing with the catalog."""
     collection, job = state.collection, state.job
-    wanted = Filter(tuple(collection.include), tuple(collection.exclude))
+    photographs = job.photographs()
+    own = own_places(state.settings, photographs)
+    wanted = Filter(tuple(collection.include), tuple(collection.exclude), own)
     with _timed(state, "discover"):
         state.discovery = discover(
             state.catalog,
-            job.photographs(),
+            photographs,
             wanted,
             collection.id,
             job.run_id,

@@ -54,6 +54,8 @@ def add(
         print_json({"name": name, "uri": checked.uri, "empty": checked.empty})
         return
     console.print(literal(f"Added {name}: {checked.uri}" + (" (no object there yet)" if checked.empty else "")))
+    for prefix in checked.own:
+        console.print(literal(f"Visage keeps files of its own in {prefix} there; they are passed over"))
     console.print(literal(f"Process it with: visage run {shlex.quote(name)}"))
 
 

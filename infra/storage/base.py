@@ -115,6 +115,10 @@ class Store(Protocol):
         """Return the full path or URL of an object, for people to read."""
         ...
 
+    def prefix_of(self, place: "Store") -> str | None:
+        """Return what the keys begin with that lie in another place: "" if all do, None if none does."""
+        ...
+
     def list(self, prefix: str = "", start_after: str | None = None) -> Iterator[Page]:
         """Yield pages of at most `PAGE_SIZE`, strictly ascending by the UTF-8 bytes of the key.
 
@@ -176,6 +180,7 @@ class Filter:
     `*` and `?` stay inside one directory, `**` crosses them, `[abc]` is one of these characters; case does not matter. A
     pattern without "/" is matched against the name alone, in whatever directory. Without `include`, every name with the
     suffix of an image format is taken. `exclude` replaces the default, which skips what macOS and NAS boxes strew about.
+    Nothing behind the prefixes of `own` is taken: Visage keeps files of its own there.
 
     Raises:
         ValueError: for a pattern that cannot be understood.
@@ -183,13 +188,14 @@ class Filter:
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = LITTER
+    own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _ = self._included, self._excluded  # a bad pattern is reported here, not at the first key
 
     def __call__(self, key: str) -> bool:
         wanted = any(p.fullmatch(key) for p in self._included) if self.include else is_image_name(key)
-        return wanted and not any(p.fullmatch(key) for p in self._excluded)
+        return wanted and not key.startswith(self.own) and not any(p.fullmatch(key) for p in self._excluded)
 
     @cached_property
     def _included(self) -> list[re.Pattern[str]]:

@@ -13,7 +13,9 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known
 from infra.catalog.schema import Image, ImageStatus
+from infra.settings import Settings
 from infra.storage import Entry, Filter, Folder, ListingProblem, StoreUnavailable
+from tasks.collections import InvalidCollection, check, own_places
 from tasks.discover import Discovery, discover, merge
 from tests.infra.test_catalog import WHEN, a_run
 
@@ -133,3 +135,21 @@ def test_excluded_images_leave_the_collection(catalog: Catalog, photos: Path, wo
     narrowed = Filter(include=("*.jpg",), exclude=("1923/**",))
     found = discover(catalog, Folder(photos), narrowed, work[1], work[0], "recipe")
     assert found == Discovery(missing=2, unchanged=1, ignored=3)
+
+
+def test_crops_among_the_photographs_are_never_taken_for_photographs(
+    catalog: Catalog, photos: Path, work: tuple[int, int], tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    settings = Settings(home=tmp_path / "link" / ".visage", objects_uri=str(photos / "crops"))
+    for name in (".visage/thumbnails/a.jpg", "crops/1/ab/a.jpg", "crops of mine.jpg"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(name.encode())
+    checked = check(settings, "archive", str(photos), [], None, [])
+    assert checked.own == (".visage/", "crops/")
+    found = discover(catalog, Folder(photos), Filter(own=checked.own), work[1], work[0], "recipe")
+    assert found == Discovery(new=4, ignored=3)
+    assert own_places(settings, Folder(photos / "1923")) == ()
+    for place in (photos / ".visage", photos / "crops", photos / "crops" / "1"):
+        with pytest.raises(InvalidCollection, match="Visage keeps its own files there"):
+            own_places(settings, Folder(place))
