@@ -68,13 +68,18 @@ def discover(
     with catalog.read() as reading:
         erased = Erased(reading, collection_id)
         for entry, remembered in merge(_listing(store, keys), known(reading, collection_id, keys)):
-            if isinstance(entry, ListingProblem):
+            if isinstance(entry, ListingProblem) and wanted.may_want(entry.key):
                 problems.append(FailureRecord(entry.key, "discover", "unlistable", entry.message, retryable=True))
                 counts["unlisted"] += 1
                 unreadable = entry.key if entry.key.endswith("/") else unreadable
             elif remembered is not None and unreadable is not None and remembered.key.startswith(unreadable):
                 counts["unchanged"] += 1
-            elif entry is None or not wanted(entry.key) or (remembered is None and erased.object(entry)):
+            elif (
+                entry is None
+                or isinstance(entry, ListingProblem)
+                or not wanted(entry.key)
+                or (remembered is None and erased.object(entry))
+            ):
                 counts["ignored"] += entry is not None
                 if remembered is not None and remembered.status is not ImageStatus.MISSING:
                     missing.append(remembered.key)

@@ -14,7 +14,8 @@ IMAGE_SUFFIXES = (
     ".heic", ".heics", ".heif", ".hif", ".avif",
 )  # fmt: skip
 # Written beside photographs by macOS (._IMG_1.jpg, __MACOSX) and Synology (@eaDir): picture names, no photographs inside.
-LITTER = ("._*", "**/__MACOSX/**", "**/@eaDir/**")
+# Every ext file system has a lost+found, which only root may read.
+LITTER = ("._*", "**/__MACOSX/**", "**/@eaDir/**", "**/lost+found/**")
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,13 @@ class Filter:
     def __call__(self, key: str) -> bool:
         wanted = any(p.fullmatch(key) for p in self._included) if self.include else is_image_name(key)
         return wanted and not key.startswith(self.own) and not any(p.fullmatch(key) for p in self._excluded)
+
+    def may_want(self, key: str) -> bool:
+        """Whether a key is wanted, or, if it is that of a directory and ends in "/", something in it may be."""
+        if not key.endswith("/"):
+            return self(key)
+        whole = (p for told, p in zip(self.exclude, self._excluded, strict=True) if told.endswith("**"))
+        return not key.startswith(self.own) and not any(p.fullmatch(key) for p in whole)
 
     @cached_property
     def _included(self) -> list[re.Pattern[str]]:

@@ -1,5 +1,6 @@
 """Discovery: the listing and the catalog, side by side."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event, select
 
-from infra.catalog import collections
+from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known
 from infra.catalog.schema import Image, ImageStatus
@@ -135,6 +136,33 @@ def test_excluded_images_leave_the_collection(catalog: Catalog, photos: Path, wo
     narrowed = Filter(include=("*.jpg",), exclude=("1923/**",))
     found = discover(catalog, Folder(photos), narrowed, work[1], work[0], "recipe")
     assert found == Discovery(missing=2, unchanged=1, ignored=3)
+
+
+def failures(catalog: Catalog) -> list[str]:
+    """The keys of failures that stand."""
+    with catalog.read() as session:
+        return [failure.key for failure in views.failures(session, "archive", None, 10)]
+
+
+def test_what_nobody_asked_for_is_no_problem_when_it_cannot_be_listed(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    (photos / "README.txt").symlink_to("nowhere.txt")
+    os.mkfifo(photos / "agent.pipe")
+    for name in ("cache", "lost+found", "albums"):
+        (photos / name).mkdir()
+
+    class Closed(Folder):
+        def _names(self, parent: str) -> Iterator[str]:
+            if parent in ("cache/", "lost+found/", "albums/"):
+                raise PermissionError(13, "Permission denied")  # as for anybody but root
+            return super()._names(parent)
+
+    wanted = Filter(exclude=("cache/**", "**/lost+found/**"))
+    found = discover(catalog, Closed(photos), wanted, work[1], work[0], "recipe")
+    assert found == Discovery(new=3, ignored=5, unlisted=1)
+    assert failures(catalog) == ["albums/"]
+    assert not Filter().may_want("lost+found/")
 
 
 def test_crops_among_the_photographs_are_never_taken_for_photographs(
