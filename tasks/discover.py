@@ -11,7 +11,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.erasing import Erased
 from infra.catalog.images import Known, Listed, known, put_missing, put_pending, reopen
 from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.runs import FailureRecord, record_failures
+from infra.catalog.runs import DISCOVER, FailureRecord, record_failures, resolve_unlisted
 from infra.catalog.schema import ImageStatus
 from infra.patience import patient
 from infra.storage.base import Entry, Filter, ListingProblem, Page, Store, StoreError
@@ -69,7 +69,7 @@ def discover(
         erased = Erased(reading, collection_id)
         for entry, remembered in merge(_listing(store, keys), known(reading, collection_id, keys)):
             if isinstance(entry, ListingProblem) and wanted.may_want(entry.key):
-                problems.append(FailureRecord(entry.key, "discover", "unlistable", entry.message, retryable=True))
+                problems.append(FailureRecord(entry.key, DISCOVER, "unlistable", entry.message, retryable=True))
                 counts["unlisted"] += 1
                 unreadable = entry.key if entry.key.endswith("/") else unreadable
             elif remembered is not None and unreadable is not None and remembered.key.startswith(unreadable):
@@ -94,6 +94,7 @@ def discover(
                 on_progress(counts["new"] + counts["changed"] + counts["unchanged"])
         flush()
     with catalog.write() as session:
+        resolve_unlisted(session, run_id, collection_id, keys)
         reopen(session, collection_id, recipe, keys)
     return Discovery(**counts)
 

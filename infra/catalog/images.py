@@ -93,12 +93,14 @@ def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) 
 
 
 def put_missing(session: Session, collection_id: int, keys: Sequence[str]) -> None:
-    """Mark objects that the listing no longer shows. Their faces stay in the catalog, out of sight, until erased."""
-    session.execute(
-        update(Image)
-        .where(Image.collection_id == collection_id, Image.key.in_(keys))
-        .values(status=ImageStatus.MISSING.value, retryable=False)
-    )
+    """Mark objects that the listing no longer shows. Their faces stay in the catalog, out of sight, until erased.
+
+    Why they could not be processed is of no matter any more.
+    """
+    gone = Image.collection_id == collection_id, Image.key.in_(keys)
+    session.execute(update(Image).where(*gone).values(status=ImageStatus.MISSING.value, retryable=False))
+    failures = Failure.image_id.in_(select(Image.id).where(*gone)), Failure.resolved_at.is_(None)
+    session.execute(update(Failure).where(*failures).values(resolved_at=now()))
 
 
 def reopen(session: Session, collection_id: int, recipe: str, keys: KeyRange = EVERY_KEY) -> None:

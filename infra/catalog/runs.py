@@ -22,6 +22,7 @@ from infra.catalog.schema import Collection, Failure, Image, ImageStatus, Run, R
 LEASE = timedelta(seconds=90)
 HEARTBEAT_SECONDS = 15.0
 MACHINES_OWN_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in Linux's include/linux/proc_ns.h
+DISCOVER = "discover"  # the stage of what could not be listed, which has no image
 MANY = 10  # crashes in a row: more make no difference
 
 
@@ -321,6 +322,21 @@ def record_failures(session: Session, run_id: int, collection_id: int, failures:
                 .where(Image.id.in_(ids))
                 .values(status=ImageStatus.FAILED.value, retryable=retryable, recipe=recipe, run_id=run_id)
             )
+
+
+def resolve_unlisted(session: Session, run_id: int, collection_id: int, keys: KeyRange = EVERY_KEY) -> None:
+    """Mark what earlier runs could not list as overcome, or as told again by this run, which has listed these keys."""
+    session.execute(
+        update(Failure)
+        .where(
+            Failure.collection_id == collection_id,
+            Failure.stage == DISCOVER,
+            Failure.run_id != run_id,
+            Failure.resolved_at.is_(None),
+            keys.holds(Failure.key),
+        )
+        .values(resolved_at=now())
+    )
 
 
 def resolve_failures(session: Session, image_ids: Iterable[int]) -> None:

@@ -13,7 +13,8 @@ from sqlalchemy import event, select
 from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known
-from infra.catalog.schema import Image, ImageStatus
+from infra.catalog.runs import FailureRecord, close_run, record_failures
+from infra.catalog.schema import Image, ImageStatus, RunStatus
 from infra.settings import Settings
 from infra.storage import Entry, Filter, Folder, ListingProblem, StoreUnavailable
 from tasks.collections import InvalidCollection, check, own_places
@@ -144,6 +145,12 @@ def failures(catalog: Catalog) -> list[str]:
         return [failure.key for failure in views.failures(session, "archive", None, 10)]
 
 
+def next_run(catalog: Catalog, work: tuple[int, int]) -> tuple[int, int]:
+    with catalog.write() as session:
+        close_run(session, work[0], RunStatus.DONE, {})
+    return a_run(catalog, work[1]), work[1]
+
+
 def test_what_nobody_asked_for_is_no_problem_when_it_cannot_be_listed(
     catalog: Catalog, photos: Path, work: tuple[int, int]
 ) -> None:
@@ -163,6 +170,34 @@ def test_what_nobody_asked_for_is_no_problem_when_it_cannot_be_listed(
     assert found == Discovery(new=3, ignored=5, unlisted=1)
     assert failures(catalog) == ["albums/"]
     assert not Filter().may_want("lost+found/")
+
+
+def test_a_broken_link_stands_as_one_failure_until_it_is_gone(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    (photos / "d.jpg").symlink_to("nowhere.jpg")
+    for _ in range(3):
+        assert look(catalog, photos, *work).unlisted == 1
+        assert failures(catalog) == ["d.jpg"]
+        work = next_run(catalog, work)
+    (photos / "d.jpg").unlink()
+    look(catalog, photos, *work)
+    assert failures(catalog) == []
+
+
+def test_why_an_image_failed_is_of_no_matter_once_it_is_gone(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    look(catalog, photos, *work)
+    with catalog.write() as session:
+        image_id = session.scalars(select(Image.id).where(Image.key == "a.jpg")).one()
+        record_failures(
+            session, *work, [FailureRecord("a.jpg", "decode", "truncated", "it ends early", False, image_id)]
+        )
+    assert failures(catalog) == ["a.jpg"]
+    (photos / "a.jpg").unlink()
+    look(catalog, photos, *work)
+    assert failures(catalog) == []
 
 
 def test_crops_among_the_photographs_are_never_taken_for_photographs(
