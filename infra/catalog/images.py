@@ -92,6 +92,18 @@ def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) 
     upsert(session, Image, rows, ["collection_id", "key"], fresh)
 
 
+def put_back(session: Session, collection_id: int, keys: Sequence[str], recipe: str) -> None:
+    """Mark pending objects as done that were missing and are back as they were, if this recipe has processed them."""
+    processed = exists().where(
+        Content.id == Image.content_id, Content.status == ContentStatus.DONE.value, Content.recipe == recipe
+    )
+    session.execute(
+        update(Image)
+        .where(Image.collection_id == collection_id, Image.key.in_(keys), Image.recipe == recipe, processed)
+        .values(status=ImageStatus.DONE.value)
+    )
+
+
 def put_missing(session: Session, collection_id: int, keys: Sequence[str]) -> None:
     """Mark objects that the listing no longer shows. Their faces stay in the catalog, out of sight, until erased.
 
@@ -166,6 +178,12 @@ def take_up(session: Session, image_ids: Iterable[int]) -> int:
 def any_image(session: Session, collection_id: int) -> bool:
     """Whether a night has ever seen an image of a collection."""
     return session.scalar(select(Image.id).where(Image.collection_id == collection_id).limit(1)) is not None
+
+
+def any_present(session: Session, collection_id: int) -> bool:
+    """Whether the last listing of a collection showed an image."""
+    present = Image.collection_id == collection_id, Image.status != ImageStatus.MISSING.value
+    return session.scalar(select(Image.id).where(*present).limit(1)) is not None
 
 
 def count_pending(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY) -> int:

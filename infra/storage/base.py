@@ -85,6 +85,10 @@ class StoreMissing(StoreError):
     """The folder or bucket itself does not exist (a drive that is not mounted?)."""
 
 
+class StoreEmpty(StoreError):
+    """Nothing is there any more of what was (a drive that is not mounted?)."""
+
+
 class ListingOutOfOrder(StoreError):
     """The server does not list in ascending order of keys, on which resuming and detecting deletions rest."""
 

@@ -14,9 +14,9 @@ from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known
 from infra.catalog.runs import FailureRecord, close_run, record_failures
-from infra.catalog.schema import Image, ImageStatus, RunStatus
+from infra.catalog.schema import Content, Image, ImageStatus, RunStatus
 from infra.settings import Settings
-from infra.storage import Entry, Filter, Folder, ListingProblem, StoreUnavailable
+from infra.storage import Entry, Filter, Folder, ListingProblem, StoreEmpty, StoreUnavailable
 from tasks.collections import InvalidCollection, check, own_places
 from tasks.discover import Discovery, discover, merge
 from tests.infra.test_catalog import WHEN, a_run
@@ -149,6 +149,50 @@ def next_run(catalog: Catalog, work: tuple[int, int]) -> tuple[int, int]:
     with catalog.write() as session:
         close_run(session, work[0], RunStatus.DONE, {})
     return a_run(catalog, work[1]), work[1]
+
+
+def test_an_empty_mount_point_fails_the_run_and_changes_nothing(
+    catalog: Catalog, photos: Path, work: tuple[int, int], tmp_path: Path
+) -> None:
+    look(catalog, photos, *work)
+    finish(catalog)
+    before = statuses(catalog)
+    photos.rename(tmp_path / "away")
+    photos.mkdir()
+    (photos / "README.txt").write_bytes(b"mount the drive here")
+    with pytest.raises(StoreEmpty, match="Is the drive mounted"):
+        look(catalog, photos, *work)
+    assert statuses(catalog) == before
+    (photos / "one.jpg").write_bytes(b"they are gone indeed")
+    assert look(catalog, photos, *work) == Discovery(new=1, missing=3, ignored=1)
+
+
+def test_an_image_that_was_away_is_done_if_it_comes_back_as_it_was(
+    catalog: Catalog, photos: Path, work: tuple[int, int], tmp_path: Path
+) -> None:
+    look(catalog, photos, *work)
+    _, collection_id = work
+    with catalog.write() as session:
+        for image in session.scalars(select(Image)):
+            content = Content(
+                collection_id=collection_id,
+                sha256=image.key,
+                status="done",
+                recipe="recipe",
+                owner_image_id=0,
+                run_id=0,
+            )
+            session.add(content)
+            session.flush()
+            image.status, image.recipe, image.content_id = "done", "recipe", content.id
+    for name in ("a.jpg", "b.png"):
+        (photos / name).rename(tmp_path / name)
+    assert look(catalog, photos, *work).missing == 2
+    (tmp_path / "b.png").write_bytes(b"other bytes")
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).rename(photos / name)
+    assert look(catalog, photos, *work) == Discovery(changed=2, unchanged=1, ignored=1)
+    assert statuses(catalog) == {"1923/c.jpg": "done", "a.jpg": "done", "b.png": "pending"}
 
 
 def test_what_nobody_asked_for_is_no_problem_when_it_cannot_be_listed(
