@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,6 +35,7 @@ from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Filter
 from infra.tracking import track
+from tasks.collections import own_places
 from tasks.discover import Discovery, discover
 from tasks.erase import finish
 from tasks.group import Grouped, group_new_faces
@@ -186,11 +188,13 @@ def _timed(state: Night, name: str, total: int | None = None) -> Iterator[None]:
 def discover_images(state: Night) -> Discovery:
     """Compare the listing with the catalog."""
     collection, job = state.collection, state.job
-    wanted = Filter(tuple(collection.include), tuple(collection.exclude))
+    photographs = job.photographs()
+    own = own_places(state.settings, photographs)
+    wanted = Filter(tuple(collection.include), tuple(collection.exclude), own)
     with _timed(state, "discover"):
         state.discovery = discover(
             state.catalog,
-            job.photographs(),
+            photographs,
             wanted,
             collection.id,
             job.run_id,
@@ -224,7 +228,9 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
         state.engine = engine_for(state.settings, pending, state.before.crashes)
         process(state.catalog, job, state.engine, watch)
         crops = job.crops()
-        for key in _settled(state.catalog, job):
+        failed, left_over = _settled(state.catalog, job)
+        state.tally.failures += failed
+        for key in left_over:
             patient(crops.delete)(key)
         if not state.before.well:
             sweep(state.catalog, crops, job.collection_id, job.run_id)
@@ -232,14 +238,15 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
 
 
 @patient
-def _settled(catalog: Catalog, job: Job) -> list[str]:
-    """Close the books on copies and replaced photos; returns the crops that nothing refers to any more."""
+def _settled(catalog: Catalog, job: Job) -> tuple[Counter[str], list[str]]:
+    """Close the books on copies and replaced photos: returns why copies failed, and crops that nothing refers to any more."""
     with catalog.write() as session:
         hold(session, job.run_id)
-        settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
+        failed = settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
         drop_returned(session, job.collection_id)
         # Beside other runs nobody can tell what is left over from what they are about to refer to.
-        return [] if has_company(session, job.run_id, job.collection_id) else prune(session, job.collection_id)
+        alone = not has_company(session, job.run_id, job.collection_id)
+        return failed, prune(session, job.collection_id) if alone else []
 
 
 def group_faces(state: Night) -> Grouped:

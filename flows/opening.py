@@ -39,9 +39,11 @@ def open_job(
 ) -> tuple[Job, Before]:
     """Open a run on a collection, or on some of its keys; returns also how those before it have ended.
 
+    One that cannot be opened is written down as skipped or failed.
+
     Raises:
         NotInstalled: if a model that it needs is not here.
-        RunInProgress: if another run is at work on these keys; that this one was skipped is written down.
+        RunInProgress: if another run is at work on these keys.
         SlotTaken: if another run has claimed the slot.
     """
     try:
@@ -59,11 +61,10 @@ def open_job(
     except SlotTaken:
         raise
     except Exception as error:
-        if slot is not None or isinstance(error, RunInProgress):  # a run that is expected leaves its trace
-            status = RunStatus.SKIPPED if isinstance(error, RunInProgress) else RunStatus.FAILED
-            log.error("run not opened", collection=collection.name, status=status.value, error=said_by(error))
-            with catalog.write() as session:
-                enter_unopened(session, collection.id, status, said_by(error), keys, slot)
+        status = RunStatus.SKIPPED if isinstance(error, RunInProgress) else RunStatus.FAILED
+        log.error("run not opened", collection=collection.name, status=status.value, error=said_by(error))
+        with catalog.write() as session:
+            enter_unopened(session, collection.id, status, said_by(error), keys, slot)
         raise
     job = Job(
         settings,

@@ -113,7 +113,7 @@ def held_back(session: Session, file: ArchiveReader) -> HeldBack:
             elif any(e.boxes for e in erased):
                 photos[row["id"]] = row["sha256"]
     for page in rows_of(file, BY_NAME["image"]) if contents else ():
-        images |= {row["id"] for row in page if row["content_id"] in contents}
+        images |= {row["id"] for row in page if contents & {row["content_id"], row.get("former_content_id")}}
     for page in rows_of(file, BY_NAME["face"]) if erased else ():
         for row in page:
             box = row["x1"], row["y1"], row["x2"], row["y2"]

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from infra.settings import Settings
-from infra.storage import Filter, open_store
+from infra.storage import Filter, Folder, Store, open_store
 from infra.storage.base import LITTER
 from models.table import MODELS
 
 
 @dataclass(frozen=True)
 class Checked:
-    """A collection that may be entered. `empty`: no object is there yet."""
+    """A collection that may be entered. `empty`: no object is there yet. `own`: see `own_places`."""
 
     name: str
     uri: str
@@ -19,6 +19,7 @@ class Checked:
     exclude: list[str]
     sensitive_attributes: list[str]
     empty: bool
+    own: tuple[str, ...]
 
 
 class InvalidCollection(ValueError):
@@ -50,8 +51,25 @@ def check(
         store = open_store(uri, settings.storage_options)
     except ValueError as error:
         raise InvalidCollection(str(error)) from error
+    own = own_places(settings, store)
     first = next(iter(store.list()), [])
-    return Checked(name, store.uri, list(include), excluded, list(sensitive_attributes), not first)
+    return Checked(name, store.uri, list(include), excluded, list(sensitive_attributes), not first, own)
+
+
+def own_places(settings: Settings, photographs: Store) -> tuple[str, ...]:
+    """What the keys of a collection begin with behind which Visage keeps files of its own: no photographs, but crops.
+
+    Raises:
+        InvalidCollection: if the collection lies as a whole where these files are.
+    """
+    crops = open_store(settings.crops_uri, settings.storage_options)
+    found = {photographs.prefix_of(place) for place in (Folder(settings.home_folder), crops)}
+    if "" in found or crops.prefix_of(photographs) is not None:
+        raise InvalidCollection(
+            f"{photographs.uri}: Visage keeps its own files there. Choose another place for them (VISAGE_HOME, "
+            "VISAGE_OBJECTS_URI), or for the photographs."
+        )
+    return tuple(sorted(prefix for prefix in found if prefix is not None))
 
 
 def check_name(name: str) -> None:

@@ -9,12 +9,12 @@ from dataclasses import dataclass, fields
 
 from infra.catalog.database import Catalog
 from infra.catalog.erasing import Erased
-from infra.catalog.images import Known, Listed, known, put_missing, put_pending, reopen
+from infra.catalog.images import Known, Listed, any_present, known, put_back, put_missing, put_pending, reopen
 from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.runs import FailureRecord, record_failures
+from infra.catalog.runs import DISCOVER, FailureRecord, record_failures, resolve_unlisted
 from infra.catalog.schema import ImageStatus
 from infra.patience import patient
-from infra.storage.base import Entry, Filter, ListingProblem, Page, Store, StoreError
+from infra.storage.base import Entry, Filter, ListingProblem, Page, Store, StoreEmpty, StoreError
 
 WRITE_EVERY = 1000
 
@@ -48,10 +48,13 @@ def discover(
     """Bring the catalog's images up to date with the store, and reopen what this recipe has to do again.
 
     Raises:
+        StoreEmpty: if nothing is there any more of a collection that the catalog knows. Nothing is marked missing.
         StoreError: if the store cannot be listed; what was found until then is kept.
     """
+    _check_there(catalog, store, wanted, collection_id)
     counts = {field.name: 0 for field in fields(Discovery)}
     pending: list[Listed] = []
+    returned: list[str] = []
     missing: list[str] = []
     problems: list[FailureRecord] = []
 
@@ -59,28 +62,36 @@ def discover(
         if pending or missing or problems:
             with catalog.write() as session:
                 put_pending(session, collection_id, pending)
+                put_back(session, collection_id, returned, recipe)
                 put_missing(session, collection_id, missing)
                 record_failures(session, run_id, collection_id, problems)
-        for part in (pending, missing, problems):
+        for part in (pending, returned, missing, problems):
             part.clear()
 
     unreadable = None  # a directory whose keys are unknown tonight, and so not missing
     with catalog.read() as reading:
         erased = Erased(reading, collection_id)
         for entry, remembered in merge(_listing(store, keys), known(reading, collection_id, keys)):
-            if isinstance(entry, ListingProblem):
-                problems.append(FailureRecord(entry.key, "discover", "unlistable", entry.message, retryable=True))
+            if isinstance(entry, ListingProblem) and wanted.may_want(entry.key):
+                problems.append(FailureRecord(entry.key, DISCOVER, "unlistable", entry.message, retryable=True))
                 counts["unlisted"] += 1
                 unreadable = entry.key if entry.key.endswith("/") else unreadable
             elif remembered is not None and unreadable is not None and remembered.key.startswith(unreadable):
                 counts["unchanged"] += 1
-            elif entry is None or not wanted(entry.key) or (remembered is None and erased.object(entry)):
+            elif (
+                entry is None
+                or isinstance(entry, ListingProblem)
+                or not wanted(entry.key)
+                or (remembered is None and erased.object(entry))
+            ):
                 counts["ignored"] += entry is not None
                 if remembered is not None and remembered.status is not ImageStatus.MISSING:
                     missing.append(remembered.key)
                     counts["missing"] += 1
             elif remembered is None or _differs(entry, remembered):
                 pending.append(Listed(entry.key, entry.etag, entry.size, entry.modified))
+                if remembered is not None and _same_object(entry, remembered):
+                    returned.append(entry.key)
                 counts["new" if remembered is None else "changed"] += 1
             else:
                 counts["unchanged"] += 1
@@ -89,6 +100,7 @@ def discover(
                 on_progress(counts["new"] + counts["changed"] + counts["unchanged"])
         flush()
     with catalog.write() as session:
+        resolve_unlisted(session, run_id, collection_id, keys)
         reopen(session, collection_id, recipe, keys)
     return Discovery(**counts)
 
@@ -116,8 +128,26 @@ def _listing(store: Store, keys: KeyRange) -> Iterator[Entry | ListingProblem]:
         last = page[-1].key
 
 
+def _check_there(catalog: Catalog, store: Store, wanted: Filter, collection_id: int) -> None:
+    """Raises StoreEmpty: if there were photographs, and the whole store now lists none; then all of them are hardly gone."""
+    with catalog.read() as session:
+        if not any_present(session, collection_id):
+            return
+    listing = _listing(store, EVERY_KEY)
+    if not any(wanted.may_want(e.key) if isinstance(e, ListingProblem) else wanted(e.key) for e in listing):
+        raise StoreEmpty(
+            f"{store.uri}: not one photograph of this collection is there any more. Is the drive mounted, the path right? "
+            "Nothing was changed. If all of them were taken out on purpose, put any one picture there, and run again: the "
+            "others are marked as missing then."
+        )
+
+
 def _differs(entry: Entry, remembered: Known) -> bool:
-    return remembered.status is ImageStatus.MISSING or entry.etag != remembered.etag or entry.size != remembered.size
+    return remembered.status is ImageStatus.MISSING or not _same_object(entry, remembered)
+
+
+def _same_object(entry: Entry, remembered: Known) -> bool:
+    return entry.etag == remembered.etag and entry.size == remembered.size
 
 
 def merge(

@@ -171,7 +171,7 @@ def plan_image(session: Session, key: str, collection: str | None = None) -> Pla
         raise UnknownSubject(f"{where} has no image with the key {key!r}; keys are paths inside the collection")
     if len(found) > 1:
         raise CannotErase(f"{key!r} is in {len(found)} collections; name the one that is meant with --collection")
-    contents = {image.content_id for image in found if image.content_id is not None}
+    contents = erasing.contents_of(found)
     images = erasing.images_of(session, contents) or found
     faces = erasing.faces_in(session, contents)
     return Plan(
@@ -308,7 +308,7 @@ def certificates(session: Session, limit: int = 50, before: int | None = None) -
 def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
     found = erasing.regions(session, plan.faces)
     thumbnails = [f"thumbnails/{r.sha256[:2]}/{r.sha256}" for r in found]
-    contents = {i.content_id for i in _images(session, plan.image_ids) if i.content_id is not None}
+    contents = erasing.contents_of(_images(session, plan.image_ids))
     thumbnails += [f"thumbnails/{sha[:2]}/{sha}" for sha in erasing.digests(session, contents)]
     erasing.post(session, erasure_id, Errand.OBJECT, erasing.objects_of(session, plan.faces))
     erasing.post(session, erasure_id, Errand.FILE, [*thumbnails, "index"])
@@ -331,7 +331,7 @@ def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
     images = _images(session, plan.image_ids)
     for image in images:
         erasing.suppress_object(session, erasure_id, image)
-    whole = {image.content_id for image in images if image.content_id is not None}
+    whole = erasing.contents_of(images)
     if plan.image_ids:
         for sha256 in erasing.digests(session, whole):
             erasing.suppress_content(session, erasure_id, plan.collection_ids[0], sha256)

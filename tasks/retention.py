@@ -22,10 +22,12 @@ def set_terms(
 
     Raises:
         UnknownCollection: with the names there are.
-        InvalidTerms: for a negative number of days.
+        InvalidTerms: for a number of days that is negative or too large.
     """
-    if retention_days is not None and retention_days < 0:
-        raise InvalidTerms(f"{retention_days} days: give 1 or more, or 0 to keep embeddings for ever")
+    if retention_days is not None and not 0 <= retention_days <= collections.MOST_DAYS:
+        raise InvalidTerms(
+            f"{retention_days} days: give 1 to {collections.MOST_DAYS}, or 0 to keep embeddings for ever"
+        )
     with catalog.write() as session:
         collection = collections.by_name(session, name)
         if retention_days is not None:

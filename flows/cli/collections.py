@@ -13,7 +13,8 @@ from infra.catalog.views import image_counts
 from infra.settings import load_settings
 
 RetentionDays = Annotated[
-    int | None, typer.Option(min=0, help="Delete embeddings this many days after their face was found.")
+    int | None,
+    typer.Option(min=0, max=stored.MOST_DAYS, help="Delete embeddings this many days after their face was found."),
 ]
 LegalBasis = Annotated[str | None, typer.Option(help="On what grounds faces are processed, in your words.")]
 ConsentNote = Annotated[str | None, typer.Option(help="Where consents are kept, or what was agreed.")]
@@ -53,6 +54,8 @@ def add(
         print_json({"name": name, "uri": checked.uri, "empty": checked.empty})
         return
     console.print(literal(f"Added {name}: {checked.uri}" + (" (no object there yet)" if checked.empty else "")))
+    for prefix in checked.own:
+        console.print(literal(f"Visage keeps files of its own in {prefix} there; they are passed over"))
     console.print(literal(f"Process it with: visage run {shlex.quote(name)}"))
 
 

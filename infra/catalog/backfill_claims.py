@@ -4,12 +4,11 @@ import os
 from collections.abc import Collection
 from datetime import datetime, timedelta
 
-import psutil
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
-from infra.catalog.runs import host, process_exists
+from infra.catalog.runs import host, process_exists, process_started
 from infra.catalog.schema import Content, UtcDateTime
 from infra.catalog.upgrade_tables import BackfillClaim
 
@@ -18,7 +17,7 @@ LEASE = timedelta(minutes=5)  # after which photos are no longer left to a proce
 
 def this_process() -> str:
     """What this process claims photos as."""
-    return f"{host()}:{os.getpid()}:{psutil.Process().create_time()}"
+    return f"{host()}:{os.getpid()}:{process_started()}"
 
 
 def claim(session: Session, upgrade_id: int, worker: str, contents: Collection[int]) -> list[int]:

@@ -6,6 +6,8 @@ from sqlalchemy.orm import Session
 from infra.catalog.database import exclusive
 from infra.catalog.schema import Collection
 
+MOST_DAYS = 36_500  # that embeddings may be kept for: a hundred years, and no date that calendars do not know
+
 
 class UnknownCollection(LookupError):
     """No collection has that name."""

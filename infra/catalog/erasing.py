@@ -79,12 +79,18 @@ def regions(session: Session, face_ids: Collection[int]) -> list[Region]:
     return found
 
 
+def contents_of(images: Iterable[Image]) -> set[int]:
+    """What some objects hold, and what they held before they broke."""
+    return {content for i in images for content in (i.content_id, i.former_content_id) if content is not None}
+
+
 def images_of(session: Session, content_ids: Collection[int]) -> list[Image]:
-    """The objects that hold some contents."""
-    found: list[Image] = []
+    """The objects that hold some contents, or held them before they broke."""
+    found = dict[int, Image]()
     for part in chunks(content_ids):
-        found += session.scalars(select(Image).where(Image.content_id.in_(part)).order_by(Image.key))
-    return found
+        held = or_(Image.content_id.in_(part), Image.former_content_id.in_(part))
+        found |= {image.id: image for image in session.scalars(select(Image).where(held).order_by(Image.key))}
+    return list(found.values())
 
 
 def digests(session: Session, content_ids: Collection[int]) -> list[str]:
@@ -193,14 +199,14 @@ def _forget_person(session: Session, root: int) -> None:
 
 def forget_images(session: Session, images: Sequence[Image]) -> None:
     """Delete objects' rows with their failures, and the contents that no other object holds."""
-    contents = {image.content_id for image in images if image.content_id is not None}
+    contents = contents_of(images)
     for image in images:
         same = Failure.collection_id == image.collection_id, Failure.key == image.key
         session.execute(delete(Failure).where(or_(Failure.image_id == image.id, same[0] & same[1])))
         session.delete(image)
     session.flush()
     for part in chunks(contents):
-        held = exists().where(Image.content_id == Content.id)
+        held = exists().where(or_(Image.content_id == Content.id, Image.former_content_id == Content.id))
         session.execute(
             delete(Content).where(Content.id.in_(part), not_(held)).execution_options(synchronize_session=False)
         )

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from operator import itemgetter
 
-from sqlalchemy import ColumnElement, and_, func, or_, select, update
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
 from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.schema import Content, ContentStatus, Failure, Image, ImageStatus, Run, RunStatus, now
+from infra.catalog.schema import Content, ContentStatus, Face, Failure, Image, ImageStatus, Run, RunStatus, now
 
 CHUNK = 10_000  # ids in one statement
 
@@ -63,8 +63,18 @@ def known(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY, page
 
 
 def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) -> None:
-    """Take in new objects, and changed ones anew."""
-    since = now()
+    """Take in new objects, and changed ones anew; these remember the content whose faces they have shown (`succession`)."""
+    listed, since = list(listed), now()
+    if not listed:
+        return
+    showed_faces = exists().where(Face.content_id == Image.content_id)
+    changed = Image.collection_id == collection_id, Image.key.in_([entry.key for entry in listed])
+    session.execute(
+        update(Image)
+        .where(*changed, Image.former_content_id.is_(None), showed_faces)
+        .values(former_content_id=Image.content_id)
+        .execution_options(synchronize_session=False)
+    )
     rows = [
         {
             "collection_id": collection_id,
@@ -82,13 +92,27 @@ def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) 
     upsert(session, Image, rows, ["collection_id", "key"], fresh)
 
 
-def put_missing(session: Session, collection_id: int, keys: Sequence[str]) -> None:
-    """Mark objects that the listing no longer shows. Their faces stay in the catalog, out of sight, until erased."""
+def put_back(session: Session, collection_id: int, keys: Sequence[str], recipe: str) -> None:
+    """Mark pending objects as done that were missing and are back as they were, if this recipe has processed them."""
+    processed = exists().where(
+        Content.id == Image.content_id, Content.status == ContentStatus.DONE.value, Content.recipe == recipe
+    )
     session.execute(
         update(Image)
-        .where(Image.collection_id == collection_id, Image.key.in_(keys))
-        .values(status=ImageStatus.MISSING.value, retryable=False)
+        .where(Image.collection_id == collection_id, Image.key.in_(keys), Image.recipe == recipe, processed)
+        .values(status=ImageStatus.DONE.value)
     )
+
+
+def put_missing(session: Session, collection_id: int, keys: Sequence[str]) -> None:
+    """Mark objects that the listing no longer shows. Their faces stay in the catalog, out of sight, until erased.
+
+    Why they could not be processed is of no matter any more.
+    """
+    gone = Image.collection_id == collection_id, Image.key.in_(keys)
+    session.execute(update(Image).where(*gone).values(status=ImageStatus.MISSING.value, retryable=False))
+    failures = Failure.image_id.in_(select(Image.id).where(*gone)), Failure.resolved_at.is_(None)
+    session.execute(update(Failure).where(*failures).values(resolved_at=now()))
 
 
 def reopen(session: Session, collection_id: int, recipe: str, keys: KeyRange = EVERY_KEY) -> None:
@@ -154,6 +178,12 @@ def take_up(session: Session, image_ids: Iterable[int]) -> int:
 def any_image(session: Session, collection_id: int) -> bool:
     """Whether a night has ever seen an image of a collection."""
     return session.scalar(select(Image.id).where(Image.collection_id == collection_id).limit(1)) is not None
+
+
+def any_present(session: Session, collection_id: int) -> bool:
+    """Whether the last listing of a collection showed an image."""
+    present = Image.collection_id == collection_id, Image.status != ImageStatus.MISSING.value
+    return session.scalar(select(Image.id).where(*present).limit(1)) is not None
 
 
 def count_pending(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY) -> int:

@@ -8,7 +8,7 @@ import psutil
 from sqlalchemy import exists, func, not_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog.runs import LEASE, host, shows_life
+from infra.catalog.runs import LEASE, host, process_started, shows_life
 from infra.catalog.schema import now
 from infra.catalog.service_tables import Job, JobStatus
 
@@ -37,7 +37,7 @@ def open_job(session: Session, kind: str, subject: str, who: str, watched: Colle
         status=JobStatus.RUNNING.value,
         host=host(),
         process_id=os.getpid(),
-        process_started=psutil.Process().create_time(),
+        process_started=process_started(),
         heartbeat_at=func.now(),
     )
     session.add(job)
@@ -48,7 +48,7 @@ def open_job(session: Session, kind: str, subject: str, who: str, watched: Colle
 def hand_over(session: Session, job_id: int, process_id: int) -> None:
     """Note which process does the work."""
     try:
-        started = psutil.Process(process_id).create_time()
+        started = process_started(process_id)
     except psutil.NoSuchProcess:
         return  # over already; whoever started it closes the job
     session.execute(update(Job).where(Job.id == job_id).values(process_id=process_id, process_started=started))

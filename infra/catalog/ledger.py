@@ -1,11 +1,13 @@
 """Closing the books of a run: duplicates settled, leftovers of replaced photos removed, and the audit."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, delete, exists, func, insert, literal, not_, or_, select, update
 from sqlalchemy.orm import Session
 
+from infra.catalog import succession
 from infra.catalog.faces import Contract, crop_keys
 from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.runs import FailureRecord
@@ -24,9 +26,10 @@ from infra.catalog.schema import (
 )
 
 
-def settle(session: Session, run_id: int, collection_id: int, recipe: str, place: str) -> None:
-    """Give images that share another's bytes that one's fate: done, or failed for the same reason.
+def settle(session: Session, run_id: int, collection_id: int, recipe: str, place: str) -> Counter[str]:
+    """Give images that share another's bytes that one's fate: done, or failed for the same reason; returns how many failed why.
 
+    Photos that were written anew get what was known of their faces (`succession`).
     `place` is where the collection lies: a key behind it makes the full path or URL that a failure's message names.
     """
     waiting = and_(Image.collection_id == collection_id, Image.status == ImageStatus.PENDING.value)
@@ -44,6 +47,9 @@ def settle(session: Session, run_id: int, collection_id: int, recipe: str, place
         .where(waiting, done)
         .values(status=ImageStatus.DONE.value, recipe=recipe, retryable=False, run_id=run_id)
     )
+    why = select(Content.failure_stage, Content.failure_reason, func.count()).where(waiting, failed)
+    by_reason = session.execute(why.group_by(Content.failure_stage, Content.failure_reason)).tuples()
+    failures = Counter({f"{stage}: {reason}": count for stage, reason, count in by_reason})
     columns = ["run_id", "collection_id", "image_id", "key", "stage", "reason", "message", "retryable", "failed_at"]
     session.execute(
         insert(Failure).from_select(
@@ -67,12 +73,15 @@ def settle(session: Session, run_id: int, collection_id: int, recipe: str, place
         .where(waiting, exists().where(failed))
         .values(status=ImageStatus.FAILED.value, recipe=recipe, retryable=retryable, run_id=run_id)
     )
+    succession.succeed(session, collection_id)
+    return failures
 
 
 def fail_contents(session: Session, failures: Mapping[int, FailureRecord]) -> None:
     """Note by content id that these bytes could not be processed, under whatever key they come.
 
-    The image holds these bytes now, so that faces of a photo that it replaced are no longer this image's.
+    The image holds these bytes now, so that faces of a photo that it replaced are no longer seen. They are kept all the same:
+    a half-copied file is whole again a night later.
     """
     for content_id, failure in failures.items():
         session.execute(update(Image).where(Image.id == failure.image_id).values(content_id=content_id))
@@ -90,8 +99,15 @@ def fail_contents(session: Session, failures: Mapping[int, FailureRecord]) -> No
 
 
 def prune(session: Session, collection_id: int) -> list[str]:
-    """Remove contents that no key holds any more (their photo was replaced); returns the crop objects to delete."""
-    orphan = and_(Content.collection_id == collection_id, not_(exists().where(Image.content_id == Content.id)))
+    """Remove contents that no key holds any more (their photo was replaced); returns the crop objects to delete.
+
+    What a key held before it broke stays until the key holds a picture again.
+    """
+    orphan = and_(
+        Content.collection_id == collection_id,
+        not_(exists().where(Image.content_id == Content.id)),
+        not_(exists().where(Image.former_content_id == Content.id)),
+    )
     ids = select(Content.id).where(orphan)
     keys = crop_keys(session, ids)
     session.execute(delete(Content).where(Content.id.in_(ids)))

@@ -64,7 +64,10 @@ CARRIED = (  # each after those that it refers to, but for runs and images, whos
     Carried(ModelVersion, alone=frozenset({"serving"})),
     Carried(Run, {"collection_id": "collection"}, frozenset({"schedule_id", "slot", "tracking_run_id"})),
     Carried(Content, {"collection_id": "collection", "owner_image_id": "image", "run_id": "run"}),
-    Carried(Image, {"collection_id": "collection", "content_id": "content", "run_id": "run"}),
+    Carried(
+        Image,
+        {"collection_id": "collection", "content_id": "content", "former_content_id": "content", "run_id": "run"},
+    ),
     Carried(Face, {"content_id": "content", "detector_id": "model_version"}),
     Carried(Embedding, _by_face(restorer_id="model_version")),
     Carried(Restoration, _by_face()),

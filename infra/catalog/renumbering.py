@@ -46,7 +46,8 @@ class Renumbering:
         own = {"id": carried.name} if "id" in carried.table.columns else {}
         references = (carried.refers | own).items()
         return [
-            row | {column: self._here(carried, column, to, row[column]) for column, to in references} for row in rows
+            row | {column: self._here(carried, column, to, row.get(column)) for column, to in references}
+            for row in rows
         ]
 
     def _here(self, carried: Carried, column: str, table: str, number: int | None) -> int | None:

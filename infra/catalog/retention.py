@@ -7,6 +7,7 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog import erasing
+from infra.catalog.collections import MOST_DAYS
 from infra.catalog.custody_tables import Errand
 from infra.catalog.decisions import chunks
 from infra.catalog.obedience import drop_stale_proposals, refresh_exemplars
@@ -18,7 +19,7 @@ def due(session: Session, collection: CollectionRow) -> list[int]:
     """Faces of a collection whose embeddings are to be deleted now."""
     if collection.retention_days is None:
         return []
-    before = now() - timedelta(days=collection.retention_days)
+    before = now() - timedelta(days=min(collection.retention_days, MOST_DAYS))
     return list(
         session.scalars(
             select(Face.id)

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from itertools import takewhile
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -22,6 +23,7 @@ from infra.catalog.service_tables import Job
 LEASE = timedelta(seconds=90)
 HEARTBEAT_SECONDS = 15.0
 MACHINES_OWN_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO in Linux's include/linux/proc_ns.h
+DISCOVER = "discover"  # the stage of what could not be listed, which has no image
 MANY = 10  # crashes in a row: more make no difference
 
 
@@ -92,11 +94,30 @@ def shows_life(session: Session, work: Run | Job) -> bool:
     return process_exists(work.process_id, work.process_started)
 
 
+def process_started(number: int | None = None) -> float:
+    """When a process of this machine, or this one, began: a number by which it is known, however the clock is set meanwhile.
+
+    In Linux below zero: seconds since the machine was started, and 1e9 for each count of a number that marks that start.
+    Elsewhere, and in rows of older versions, seconds since 1970, which move with the clock.
+
+    Raises:
+        NoSuchProcess: if it is gone.
+    """
+    process = psutil.Process(number)
+    try:
+        boot = int(Path("/proc/sys/kernel/random/boot_id").read_text()[:4], 16)
+        _, _, fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")  # a name may hold spaces
+    except OSError:
+        return process.create_time()
+    return -(boot * 1e9 + int(fields.split()[19]) / os.sysconf("SC_CLK_TCK"))  # field 22, starttime, as `man proc` says
+
+
 def process_exists(number: int, started: float) -> bool:
     """Whether the process of this machine that had a number and began then is still there."""
     try:
         process = psutil.Process(number)
-        return abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        known_as = process_started(number) if started < 0 else process.create_time()
+        return abs(known_as - started) < 1 and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
@@ -161,7 +182,7 @@ def _enter(
         recipe=recipe,
         host=host(),
         process_id=os.getpid(),
-        process_started=psutil.Process().create_time(),
+        process_started=process_started(),
         counts={},
         after_key=keys.after,
         through_key=keys.through,
@@ -305,6 +326,21 @@ def record_failures(session: Session, run_id: int, collection_id: int, failures:
                 .where(Image.id.in_(ids))
                 .values(status=ImageStatus.FAILED.value, retryable=retryable, recipe=recipe, run_id=run_id)
             )
+
+
+def resolve_unlisted(session: Session, run_id: int, collection_id: int, keys: KeyRange = EVERY_KEY) -> None:
+    """Mark what earlier runs could not list as overcome, or as told again by this run, which has listed these keys."""
+    session.execute(
+        update(Failure)
+        .where(
+            Failure.collection_id == collection_id,
+            Failure.stage == DISCOVER,
+            Failure.run_id != run_id,
+            Failure.resolved_at.is_(None),
+            keys.holds(Failure.key),
+        )
+        .values(resolved_at=now())
+    )
 
 
 def resolve_failures(session: Session, image_ids: Iterable[int]) -> None:

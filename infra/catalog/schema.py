@@ -228,7 +228,7 @@ class Run(Base):
     finished_at: Mapped[datetime | None]
     host: Mapped[str]
     process_id: Mapped[int]
-    process_started: Mapped[float]
+    process_started: Mapped[float]  # see `infra.catalog.runs.process_started`
     counts: Mapped[dict[str, Any]] = mapped_column(default=dict)
     tracking_run_id: Mapped[str | None]
     error: Mapped[str | None]
@@ -283,6 +283,8 @@ class Image(Base):
     retryable: Mapped[bool] = mapped_column(default=False)
     recipe: Mapped[str | None]
     content_id: Mapped[int | None] = mapped_column(ForeignKey("content.id", ondelete="SET NULL"), index=True)
+    # What it held before it changed, until what it holds now is known to show the same faces or others; not pruned meanwhile.
+    former_content_id: Mapped[int | None] = mapped_column(Id, index=True)
     run_id: Mapped[int | None] = mapped_column(Id)
     pending_since: Mapped[datetime | None]
 

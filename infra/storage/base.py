@@ -14,7 +14,8 @@ IMAGE_SUFFIXES = (
     ".heic", ".heics", ".heif", ".hif", ".avif",
 )  # fmt: skip
 # Written beside photographs by macOS (._IMG_1.jpg, __MACOSX) and Synology (@eaDir): picture names, no photographs inside.
-LITTER = ("._*", "**/__MACOSX/**", "**/@eaDir/**")
+# Every ext file system has a lost+found, which only root may read.
+LITTER = ("._*", "**/__MACOSX/**", "**/@eaDir/**", "**/lost+found/**")
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class StoreMissing(StoreError):
     """The folder or bucket itself does not exist (a drive that is not mounted?)."""
 
 
+class StoreEmpty(StoreError):
+    """Nothing is there any more of what was (a drive that is not mounted?)."""
+
+
 class ListingOutOfOrder(StoreError):
     """The server does not list in ascending order of keys, on which resuming and detecting deletions rest."""
 
@@ -113,6 +118,10 @@ class Store(Protocol):
 
     def url(self, key: str) -> str:
         """Return the full path or URL of an object, for people to read."""
+        ...
+
+    def prefix_of(self, place: "Store") -> str | None:
+        """Return what the keys begin with that lie in another place: "" if all do, None if none does."""
         ...
 
     def list(self, prefix: str = "", start_after: str | None = None) -> Iterator[Page]:
@@ -176,6 +185,7 @@ class Filter:
     `*` and `?` stay inside one directory, `**` crosses them, `[abc]` is one of these characters; case does not matter. A
     pattern without "/" is matched against the name alone, in whatever directory. Without `include`, every name with the
     suffix of an image format is taken. `exclude` replaces the default, which skips what macOS and NAS boxes strew about.
+    Nothing behind the prefixes of `own` is taken: Visage keeps files of its own there.
 
     Raises:
         ValueError: for a pattern that cannot be understood.
@@ -183,13 +193,21 @@ class Filter:
 
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = LITTER
+    own: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _ = self._included, self._excluded  # a bad pattern is reported here, not at the first key
 
     def __call__(self, key: str) -> bool:
         wanted = any(p.fullmatch(key) for p in self._included) if self.include else is_image_name(key)
-        return wanted and not any(p.fullmatch(key) for p in self._excluded)
+        return wanted and not key.startswith(self.own) and not any(p.fullmatch(key) for p in self._excluded)
+
+    def may_want(self, key: str) -> bool:
+        """Whether a key is wanted, or, if it is that of a directory and ends in "/", something in it may be."""
+        if not key.endswith("/"):
+            return self(key)
+        whole = (p for told, p in zip(self.exclude, self._excluded, strict=True) if told.endswith("**"))
+        return not key.startswith(self.own) and not any(p.fullmatch(key) for p in whole)
 
     @cached_property
     def _included(self) -> list[re.Pattern[str]]:

@@ -31,6 +31,7 @@ from infra.storage.base import (
     ObjectMissing,
     ObjectTooLarge,
     Page,
+    Store,
     StoreError,
     StoreFull,
     StoreMissing,
@@ -62,6 +63,14 @@ class Folder:
 
     def url(self, key: str) -> str:
         return f"{self.uri}/{key}"
+
+    def prefix_of(self, place: Store) -> str | None:
+        if not isinstance(place, Folder):
+            return None
+        root, other = (os.path.realpath(os.fsencode(folder.root)) for folder in (self, place))
+        if other != root and not other.startswith(os.path.join(root, b"")):
+            return None
+        return "".join(f"{_name(name)}/" for name in other[len(root) :].split(b"/") if name)
 
     def list(self, prefix: str = "", start_after: str | None = None) -> Iterator[Page]:
         return ascending(self._pages(prefix, start_after), self.uri)

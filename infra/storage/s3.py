@@ -31,6 +31,7 @@ from infra.storage.base import (
     ObjectMissing,
     ObjectTooLarge,
     Page,
+    Store,
     StoreError,
     StoreFull,
     StoreMissing,
@@ -89,6 +90,11 @@ class S3:
 
     def url(self, key: str) -> str:
         return self.uri + key
+
+    def prefix_of(self, place: Store) -> str | None:
+        if not isinstance(place, S3) or place.bucket != self.bucket or not place.prefix.startswith(self.prefix):
+            return None
+        return place.prefix.removeprefix(self.prefix)
 
     def list(self, prefix: str = "", start_after: str | None = None) -> Iterator[Page]:
         return ascending(self._pages(prefix, start_after), self.uri)

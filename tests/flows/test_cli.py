@@ -155,6 +155,11 @@ def test_a_name_can_be_taken_once(empty: Path) -> None:
     assert len(visage("collections", "list", "--json").json) == 1
 
 
+def test_adding_a_folder_that_holds_our_own_files_says_that_they_are_passed_over(empty: Path) -> None:
+    assert "of its own in home/ there" in visage("collections", "add", "archive", empty).out
+    refused(visage("collections", "add", "crops", empty / "home"), 2, "VISAGE_OBJECTS_URI")
+
+
 def test_a_folder_that_is_not_there_is_named_and_not_added(empty: Path) -> None:
     refused(visage("collections", "add", "archive", empty / "nowhere"), 1, str(empty / "nowhere"))
     refused(visage("collections", "add", "archive", __file__), 1, __file__)

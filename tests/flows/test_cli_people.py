@@ -110,5 +110,6 @@ def test_a_collection_says_on_what_grounds_and_for_how_long_it_is_kept(crowd: Cr
     assert (row["kept"], row["legal_basis"], row["consent_note"]) == ("30 days", "contract", "in the archive")
     assert "No embedding" in visage("retention").out
     assert visage("retention", "--collection", "nothing").code == 1
+    assert visage("collections", "set", "crowd", "--retention-days", 36_501).code == 2
     visage("collections", "set", "crowd", "--retention-days", 0)
     assert visage("collections", "list", "--json").json[0]["kept"] == "for ever"

@@ -1,5 +1,6 @@
 """A night's work from a folder or bucket to the catalog, with real photographs and real weights."""
 
+import io
 import os
 import signal
 import subprocess
@@ -32,10 +33,13 @@ from infra.catalog.schema import (
 from infra.settings import Settings
 from infra.storage import S3, S3Options, open_store
 from infra.storage.base import LITTER
+from tasks import decisions
+from tasks.install import NotInstalled
 from tasks.recipe import MEASURED_VERSION
+from tasks.status import status
 from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
-from tests.portraits import jpeg, landscape, mirrored, portrait, small_collection
+from tests.portraits import jpeg, landscape, mirrored, pair, portrait, small_collection
 
 MEASURED = frozenset(attribute.name for attribute in MEASURED_VERSION.spec.attributes)
 
@@ -190,6 +194,54 @@ def test_a_photo_replaced_by_a_broken_file_keeps_no_face(settings: Settings, pho
     assert objects(settings) == kept
 
 
+def shown(settings: Settings) -> list[tuple[Any, ...]]:
+    """Who is seen where: keys, name, and whether the face is passed over."""
+    with Catalog(settings.catalog_url).read() as session:
+        faces = views.faces(session, None, None, 0.0, 10)
+    return sorted((*face.keys, face.identity_name or "", face.identity_id is None) for face in faces)
+
+
+def test_what_people_decided_outlives_rewritten_and_half_copied_files(settings: Settings, photos: Path) -> None:
+    asymmetric = pair()[:, 40:]  # of exact symmetry a perceptual hash knows little
+    (photos / "c" / "pair.jpg").write_bytes(jpeg(asymmetric))
+    add(settings, photos)
+    run(settings)
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        faces = {face.keys[0]: face for face in views.faces(session, None, None, 0.0, 10)}
+        decisions.ignore(session, "curator", [faces["c/pair.jpg"].face_id])
+        decisions.name(session, "curator", faces["b.jpg"].identity_id or 0, "Eileen")
+        decisions.confirm(session, "curator", [faces["b.jpg"].face_id])
+    before = shown(settings)
+    assert ("b.jpg", "Eileen", False) in before
+    assert ("c/pair.jpg", "", True) in before
+    for photo in photos.rglob("*.jpg"):
+        whole = photo.read_bytes()
+        photo.write_bytes(whole[:2] + b"\xff\xfe\x00\x0akeyword!" + whole[2:])
+    run(settings)
+    assert shown(settings) == before
+    decided = {photo: photo.read_bytes() for photo in (photos / "b.jpg", photos / "c" / "pair.jpg")}
+    for repair in (bytes, smaller):
+        for photo, whole in decided.items():
+            photo.write_bytes(whole[: len(whole) // 2])
+        assert run(settings).failed_images == 2
+        assert not {"b.jpg", "c/pair.jpg"} & {row[0] for row in shown(settings)}
+        for photo, whole in decided.items():
+            photo.write_bytes(repair(whole))
+        run(settings)
+        assert shown(settings) == before
+    with catalog.read() as session:
+        assert [len(decision.faces) for decision in decisions.history(session)] == [1, 0, 1]
+        kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
+    assert objects(settings) == kept
+
+
+def smaller(picture: bytes) -> bytes:
+    """The same picture at three quarters of the size."""
+    image = PillowImage.open(io.BytesIO(picture))
+    return jpeg(np.asarray(image.resize((image.width * 3 // 4, image.height * 3 // 4))))
+
+
 def test_sensitive_attributes_are_computed_only_where_switched_on(settings: Settings, photos: Path) -> None:
     add(settings, photos, sensitive=["age"])
     run(settings)
@@ -237,12 +289,24 @@ def test_every_copy_of_a_broken_file_is_named_in_its_own_failure(settings: Setti
     for name in ("a.jpg", "b.jpg"):
         (folder / name).write_bytes(b"\xff\xd8\xff not a picture")
     add(settings, folder)
-    run(settings)
+    assert sum(run(settings).counts()["failed"].values()) == 2
     with Catalog(settings.catalog_url).read() as session:
+        assert status(session).collections[0].problems == ("run 1 left 2 images unprocessed",)
         failures = {failure.key: failure.message for failure in views.failures(session, "archive", None, 10)}
     for name in ("a.jpg", "b.jpg"):
         assert failures[name].startswith(f"{folder}/{name}: ")
     assert failures["a.jpg"].partition(": ")[2] == failures["b.jpg"].partition(": ")[2]
+
+
+def test_a_night_that_cannot_begin_is_a_failed_one(settings: Settings, photos: Path, tmp_path: Path) -> None:
+    add(settings, photos)
+    without_models = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path / 'empty.db'}"})
+    with pytest.raises(NotInstalled):
+        run(without_models)
+    with Catalog(settings.catalog_url).read() as session:
+        [problem] = status(session).collections[0].problems
+    assert problem.startswith("run 1 failed: NotInstalled: ")
+    assert "is not installed" in problem
 
 
 def test_a_collection_whose_folder_has_a_name_that_is_no_utf8_is_processed(settings: Settings, tmp_path: Path) -> None:

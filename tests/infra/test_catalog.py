@@ -370,6 +370,7 @@ def test_a_replaced_photo_leaves_nothing_behind(catalog: Catalog) -> None:
         images.put_pending(session, collection_id, listed("a.jpg", etag="2"))
         claims = images.claim(session, collection_id, run_id, "recipe", [(image.id, "new bytes")])
         record_photos(session, run_id, contract, [a_photo(image.id, claims[image.id][0], contract, 0)])
+        ledger.settle(session, run_id, collection_id, "recipe", "/photos/")
         assert ledger.prune(session, collection_id) == ["1/ab/cd-0.jpg"]
     assert (count(catalog, Content), count(catalog, Face), count(catalog, Embedding)) == (1, 0, 0)
 

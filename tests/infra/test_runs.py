@@ -1,5 +1,6 @@
 """Two runs never work on the same keys at once: within a machine, between machines, and after one of them has died."""
 
+import os
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 from datetime import timedelta
 from threading import Barrier, Thread
 
+import psutil
 import pytest
 from sqlalchemy import update
 
@@ -15,7 +17,17 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.heartbeat import beating
 from infra.catalog.key_range import EVERY_KEY, KeyRange, ranges
-from infra.catalog.runs import LEASE, LeaseLost, RunInProgress, close_dead_runs, close_run, hold, open_run
+from infra.catalog.runs import (
+    LEASE,
+    LeaseLost,
+    RunInProgress,
+    close_dead_runs,
+    close_run,
+    hold,
+    open_run,
+    process_exists,
+    process_started,
+)
 from infra.catalog.schema import Run, RunStatus, now
 
 
@@ -92,6 +104,24 @@ def test_another_process_of_this_machine_is_refused(catalog: Catalog) -> None:
     second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert "RunInProgress" in second.stderr
     assert socket.gethostname() in second.stderr
+
+
+@pytest.mark.parametrize("seconds", [-1, 1, 3600])
+def test_setting_the_clock_ends_no_run(catalog: Catalog, monkeypatch: pytest.MonkeyPatch, seconds: int) -> None:
+    collection_id = a_collection(catalog)
+    opened(catalog, collection_id)
+    boot_time = psutil.boot_time()  # what psutil takes from /proc/stat moves with the clock
+    monkeypatch.setattr("psutil._pslinux.boot_time", lambda: boot_time + seconds)
+    with pytest.raises(RunInProgress):
+        opened(catalog, collection_id)
+
+
+def test_a_process_is_known_by_its_number_and_by_when_it_began() -> None:
+    number = os.getpid()
+    assert process_exists(number, process_started())
+    assert process_exists(number, psutil.Process().create_time())  # as older versions wrote it
+    assert not process_exists(number, process_started() - 2)
+    assert not process_exists(number, process_started() + 1e9)  # the machine was started again
 
 
 def test_runs_on_different_keys_go_side_by_side_and_overlapping_ones_do_not(catalog: Catalog) -> None:

@@ -102,6 +102,15 @@ def test_prefix_selects_keys_that_begin_with_it(store: Store) -> None:
         assert keys(store, prefix) == [key for key in sorted(AWKWARD_KEYS) if key.startswith(prefix)]
 
 
+def test_a_place_inside_a_store_is_known_by_the_prefix_of_its_keys(store: Store, tmp_path: Path) -> None:
+    inner = open_store(f"{store.uri.removesuffix('/')}/crops/1")
+    assert store.prefix_of(inner) == "crops/1/"
+    assert store.prefix_of(store) == ""
+    assert inner.prefix_of(store) is None
+    assert store.prefix_of(open_store(f"{store.uri.removesuffix('/')}-beside")) is None
+    assert store.prefix_of(S3("another") if isinstance(store, Folder) else Folder(tmp_path)) is None
+
+
 def test_object_larger_than_allowed_is_refused(store: Store) -> None:
     store.put("big.jpg", b"x" * 1000, "image/jpeg")
     assert store.read("big.jpg", 1000).size == 1000

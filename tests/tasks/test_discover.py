@@ -1,5 +1,6 @@
 """Discovery: the listing and the catalog, side by side."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event, select
 
-from infra.catalog import collections
+from infra.catalog import collections, views
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known
-from infra.catalog.schema import Image, ImageStatus
-from infra.storage import Entry, Filter, Folder, ListingProblem, StoreUnavailable
+from infra.catalog.runs import FailureRecord, close_run, record_failures
+from infra.catalog.schema import Content, Image, ImageStatus, RunStatus
+from infra.settings import Settings
+from infra.storage import Entry, Filter, Folder, ListingProblem, StoreEmpty, StoreUnavailable
+from tasks.collections import InvalidCollection, check, own_places
 from tasks.discover import Discovery, discover, merge
 from tests.infra.test_catalog import WHEN, a_run
 
@@ -133,3 +137,126 @@ def test_excluded_images_leave_the_collection(catalog: Catalog, photos: Path, wo
     narrowed = Filter(include=("*.jpg",), exclude=("1923/**",))
     found = discover(catalog, Folder(photos), narrowed, work[1], work[0], "recipe")
     assert found == Discovery(missing=2, unchanged=1, ignored=3)
+
+
+def failures(catalog: Catalog) -> list[str]:
+    """The keys of failures that stand."""
+    with catalog.read() as session:
+        return [failure.key for failure in views.failures(session, "archive", None, 10)]
+
+
+def next_run(catalog: Catalog, work: tuple[int, int]) -> tuple[int, int]:
+    with catalog.write() as session:
+        close_run(session, work[0], RunStatus.DONE, {})
+    return a_run(catalog, work[1]), work[1]
+
+
+def test_an_empty_mount_point_fails_the_run_and_changes_nothing(
+    catalog: Catalog, photos: Path, work: tuple[int, int], tmp_path: Path
+) -> None:
+    look(catalog, photos, *work)
+    finish(catalog)
+    before = statuses(catalog)
+    photos.rename(tmp_path / "away")
+    photos.mkdir()
+    (photos / "README.txt").write_bytes(b"mount the drive here")
+    with pytest.raises(StoreEmpty, match="Is the drive mounted"):
+        look(catalog, photos, *work)
+    assert statuses(catalog) == before
+    (photos / "one.jpg").write_bytes(b"they are gone indeed")
+    assert look(catalog, photos, *work) == Discovery(new=1, missing=3, ignored=1)
+
+
+def test_an_image_that_was_away_is_done_if_it_comes_back_as_it_was(
+    catalog: Catalog, photos: Path, work: tuple[int, int], tmp_path: Path
+) -> None:
+    look(catalog, photos, *work)
+    _, collection_id = work
+    with catalog.write() as session:
+        for image in session.scalars(select(Image)):
+            content = Content(
+                collection_id=collection_id,
+                sha256=image.key,
+                status="done",
+                recipe="recipe",
+                owner_image_id=0,
+                run_id=0,
+            )
+            session.add(content)
+            session.flush()
+            image.status, image.recipe, image.content_id = "done", "recipe", content.id
+    for name in ("a.jpg", "b.png"):
+        (photos / name).rename(tmp_path / name)
+    assert look(catalog, photos, *work).missing == 2
+    (tmp_path / "b.png").write_bytes(b"other bytes")
+    for name in ("a.jpg", "b.png"):
+        (tmp_path / name).rename(photos / name)
+    assert look(catalog, photos, *work) == Discovery(changed=2, unchanged=1, ignored=1)
+    assert statuses(catalog) == {"1923/c.jpg": "done", "a.jpg": "done", "b.png": "pending"}
+
+
+def test_what_nobody_asked_for_is_no_problem_when_it_cannot_be_listed(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    (photos / "README.txt").symlink_to("nowhere.txt")
+    os.mkfifo(photos / "agent.pipe")
+    for name in ("cache", "lost+found", "albums"):
+        (photos / name).mkdir()
+
+    class Closed(Folder):
+        def _names(self, parent: str) -> Iterator[str]:
+            if parent in ("cache/", "lost+found/", "albums/"):
+                raise PermissionError(13, "Permission denied")  # as for anybody but root
+            return super()._names(parent)
+
+    wanted = Filter(exclude=("cache/**", "**/lost+found/**"))
+    found = discover(catalog, Closed(photos), wanted, work[1], work[0], "recipe")
+    assert found == Discovery(new=3, ignored=5, unlisted=1)
+    assert failures(catalog) == ["albums/"]
+    assert not Filter().may_want("lost+found/")
+
+
+def test_a_broken_link_stands_as_one_failure_until_it_is_gone(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    (photos / "d.jpg").symlink_to("nowhere.jpg")
+    for _ in range(3):
+        assert look(catalog, photos, *work).unlisted == 1
+        assert failures(catalog) == ["d.jpg"]
+        work = next_run(catalog, work)
+    (photos / "d.jpg").unlink()
+    look(catalog, photos, *work)
+    assert failures(catalog) == []
+
+
+def test_why_an_image_failed_is_of_no_matter_once_it_is_gone(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    look(catalog, photos, *work)
+    with catalog.write() as session:
+        image_id = session.scalars(select(Image.id).where(Image.key == "a.jpg")).one()
+        record_failures(
+            session, *work, [FailureRecord("a.jpg", "decode", "truncated", "it ends early", False, image_id)]
+        )
+    assert failures(catalog) == ["a.jpg"]
+    (photos / "a.jpg").unlink()
+    look(catalog, photos, *work)
+    assert failures(catalog) == []
+
+
+def test_crops_among_the_photographs_are_never_taken_for_photographs(
+    catalog: Catalog, photos: Path, work: tuple[int, int], tmp_path: Path
+) -> None:
+    (tmp_path / "link").symlink_to(photos)
+    settings = Settings(home=tmp_path / "link" / ".visage", objects_uri=str(photos / "crops"))
+    for name in (".visage/thumbnails/a.jpg", "crops/1/ab/a.jpg", "crops of mine.jpg"):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        (photos / name).write_bytes(name.encode())
+    checked = check(settings, "archive", str(photos), [], None, [])
+    assert checked.own == (".visage/", "crops/")
+    found = discover(catalog, Folder(photos), Filter(own=checked.own), work[1], work[0], "recipe")
+    assert found == Discovery(new=4, ignored=3)
+    assert own_places(settings, Folder(photos / "1923")) == ()
+    for place in (photos / ".visage", photos / "crops", photos / "crops" / "1"):
+        with pytest.raises(InvalidCollection, match="Visage keeps its own files there"):
+            own_places(settings, Folder(place))

@@ -19,9 +19,11 @@ from flows.page import write_page
 from infra.catalog import audit, collections, erasing, exhibits, ledger
 from infra.catalog.custody_tables import Outbox, Suppression
 from infra.catalog.database import Catalog
+from infra.catalog.images import Listed, put_pending
+from infra.catalog.ledger import fail_contents, prune
 from infra.catalog.people_tables import Decision, Person
-from infra.catalog.runs import open_run
-from infra.catalog.schema import Attribute, Embedding, Face, Identity, Image, ModelVersion, now
+from infra.catalog.runs import FailureRecord, open_run
+from infra.catalog.schema import Attribute, Content, Embedding, Face, Identity, Image, ModelVersion, now
 from infra.catalog.service_tables import IdempotencyKey
 from infra.catalog.vectors import put_embeddings
 from infra.settings import Settings
@@ -251,6 +253,25 @@ def names(catalog: Catalog) -> set[str | None]:
         return {name for column in columns for name in session.scalars(select(column))} - {None}
 
 
+def test_erasing_a_broken_file_erases_what_it_showed_before(place: Place) -> None:
+    face = place.ada[0]
+    with place.catalog.write() as session:
+        image = session.scalars(select(Image).where(Image.content_id == place.crowd.photo_of[face])).one()
+        broken = Content(
+            collection_id=image.collection_id, sha256="broken", status="claimed", recipe="r", owner_image_id=0, run_id=0
+        )
+        session.add(broken)
+        session.flush()
+        put_pending(session, image.collection_id, [Listed(image.key, "2", 1, now())])
+        fail_contents(session, {broken.id: FailureRecord(image.key, "decode", "truncated", "", False, image.id)})
+        assert prune(session, image.collection_id) == []
+    assert f"vector {face}" in place.left() or place.catalog.engine.dialect.name != "sqlite"
+    certificate = place.erase(erase.plan_image, image.key)
+    assert (certificate.counts["images"], certificate.counts["faces"], certificate.counts["objects"]) == (1, 1, 1)
+    assert not {f"vector {face}", f"crop {face}", "thumbnail"} & set(place.left())
+    assert rows(place.catalog, Content) == rows(place.catalog, Image) == 6
+
+
 def die(*_: object, **__: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -368,6 +389,14 @@ def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Pla
     assert place.crowd.places()[place.ada[0]] is not None  # the place among people stays
     assert place.crowd.exemplars() == set(place.bob)
     assert retention.expire(catalog, place.settings, "officer") == {}
+
+
+def test_a_retention_longer_than_any_calendar_is_refused_and_keeps_embeddings(place: Place) -> None:
+    with pytest.raises(retention.InvalidTerms, match="1 to 36500"):
+        retention.set_terms(place.catalog, "crowd", retention_days=36_501)
+    with place.catalog.write() as session:
+        collections.by_name(session, "crowd").retention_days = 2_000_000_000  # as earlier versions wrote it
+    assert retention.expire(place.catalog, place.settings, "officer") == {}
 
 
 # --- With real photographs
