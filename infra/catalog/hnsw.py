@@ -31,7 +31,7 @@ from infra.catalog.vectors import has_many, links_for
 
 EXACT_UP_TO = 10_000  # vectors: a scan takes about as long as the index then
 SEARCHED = {16: 160, 32: 64}  # nodes that a search keeps in sight (ef_search), by how many links each has
-QUICK, LEAST_SEARCHED = 0.25, 40  # share of them in a quick scan, and how many at least
+LEAST_SEARCHED = 40  # with whatever effort
 LARGEST_SEARCHED = 1000  # pgvector's limit; beyond it the scan goes on iteratively
 BY_INDEX = (
     "SET LOCAL hnsw.iterative_scan = relaxed_order; SET LOCAL hnsw.max_scan_tuples = 200000; "
@@ -52,15 +52,13 @@ class HnswIndex:
         self.most = LARGEST_SEARCHED  # beyond, a filter that keeps 1% of a million lost 6 of 100
 
     def scan(
-        self, session: Session, queries: np.ndarray, count: int, quick: bool = False
+        self, session: Session, queries: np.ndarray, count: int, effort: float = 1.0, bounded: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         if self.exact:
             found, similarities = zip(*(self.within(session, query, count, ()) for query in queries), strict=True)
             return np.stack(found), np.stack(similarities)
-        searched = SEARCHED[links_for(self.dimension)]
-        if quick:
-            searched = max(ceil(QUICK * searched), LEAST_SEARCHED)
-        searched = min(max(searched, count), LARGEST_SEARCHED)
+        searched = max(ceil(effort * SEARCHED[links_for(self.dimension)]), LEAST_SEARCHED, count)
+        searched = min(searched, LARGEST_SEARCHED)  # never more, however many faces there are
         session.connection().exec_driver_sql(f"SET LOCAL hnsw.ef_search = {searched}; {BY_INDEX}")
         if len(queries) == 1:
             one = _nearest_to_one(self.model_version_id, self.dimension, indexed=True)

@@ -55,13 +55,13 @@ class VectorIndex(Protocol):
         ...
 
     def scan(
-        self, session: Session, queries: np.ndarray, count: int, quick: bool = False
+        self, session: Session, queries: np.ndarray, count: int, effort: float = 1.0, bounded: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """About the `count` most similar of all faces to each of (Q, D): ids (Q, N) int64 and similarities (Q, N).
 
-        A `quick` scan takes a quarter of the effort, and never more than a fixed one however many faces there are: the nearest
-        are still found, and more of the others missed. N may be less than `count`; id -1, always behind the others, where
-        there are no more.
+        With less than the usual `effort` the nearest are still found, and more of the others missed. A `bounded` scan compares
+        with no more than a fixed number of faces, however many there are. N may be less than `count`; id -1, always behind
+        the others, where there are no more.
         """
         ...
 

@@ -43,10 +43,9 @@ TRAINED_ON = 40  # vectors per cell
 ITERATIONS = 8
 RECALL = 0.995  # of the 10 nearest others that probing must reach on faces of the index itself: 0.99, and what chance may take
 PROBED_WITH = 256
-# What a quick scan does of that, and with how many faces it compares at most: among 4 million, 56 thousand hold the person
-# that a face belongs to for 99.3 in 100 faces, 28 thousand for 98.7 (128-D; docs/people.md).
-QUICK = 0.25
-QUICKLY_COMPARED = 65_536
+# With how many faces a bounded scan compares at most: among 4 million, 56 thousand hold the person that a face belongs to for
+# 99.3 in 100 faces, 28 thousand for 98.7 (128-D; docs/grouping.md).
+BOUND = 65_536
 NEAR = 84  # candidates that so many probes are meant for (10 wanted); more candidates lie in more cells
 KEPT_OPEN = 4
 SPOT_CHECKS = 16
@@ -148,12 +147,11 @@ class Projection:
         return self.erased or self.view.changes > WRITE_AFTER * self.view.count
 
     def scan(
-        self, session: Session, queries: np.ndarray, count: int, quick: bool = False
+        self, session: Session, queries: np.ndarray, count: int, effort: float = 1.0, bounded: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        probes = self.note.probes * max(1, count // NEAR)
-        if quick and probes:
-            affordable = QUICKLY_COMPARED * self.view.base.nlist // self.view.base.ntotal
-            probes = min(ceil(QUICK * probes), max(affordable, 1))
+        probes = ceil(effort * self.note.probes) * max(1, count // NEAR)
+        if bounded and probes:
+            probes = min(probes, max(BOUND * self.view.base.nlist // self.view.base.ntotal, 1))
         return self.view.search(queries, count, None, probes)
 
     def within(

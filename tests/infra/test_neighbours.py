@@ -20,7 +20,7 @@ class Index:
         self.scanned: list[int] = []
 
     def scan(
-        self, session: Session, queries: np.ndarray, count: int, quick: bool = False
+        self, session: Session, queries: np.ndarray, count: int, effort: float = 1.0, bounded: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         self.scanned.append(count)
         return np.arange(1, count + 1)[None], np.full((1, count), 0.95)

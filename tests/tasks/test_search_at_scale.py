@@ -132,18 +132,18 @@ def test_many_faces_asked_for_at_once_get_what_each_gets_alone(crowded: Place) -
 
 
 @pytest.mark.parametrize("count", [16, 128, 1_024])
-def test_a_quick_scan_compares_a_face_with_no_more_than_a_fixed_number(
+def test_a_bounded_scan_compares_a_face_with_no_more_than_a_fixed_number(
     tmp_path: Path, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(projection, "QUICKLY_COMPARED", 300)
+    monkeypatch.setattr(projection, "BOUND", 300)
     catalog = Catalog(f"sqlite:///{tmp_path / 'catalog.db'}")
     crowd.enter(catalog, FACES)
     with catalog.read() as session:
         index = projection.build(session, serving_version(session))
         compared = []
-        for quick in (True, False):
+        for bounded in (True, False):
             faiss.cvar.indexIVF_stats.reset()
-            index.scan(session, FACES[:500], count, quick=quick)
+            index.scan(session, FACES[:500], count, bounded=bounded)
             compared.append(faiss.cvar.indexIVF_stats.ndis / 500)
     assert (
         compared[0] < 1.5 * 300 < compared[1]
