@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from sqlalchemy import text, update
 
 from infra.catalog.database import Catalog
 from infra.catalog.language import InvalidQuestion
-from infra.catalog.questions import ask, count_by, duplicates
+from infra.catalog.questions import NEAR, _alike, ask, count_by, duplicates
 from infra.catalog.schema import Content, FaceIdentity, Identity, Image, ImageStatus
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
@@ -142,13 +143,20 @@ def test_copies_are_found_by_their_bytes_and_by_their_looks(catalog: Catalog) ->
             duplicates(session, 1, near=9)
     assert [(c.keys, c.same_bytes) for c in same] == [(("10.jpg", "20.jpg"), True)]
     assert [(c.keys, c.distance) for c in alike if not c.same_bytes] == [(("1.jpg", "2.jpg"), 1)]
+    assert [c.keys for c in alike if c.same_bytes] == [("10.jpg", "20.jpg")], "it has no perceptual hash"
+
+
+def test_thousands_of_pictures_that_look_the_same_are_one_group_at_once() -> None:
+    blank = dict.fromkeys(range(10_000), 0) | {10_000: 0b111, 10_001: 0b1111}
+    began = monotonic()
+    [(members, distance)] = _alike(blank, 3)
+    assert (len(members), distance) == (10_002, 3)
+    assert monotonic() - began < 5, "in pairs they took minutes"
 
 
 @pytest.mark.property
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6), st.integers(0, 2**64 - 1), st.data())
 def test_no_near_pair_is_missed(others: list[int], picture: int, data: st.DataObject) -> None:
-    from infra.catalog.questions import NEAR, _alike  # noqa: PLC0415
-
     bits = data.draw(st.sets(st.integers(0, 63), max_size=NEAR))
     copy = picture ^ sum(1 << bit for bit in bits)
     groups = _alike(dict(enumerate([picture, copy, *others])), NEAR)
