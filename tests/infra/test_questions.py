@@ -12,6 +12,7 @@ from sqlalchemy import text, update
 
 from infra.catalog.database import Catalog
 from infra.catalog.language import InvalidQuestion
+from infra.catalog.photographs import PhotoFilter, photographs
 from infra.catalog.questions import NEAR, _alike, ask, count_by, duplicates
 from infra.catalog.schema import Content, FaceIdentity, Identity, Image, ImageStatus
 from tests import crowd
@@ -115,6 +116,15 @@ def test_pages_hold_every_face_once(catalog: Catalog) -> None:
         while page := ask(session, "expression = happiness", 13, after=seen[-1] if seen else 0):
             seen += [face.face_id for face in page]
     assert seen == sorted(expected(smiles))
+
+
+def test_a_photo_is_found_by_every_key_it_lies_under(catalog: Catalog) -> None:
+    with catalog.read() as session:
+        for key in ("10.jpg", "20.jpg"):
+            found = photographs(session, PhotoFilter(text=key), None, 9)
+            assert [(photo.key, photo.others) for photo in found if photo.key in ("10.jpg", "20.jpg")] == [(key, 1)]
+        everything = [photo.key for photo in photographs(session, PhotoFilter(), None, FACES)]
+    assert ("10.jpg" in everything, "20.jpg" in everything) == (True, False), "each of its bytes once"
 
 
 def counts(catalog: Catalog, by: str, question: str = "") -> dict[str | None, int]:
