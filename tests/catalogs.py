@@ -44,6 +44,14 @@ class PostgreSQL:
         self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
 
+    def create_in_english(self) -> str | None:
+        """Make a database that sorts text as English does, not by its bytes, as most servers' do; None without that locale."""
+        try:
+            self._admin.execute("CREATE DATABASE english LOCALE 'en_US.utf8' TEMPLATE template0")
+        except psycopg.errors.WrongObjectType:
+            return None
+        return self.url("english")
+
     def keep_as_template(self, url: str) -> None:
         self._admin.execute(f"ALTER DATABASE {name_in(url)} RENAME TO {TEMPLATE}")
 
