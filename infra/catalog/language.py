@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lark import Lark, Token, Transformer
+from lark import Lark, Token, Transformer, Tree
 from lark.exceptions import UnexpectedInput, UnexpectedToken, VisitError
 from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, func, not_, or_, select
 from sqlalchemy.orm import Session
@@ -25,12 +25,13 @@ from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdent
 from infra.catalog.sides import by_index, by_rows
 from infra.catalog.versions import serving
 
-LONGEST = 1000  # characters; deeper than that nobody nests by hand
+LONGEST = 1000  # characters
+DEEPEST = 20  # and, or, not within each other; somewhat over 30, SQLite's parser overflows
 
 GRAMMAR = r"""
     start: any
-    ?any: all (_OR all)*            -> any_of
-    ?all: one (_AND one)*           -> all_of
+    ?any: all | all (_OR all)+      -> any_of
+    ?all: one | one (_AND one)+     -> all_of
     ?one: _NOT one                  -> negated
         | "(" any ")"
         | NAME OPERATOR value       -> compared
@@ -85,7 +86,12 @@ def clause(session: Session, question: str) -> Clause:
     if not question.strip():
         return visible()
     try:
-        meant = _Reader(session).transform(_PARSER.parse(question))
+        read = _PARSER.parse(question)
+        if _depth(read) > DEEPEST:
+            raise InvalidQuestion(
+                f"and, or and not stand more than {DEEPEST} deep in each other; ask in several questions"
+            )
+        meant = _Reader(session).transform(read)
     except UnexpectedInput as error:
         at = len(question) if _at_end(error) else error.pos_in_stream or 0
         place = question[:at] + " >>> " + question[at:]
@@ -97,6 +103,14 @@ def clause(session: Session, question: str) -> Clause:
             raise error.orig_exc from None
         raise
     return and_(visible(), meant)
+
+
+def _depth(read: Tree[Token]) -> int:
+    """How many and, or, not stand within each other."""
+    depth, level = 0, [read]
+    while level := [child for tree in level for child in tree.children if isinstance(child, Tree)]:
+        depth += any(tree.data in ("any_of", "all_of", "negated") for tree in level)
+    return depth
 
 
 def _at_end(error: UnexpectedInput) -> bool:

@@ -68,6 +68,8 @@ def expected(test: Callable[[int], bool]) -> set[int]:
         ("(quality < 0.01 or quality >= 0.29) and expression != sadness", lambda i: smiles(i) and not 10 <= i < 290),
         ("found >= 2020 and width = 1", lambda i: True),
         ("found < 2020-01-31", lambda i: False),
+        ("(" * 450 + "quality < 0.1" + ")" * 450, lambda i: quality_of(i) < 0.1),
+        ("not (photo = x or score < 0 and " * 6 + "quality < 0.1" + ")" * 6, lambda i: True),
     ],
 )
 def test_questions_mean_what_they_say(catalog: Catalog, question: str, test: Callable[[int], bool]) -> None:
@@ -87,6 +89,7 @@ def test_questions_mean_what_they_say(catalog: Catalog, question: str, test: Cal
         ("quality > ", "cannot be read from >>> on: quality >"),
         ("quality > 0.5; DROP TABLE face", "cannot be read from >>> on: quality > 0.5 >>> ; DROP"),
         ("x" * 2000, "2,000 characters"),
+        ("not (photo = x or " * 50 + "quality > 0" + ")" * 50, "more than 20 deep in each other"),
     ],
 )
 def test_questions_that_say_nothing_clear_are_refused(catalog: Catalog, question: str, message: str) -> None:
