@@ -20,7 +20,8 @@ from sqlalchemy.orm import Session
 
 from infra.catalog import attributes
 from infra.catalog.attributes import having
-from infra.catalog.filters import visible
+from infra.catalog.collections import UnknownCollection
+from infra.catalog.filters import AttributeFilter, FaceFilter, InvalidFilter, visible
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
 from infra.catalog.sides import by_index, by_rows
 from infra.catalog.versions import serving
@@ -54,6 +55,8 @@ GRAMMAR = r"""
 """
 # The end of each word of a date: 1920 is a year, 1920-06 a month.
 WORDS_OF_A_DATE = (4, 7, 10)
+EQUAL = ("=", "!=")
+SENSITIVE = "Sensitive attributes, like age, are there once a collection that was added with --sensitive is processed"
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 LAST_YEAR = "9998"  # the last whose next one is a year to Python
 
@@ -164,7 +167,7 @@ class _Reader(Transformer[Token, Clause]):
             return _attribute(self.session, word, of_confidence=bool(part))
         there = ", ".join([*self.fields, *self.attributes])
         raise InvalidQuestion(
-            f"{str(name)!r} is nothing that can be asked for; there are {there}, and .confidence of an attribute"
+            f"{str(name)!r} is nothing that can be asked for; there are {there}, and .confidence of an attribute. {SENSITIVE}"
         )
 
 
@@ -204,6 +207,8 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
         return _Field(lambda op, value: _number(column, op, value), lambda: column.is_not(None))
 
     def collection(op: str, value: str) -> Clause:
+        if op in EQUAL:
+            _check(session, FaceFilter(collections=(value,)))
         return Content.collection_id.in_(select(Collection.id).where(_text(Collection.name, op, value)))
 
     return {
@@ -225,9 +230,19 @@ def _attribute(session: Session, name: str, of_confidence: bool) -> _Field:
             return having(session, name, _number(Attribute.confidence, op, value))
         if NUMBER.fullmatch(value):
             return having(session, name, Attribute.label.is_(None), _number(Attribute.value, op, value))
+        if op in EQUAL:
+            _check(session, FaceFilter(attributes=(AttributeFilter(name=name, label=value),)))
         return having(session, name, _text(Attribute.label, op, value))
 
     return _Field(compare, lambda: having(session, name))
+
+
+def _check(session: Session, named: FaceFilter) -> None:
+    """See that what is named is there: a misspelt name would be answered by no faces, or by all."""
+    try:
+        named.check(session)
+    except (InvalidFilter, UnknownCollection) as error:
+        raise InvalidQuestion(str(error)) from None
 
 
 def _number(column: Column, op: str, value: str) -> Clause:

@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import Integer, Text
 
 from infra.catalog import attributes
-from infra.catalog.language import InvalidQuestion, clause
+from infra.catalog.language import SENSITIVE, InvalidQuestion, clause
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
 from infra.catalog.sides import unindexed
 from infra.catalog.versions import serving
@@ -81,7 +81,7 @@ def count_by(session: Session, question: str, by: str) -> list[Count]:
         statement = _by_attribute(session, by)
     else:
         there = [name + (f"-{p}" if p else "") for name, (_, parts) in _COUNTS.items() for p in parts] + names
-        raise InvalidQuestion(f"faces cannot be counted by {by!r}; they can by {', '.join(there)}")
+        raise InvalidQuestion(f"faces cannot be counted by {by!r}; they can by {', '.join(there)}. {SENSITIVE}")
     rows = session.execute(
         statement.where(Face.id.in_(meant)).group_by("counted").order_by(nulls_last(literal_column("counted")))
     ).tuples()

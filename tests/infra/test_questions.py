@@ -14,7 +14,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.language import InvalidQuestion
 from infra.catalog.photographs import PhotoFilter, photographs
 from infra.catalog.questions import NEAR, _alike, ask, count_by, duplicates
-from infra.catalog.schema import Content, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.schema import Attribute, Content, FaceIdentity, Identity, Image, ImageStatus
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 from tests.crowd import collection_of, day_of, quality_of, smiles
@@ -36,6 +36,8 @@ def catalog(request: pytest.FixtureRequest, fresh_catalog_url: FreshUrl) -> Iter
         for content, looks in {1: "00000000000000ff", 2: "00000000000000fd", 3: "0f000000000000ff"}.items():
             session.execute(update(Content).where(Content.id == content).values(perceptual_hash=looks))
         session.execute(update(Image).where(Image.id == 20).values(content_id=10))
+        sad = {"name": "expression", "kind": "category", "unit": "", "label": "sadness"}
+        session.add(Attribute(face_id=20, model_version_id=3, **sad))  # of a photo that is there no more
     yield catalog
     catalog.close()
 
@@ -64,6 +66,7 @@ def expected(test: Callable[[int], bool]) -> set[int]:
         ("taken > 2003", lambda i: day_of(i)[:4] > "2003"),
         ("person = 'Marie Curie' or person = 5", lambda i: i in NAMED),
         ('person ~ "CURIE" and not person is unknown', lambda i: i in NAMED),
+        ("expression = sadness or collection ~ nosuch", lambda i: False),
         ("photo in (3.jpg, '17.jpg')", lambda i: i in (3, 17)),
         ("(quality < 0.01 or quality >= 0.29) and expression != sadness", lambda i: smiles(i) and not 10 <= i < 290),
         ("found >= 2020 and width = 1", lambda i: True),
@@ -80,6 +83,11 @@ def test_questions_mean_what_they_say(catalog: Catalog, question: str, test: Cal
     ("question", "message"),
     [
         ("colour = red", "'colour' is nothing that can be asked for; there are collection, photo, taken"),
+        ("expression = hapiness", "no face has expression 'hapiness'; the catalog holds: happiness, sadness"),
+        ("expression in (happiness, hapiness)", "no face has expression 'hapiness'"),
+        ("not expression != hapiness", "no face has expression 'hapiness'"),
+        ("collection = larg", "no collection is called 'larg' (there are: large, small)"),
+        ("age > 60", "with --sensitive"),
         ("quality = good", "'good' is compared with a number"),
         ("quality ~ 0.5", "~ asks for a part of a text"),
         ("person < Marie", "compared with =, != or ~"),
