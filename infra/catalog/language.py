@@ -23,7 +23,7 @@ from infra.catalog.attributes import having
 from infra.catalog.collections import UnknownCollection
 from infra.catalog.filters import AttributeFilter, FaceFilter, InvalidFilter, visible
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
-from infra.catalog.sides import by_index, by_rows
+from infra.catalog.sides import by_index, by_rows, in_letters
 from infra.catalog.versions import serving
 
 LONGEST = 1000  # characters
@@ -180,7 +180,7 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
     member = and_(FaceIdentity.face_id == Face.id, served)
 
     def photo(op: str, value: str) -> Clause:
-        test = _text(Image.key, op, value)
+        test = _text(in_letters(session, Image.key) if op == "~" else Image.key, op, value)
         rows = select(Image.content_id).where(present, test, Image.content_id.is_not(None))
         return by_rows(session, Face.content_id, rows, exists().where(image, test))
 

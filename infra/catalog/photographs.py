@@ -22,7 +22,7 @@ from infra.catalog.schema import (
     ImageStatus,
     Run,
 )
-from infra.catalog.sides import by_rows
+from infra.catalog.sides import by_rows, in_letters
 from infra.catalog.versions import serving
 
 Order = Literal["newest", "oldest"]
@@ -163,8 +163,8 @@ def progress(session: Session, run_id: int) -> Progress | None:
 def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[bool]]:
     first = aliased(Image)
     conditions: list[ColumnElement[bool]] = [
-        *_of_key(Image, wanted),
-        ~exists().where(first.content_id == Image.content_id, first.id < Image.id, *_of_key(first, wanted)),
+        *_of_key(session, Image, wanted),
+        ~exists().where(first.content_id == Image.content_id, first.id < Image.id, *_of_key(session, first, wanted)),
     ]
     if wanted.collection:
         conditions.append(Collection.name == wanted.collection)
@@ -198,11 +198,11 @@ def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[boo
     return conditions
 
 
-def _of_key(image: type[Image], wanted: PhotoFilter) -> list[ColumnElement[bool]]:
+def _of_key(session: Session, image: type[Image], wanted: PhotoFilter) -> list[ColumnElement[bool]]:
     """What the keys of the same bytes may answer differently: the first that fulfils it stands for them."""
     conditions = [image.status == wanted.status.value]
     if wanted.text:
-        conditions.append(image.key.icontains(wanted.text, autoescape=True))
+        conditions.append(in_letters(session, image.key).icontains(wanted.text, autoescape=True))
     return conditions
 
 

@@ -29,7 +29,10 @@ def catalog(request: pytest.FixtureRequest, fresh_catalog_url: FreshUrl) -> Iter
     crowd.enter(catalog, crowd.vectors(FACES, 8), indexed=False)
     with catalog.write() as session:
         session.add(Identity(id=5, model_version_id=crowd.EMBEDDER, name="Marie Curie"))
+        session.add(Identity(id=6, model_version_id=crowd.EMBEDDER, name="Élise Émond"))
         session.flush()
+        session.add(FaceIdentity(face_id=11, model_version_id=crowd.EMBEDDER, identity_id=6, run_id=1))
+        session.execute(update(Image).where(Image.id == 11).values(key="Île/11.jpg"))
         for face in NAMED:
             session.add(FaceIdentity(face_id=face, model_version_id=crowd.EMBEDDER, identity_id=5, run_id=1))
         session.execute(update(Image).where(Image.id == FACES).values(status=ImageStatus.MISSING.value))
@@ -67,6 +70,8 @@ def expected(test: Callable[[int], bool]) -> set[int]:
         ("person = 'Marie Curie' or person = 5", lambda i: i in NAMED),
         ('person ~ "CURIE" and not person is unknown', lambda i: i in NAMED),
         ("expression = sadness or collection ~ nosuch", lambda i: False),
+        ('person ~ "élise é"', lambda i: i == 11),
+        ("photo ~ ÎLE/ and photo ~ île/", lambda i: i == 11),
         ("photo in (3.jpg, '17.jpg')", lambda i: i in (3, 17)),
         ("(quality < 0.01 or quality >= 0.29) and expression != sadness", lambda i: smiles(i) and not 10 <= i < 290),
         ("found >= 2020 and width = 1", lambda i: True),
@@ -134,6 +139,7 @@ def test_a_photo_is_found_by_every_key_it_lies_under(catalog: Catalog) -> None:
         for key in ("10.jpg", "20.jpg"):
             found = photographs(session, PhotoFilter(text=key), None, 9)
             assert [(photo.key, photo.others) for photo in found if photo.key in ("10.jpg", "20.jpg")] == [(key, 1)]
+        assert [photo.key for photo in photographs(session, PhotoFilter(text="îLE"), None, 9)] == ["Île/11.jpg"]
         everything = [photo.key for photo in photographs(session, PhotoFilter(), None, FACES)]
     assert ("10.jpg" in everything, "20.jpg" in everything) == (True, False), "each of its bytes once"
 
@@ -148,7 +154,7 @@ def test_counts_are_those_of_the_faces(catalog: Catalog) -> None:
     assert counts(catalog, "taken-year") == Counter(day_of(i)[:4] for i in there)
     assert counts(catalog, "collection", "quality >= 0.1") == Counter(collection_of(i) for i in there if i >= 100)
     assert counts(catalog, "expression") == {"happiness": len(expected(smiles)), None: len(there - expected(smiles))}
-    assert counts(catalog, "person") == {"Marie Curie": 3, None: len(there) - 3}
+    assert counts(catalog, "person") == {"Marie Curie": 3, "Élise Émond": 1, None: len(there) - 4}
     assert counts(catalog, "quality") == {"0.0": 98, "0.1": 100, "0.2": 100}
     assert sum(counts(catalog, "found-day").values()) == len(there)
     with pytest.raises(InvalidQuestion, match="cannot be counted by 'mood'; they can by taken-year"):
@@ -200,7 +206,7 @@ def test_views_have_stable_names_and_columns(catalog: Catalog) -> None:
         rows = session.execute(text("SELECT count(DISTINCT face_id) FROM visage_faces")).scalar()
         people = session.execute(text("SELECT face_id FROM visage_people ORDER BY face_id")).scalars().all()
     assert rows == FACES - 2
-    assert tuple(people) == NAMED
+    assert tuple(people) == (*NAMED, 11)
 
 
 def test_perceptual_hashes_survive_what_copies_suffer_and_tell_pictures_apart() -> None:
