@@ -181,6 +181,8 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
 
     def photo(op: str, value: str) -> Clause:
         test = _text(in_letters(session, Image.key) if op == "~" else Image.key, op, value)
+        if op == "=":  # by the index over the keys of each collection
+            test = and_(Image.collection_id.in_(select(Collection.id)), test)
         rows = select(Image.content_id).where(present, test, Image.content_id.is_not(None))
         return by_rows(session, Face.content_id, rows, exists().where(image, test))
 
