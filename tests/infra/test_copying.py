@@ -110,7 +110,7 @@ def test_a_database_that_sorts_as_a_language_does_takes_the_copy_and_answers_the
 ) -> None:
     english = postgresql.create_in_english()
     if english is None:
-        pytest.skip("this machine has no locale en_US.utf8")
+        pytest.skip("the locale en_US.utf8 cannot be made on this machine")
     with source.write() as session:
         for who in ("alice", "Bob"):  # by their bytes, Bob is the first
             session.add(IdempotencyKey(who=who, key="1", request_digest="x", status=200, body="", location=None))
