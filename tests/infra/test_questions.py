@@ -17,6 +17,7 @@ from infra.catalog.questions import NEAR, _alike, ask, count_by, duplicates
 from infra.catalog.schema import Attribute, Content, FaceIdentity, Identity, Image, ImageStatus
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
+from tests.command import visage
 from tests.crowd import collection_of, day_of, quality_of, smiles
 
 FACES = 300
@@ -171,6 +172,11 @@ def test_copies_are_found_by_their_bytes_and_by_their_looks(catalog: Catalog) ->
     assert [(c.keys, c.same_bytes) for c in same] == [(("10.jpg", "20.jpg"), True)]
     assert [(c.keys, c.distance) for c in alike if not c.same_bytes] == [(("1.jpg", "2.jpg"), 1)]
     assert [c.keys for c in alike if c.same_bytes] == [("10.jpg", "20.jpg")], "it has no perceptual hash"
+
+
+def test_the_command_says_how_near_copies_can_be_looked_for() -> None:
+    ended = visage("duplicates", "small", "--near", "9")
+    assert (ended.code, "less than or equal to 3" in ended.err) == (2, True), ended.err
 
 
 def test_thousands_of_pictures_that_look_the_same_are_one_group_at_once() -> None:
