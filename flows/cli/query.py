@@ -70,7 +70,9 @@ def duplicates(
     collection: Annotated[str, typer.Argument(help="Name of the collection.")],
     near: Annotated[
         int | None,
-        typer.Option(help="Also pictures that look the same; how many of 64 bits may differ (0 to 3)."),
+        typer.Option(
+            min=0, max=questions.NEAR, help="Also pictures that look the same; how many of 64 bits may differ."
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Connection,
     Engine,
     Table,
+    Text,
     bindparam,
     func,
     insert,
@@ -140,7 +141,8 @@ def _prepare(engine: Engine) -> None:
 def _copy(reading: Connection, engine: Engine, table: Table, on_progress: Progress) -> None:
     key = list(table.primary_key)
     with engine.begin() as connection:
-        last = connection.execute(select(*key).order_by(*(c.desc() for c in key)).limit(1)).first()
+        backwards = (c.desc() for c in _order(connection, table))
+        last = connection.execute(select(*key).order_by(*backwards).limit(1)).first()
         arrived = connection.scalar(select(func.count()).select_from(table)) or 0
     # A row may refer to a later one of its own table, which is not there yet: such references come at the end.
     later = [c for c in table.columns if any(k.column.table is table for k in c.foreign_keys)]
@@ -165,19 +167,25 @@ def pages(
     connection: Connection, table: Table, after: Any, where: ColumnElement[bool] | None = None
 ) -> Iterator[list[dict[str, Any]]]:
     """Walk a table, or those of its rows that are meant, in the order of its key, beginning after the one given."""
-    key = list(table.primary_key)
+    order = _order(connection, table)
     while True:
-        statement = select(table).order_by(*key).limit(PAGE)
+        statement = select(table).order_by(*order).limit(PAGE)
         if where is not None:
             statement = statement.where(where)
         if after is not None:
-            statement = statement.where(tuple_(*key) > tuple_(*after))
+            statement = statement.where(tuple_(*order) > tuple_(*after))
         rows = [dict(row) for row in connection.execute(statement).mappings()]
         if rows:
             yield rows
         if len(rows) < PAGE:
             return
-        after = [rows[-1][c.name] for c in key]
+        after = [rows[-1][c.name] for c in table.primary_key]
+
+
+def _order(connection: Connection, table: Table) -> list[ColumnElement[Any]]:
+    """A table's key as both databases sort it alike: text by its bytes, whatever the database's language."""
+    by_bytes = "C" if connection.dialect.name == "postgresql" else "BINARY"
+    return [c.collate(by_bytes) if isinstance(c.type, Text) else c for c in table.primary_key]
 
 
 def _verified(reading: Connection, engine: Engine, table: Table) -> CopiedTable:

@@ -102,6 +102,7 @@ def _sqlite_engine(location: URL, busy_seconds: float) -> Engine:
         connection.isolation_level = None  # we begin transactions ourselves, see below
         for pragma in ("journal_mode = WAL", "synchronous = NORMAL", "foreign_keys = ON", "secure_delete = ON"):
             connection.execute(f"PRAGMA {pragma}")
+        connection.create_function("lower", 1, _lower, deterministic=True)  # SQLite's own knows A to Z
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Any) -> None:
@@ -110,6 +111,10 @@ def _sqlite_engine(location: URL, busy_seconds: float) -> Engine:
         connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
+
+
+def _lower(value: object) -> str | None:
+    return None if value is None else str(value).lower()
 
 
 def upgrade(engine: Engine) -> None:

@@ -1,11 +1,11 @@
 """Which faces: conditions that compose, for search, queries and exports alike."""
 
 import json
-from datetime import date, timedelta
+from datetime import date
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
-from sqlalchemy import ColumnElement, and_, exists, select
+from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.orm import Session
 
 from infra.catalog import attributes, collections
@@ -136,11 +136,11 @@ class FaceFilter(_Condition):
             within = Content.collection_id.in_(of)
             each = exists().where(Content.id == Face.content_id, within)
             clauses.append(by_rows(session, Face.content_id, select(Content.id).where(within), each))
-        taken: list[ColumnElement[bool]] = []  # EXIF times are text without a zone, whose order is that of time
+        taken: list[ColumnElement[bool]] = []
         if self.taken_from is not None:
-            taken.append(Content.taken_at >= self.taken_from.isoformat())
+            taken.append(taken_since(self.taken_from.isoformat()))
         if self.taken_until is not None:
-            taken.append(Content.taken_at < (self.taken_until + timedelta(days=1)).isoformat())
+            taken.append(taken_until(self.taken_until.isoformat()))
         if taken:
             clauses.append(exists().where(Content.id == Face.content_id, and_(*taken)))
         if self.min_quality > 0:
@@ -154,6 +154,16 @@ class FaceFilter(_Condition):
     def canonical(self) -> str:
         """The same text for the same filter."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True)
+
+
+def taken_since(words: str) -> ColumnElement[bool]:
+    """A photo taken in this year, month or day, or later. EXIF times are text without a zone, whose order is that of time."""
+    return func.substr(Content.taken_at, 1, len(words)) >= words
+
+
+def taken_until(words: str) -> ColumnElement[bool]:
+    """A photo taken before the end of this year, month or day."""
+    return func.substr(Content.taken_at, 1, len(words)) <= words
 
 
 def visible() -> ColumnElement[bool]:

@@ -13,24 +13,26 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from lark import Lark, Token, Transformer
+from lark import Lark, Token, Transformer, Tree
 from lark.exceptions import UnexpectedInput, UnexpectedToken, VisitError
 from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, func, not_, or_, select
 from sqlalchemy.orm import Session
 
 from infra.catalog import attributes
 from infra.catalog.attributes import having
-from infra.catalog.filters import visible
+from infra.catalog.collections import UnknownCollection
+from infra.catalog.filters import AttributeFilter, FaceFilter, InvalidFilter, visible
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
-from infra.catalog.sides import by_index, by_rows
+from infra.catalog.sides import by_index, by_rows, in_letters
 from infra.catalog.versions import serving
 
-LONGEST = 1000  # characters; deeper than that nobody nests by hand
+LONGEST = 1000  # characters
+DEEPEST = 20  # and, or, not within each other; somewhat over 30, SQLite's parser overflows
 
 GRAMMAR = r"""
     start: any
-    ?any: all (_OR all)*            -> any_of
-    ?all: one (_AND one)*           -> all_of
+    ?any: all | all (_OR all)+      -> any_of
+    ?all: one | one (_AND one)+     -> all_of
     ?one: _NOT one                  -> negated
         | "(" any ")"
         | NAME OPERATOR value       -> compared
@@ -53,6 +55,8 @@ GRAMMAR = r"""
 """
 # The end of each word of a date: 1920 is a year, 1920-06 a month.
 WORDS_OF_A_DATE = (4, 7, 10)
+EQUAL = ("=", "!=")
+SENSITIVE = "Sensitive attributes, like age, are there once a collection that was added with --sensitive is processed"
 NUMBER = re.compile(r"-?\d+(\.\d+)?")
 LAST_YEAR = "9998"  # the last whose next one is a year to Python
 
@@ -85,7 +89,12 @@ def clause(session: Session, question: str) -> Clause:
     if not question.strip():
         return visible()
     try:
-        meant = _Reader(session).transform(_PARSER.parse(question))
+        read = _PARSER.parse(question)
+        if _depth(read) > DEEPEST:
+            raise InvalidQuestion(
+                f"and, or and not stand more than {DEEPEST} deep in each other; ask in several questions"
+            )
+        meant = _Reader(session).transform(read)
     except UnexpectedInput as error:
         at = len(question) if _at_end(error) else error.pos_in_stream or 0
         place = question[:at] + " >>> " + question[at:]
@@ -97,6 +106,14 @@ def clause(session: Session, question: str) -> Clause:
             raise error.orig_exc from None
         raise
     return and_(visible(), meant)
+
+
+def _depth(read: Tree[Token]) -> int:
+    """How many and, or, not stand within each other."""
+    depth, level = 0, [read]
+    while level := [child for tree in level for child in tree.children if isinstance(child, Tree)]:
+        depth += any(tree.data in ("any_of", "all_of", "negated") for tree in level)
+    return depth
 
 
 def _at_end(error: UnexpectedInput) -> bool:
@@ -150,7 +167,7 @@ class _Reader(Transformer[Token, Clause]):
             return _attribute(self.session, word, of_confidence=bool(part))
         there = ", ".join([*self.fields, *self.attributes])
         raise InvalidQuestion(
-            f"{str(name)!r} is nothing that can be asked for; there are {there}, and .confidence of an attribute"
+            f"{str(name)!r} is nothing that can be asked for; there are {there}, and .confidence of an attribute. {SENSITIVE}"
         )
 
 
@@ -163,7 +180,9 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
     member = and_(FaceIdentity.face_id == Face.id, served)
 
     def photo(op: str, value: str) -> Clause:
-        test = _text(Image.key, op, value)
+        test = _text(in_letters(session, Image.key) if op == "~" else Image.key, op, value)
+        if op == "=":  # by the index over the keys of each collection
+            test = and_(Image.collection_id.in_(select(Collection.id)), test)
         rows = select(Image.content_id).where(present, test, Image.content_id.is_not(None))
         return by_rows(session, Face.content_id, rows, exists().where(image, test))
 
@@ -190,6 +209,8 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
         return _Field(lambda op, value: _number(column, op, value), lambda: column.is_not(None))
 
     def collection(op: str, value: str) -> Clause:
+        if op in EQUAL:
+            _check(session, FaceFilter(collections=(value,)))
         return Content.collection_id.in_(select(Collection.id).where(_text(Collection.name, op, value)))
 
     return {
@@ -211,9 +232,19 @@ def _attribute(session: Session, name: str, of_confidence: bool) -> _Field:
             return having(session, name, _number(Attribute.confidence, op, value))
         if NUMBER.fullmatch(value):
             return having(session, name, Attribute.label.is_(None), _number(Attribute.value, op, value))
+        if op in EQUAL:
+            _check(session, FaceFilter(attributes=(AttributeFilter(name=name, label=value),)))
         return having(session, name, _text(Attribute.label, op, value))
 
     return _Field(compare, lambda: having(session, name))
+
+
+def _check(session: Session, named: FaceFilter) -> None:
+    """See that what is named is there: a misspelt name would be answered by no faces, or by all."""
+    try:
+        named.check(session)
+    except (InvalidFilter, UnknownCollection) as error:
+        raise InvalidQuestion(str(error)) from None
 
 
 def _number(column: Column, op: str, value: str) -> Clause:

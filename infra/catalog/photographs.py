@@ -8,6 +8,7 @@ from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog import attributes
+from infra.catalog.filters import taken_since, taken_until
 from infra.catalog.language import clause
 from infra.catalog.schema import (
     Attribute,
@@ -21,7 +22,7 @@ from infra.catalog.schema import (
     ImageStatus,
     Run,
 )
-from infra.catalog.sides import by_rows
+from infra.catalog.sides import by_rows, in_letters
 from infra.catalog.versions import serving
 
 Order = Literal["newest", "oldest"]
@@ -62,7 +63,7 @@ class BoxView:
 
 @dataclass(frozen=True)
 class PhotoView:
-    """A photograph: the first key of its bytes, how many others hold the same, and its faces.
+    """A photograph: the first wanted key of its bytes, how many others hold the same, and its faces.
 
     `sha256`, `width`, `height` are None where it was never read.
     """
@@ -166,19 +167,17 @@ def progress(session: Session, run_id: int) -> Progress | None:
 
 
 def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[bool]]:
-    same = aliased(Image)
+    first = aliased(Image)
     conditions: list[ColumnElement[bool]] = [
-        Image.status == wanted.status.value,
-        ~exists().where(same.content_id == Image.content_id, same.id < Image.id, same.status == wanted.status.value),
+        *_of_key(session, Image, wanted),
+        ~exists().where(first.content_id == Image.content_id, first.id < Image.id, *_of_key(session, first, wanted)),
     ]
     if wanted.collection:
         conditions.append(Collection.name == wanted.collection)
-    if wanted.text:
-        conditions.append(Image.key.icontains(wanted.text, autoescape=True))
     if wanted.taken_from:
-        conditions.append(Content.taken_at >= wanted.taken_from)
+        conditions.append(taken_since(wanted.taken_from))
     if wanted.taken_to:
-        conditions.append(Content.taken_at < wanted.taken_to + "~")  # a day or month counts to its end
+        conditions.append(taken_until(wanted.taken_to))
     if wanted.reason:
         failed = Failure.image_id == Image.id, Failure.reason == wanted.reason
         conditions.append(exists().where(*failed, Failure.resolved_at.is_(None)))
@@ -202,6 +201,14 @@ def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[boo
         meant = clause(session, wanted.question)
         each = exists().where(of_photo, meant).correlate(Image)
         conditions.append(by_rows(session, Image.content_id, select(Face.content_id).where(meant), each))
+    return conditions
+
+
+def _of_key(session: Session, image: type[Image], wanted: PhotoFilter) -> list[ColumnElement[bool]]:
+    """What the keys of the same bytes may answer differently: the first that fulfils it stands for them."""
+    conditions = [image.status == wanted.status.value]
+    if wanted.text:
+        conditions.append(in_letters(session, image.key).icontains(wanted.text, autoescape=True))
     return conditions
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy import (
     ColumnElement,
     Select,
@@ -21,7 +22,7 @@ from sqlalchemy.orm import Session
 from sqlalchemy.types import Integer, Text
 
 from infra.catalog import attributes
-from infra.catalog.language import InvalidQuestion, clause
+from infra.catalog.language import SENSITIVE, InvalidQuestion, clause
 from infra.catalog.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
 from infra.catalog.sides import unindexed
 from infra.catalog.versions import serving
@@ -30,6 +31,7 @@ from infra.catalog.views import FaceView, faces_by_id
 STEPS = 10  # in which numbers of a wide range are counted; those in 0..1 in tenths
 Counted = Select[tuple[Any, int]]
 BITS, BANDS = 64, 4  # of a perceptual hash
+BLOCK = 256  # hashes that are compared at once with all that have a part in common: memory, not time
 NEAR = BANDS - 1  # bits: pictures that differ in no more have one of BANDS parts in common, and so are all found
 
 
@@ -79,7 +81,7 @@ def count_by(session: Session, question: str, by: str) -> list[Count]:
         statement = _by_attribute(session, by)
     else:
         there = [name + (f"-{p}" if p else "") for name, (_, parts) in _COUNTS.items() for p in parts] + names
-        raise InvalidQuestion(f"faces cannot be counted by {by!r}; they can by {', '.join(there)}")
+        raise InvalidQuestion(f"faces cannot be counted by {by!r}; they can by {', '.join(there)}. {SENSITIVE}")
     rows = session.execute(
         statement.where(Face.id.in_(meant)).group_by("counted").order_by(nulls_last(literal_column("counted")))
     ).tuples()
@@ -171,7 +173,8 @@ def duplicates(session: Session, collection_id: int, near: int | None = None) ->
     name = rows[0][3] if rows else ""
     if near is None:
         return [Copies(name, tuple(found), 0, True) for found in keys.values() if len(found) > 1]
-    groups = _alike(hashes, near)
+    unhashed = [([content], 0) for content in keys if content not in hashes]
+    groups = sorted(_alike(hashes, near) + unhashed)
     return [
         Copies(name, tuple(sorted(key for member in members for key in keys[member])), distance, len(members) == 1)
         for members, distance in groups
@@ -181,30 +184,33 @@ def duplicates(session: Session, collection_id: int, near: int | None = None) ->
 
 def _alike(hashes: dict[int, int], near: int) -> list[tuple[list[int], int]]:
     """Groups of contents that hang together by pairs of at most `near` bits, with the largest distance of such a pair."""
-    ids = np.array(list(hashes), np.int64)
-    values = np.array(list(hashes.values()), np.uint64)
-    leader = {int(content): int(content) for content in ids}
-    farthest: dict[int, int] = {}
+    from scipy.sparse import coo_array  # noqa: PLC0415 - slow to import, and only copies need it
+    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
 
-    def find(content: int) -> int:
-        while leader[content] != content:
-            leader[content] = leader[leader[content]]
-            content = leader[content]
-        return content
+    values, which = np.unique(np.array(list(hashes.values()), np.uint64), return_inverse=True)
+    one, other = _near_pairs(values, near)
+    pairs = coo_array((np.ones(len(one), bool), (one, other)), (len(values), len(values)))
+    number, group = connected_components(pairs, directed=False)
+    farthest = np.zeros(number, np.int64)
+    np.maximum.at(farthest, group[one], np.bitwise_count(values[one] ^ values[other]))
+    members: dict[int, list[int]] = {}
+    for content, root in zip(hashes, group[which].tolist(), strict=True):
+        members.setdefault(root, []).append(content)
+    return [(found, int(farthest[root])) for root, found in members.items()]
 
+
+def _near_pairs(values: NDArray[np.uint64], near: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Positions of all pairs of different hashes at most `near` bits apart: these have one of BANDS parts in common."""
+    found = [np.empty((0, 2), np.int64)]
     width = BITS // BANDS
-    for band in range(BANDS):
+    for band in range(BANDS if near else 0):
         part = (values >> np.uint64(band * width)) & np.uint64(2**width - 1)
         order = np.argsort(part, kind="stable")
         for bucket in np.split(order, np.flatnonzero(np.diff(part[order])) + 1):
-            for place, first in enumerate(bucket[:-1]):
-                others = bucket[place + 1 :]
-                distances = np.bitwise_count(values[others] ^ values[first])
-                for other, distance in zip(others[distances <= near], distances[distances <= near], strict=True):
-                    a, b = find(int(ids[first])), find(int(ids[other]))
-                    leader[max(a, b)] = min(a, b)
-                    farthest[min(a, b)] = max(farthest.get(a, 0), farthest.get(b, 0), int(distance))
-    members: dict[int, list[int]] = {}
-    for content in leader:
-        members.setdefault(find(content), []).append(content)
-    return [(group, farthest.get(root, 0)) for root, group in sorted(members.items())]
+            for start in range(0, len(bucket) if len(bucket) > 1 else 0, BLOCK):
+                block = bucket[start : start + BLOCK]
+                distances = np.bitwise_count(values[block][:, None] ^ values[bucket[start:]])
+                row, column = np.nonzero(np.triu(distances <= near, 1))
+                found.append(np.stack([block[row], bucket[start:][column]], 1))
+    one, other = np.concatenate(found).T
+    return one, other

@@ -7,7 +7,7 @@ needed. A page of an answer then costs about the same among a million as among a
 from collections.abc import Callable
 from typing import TypeVar
 
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, UnaryExpression, func, select
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, Text, UnaryExpression, func, select, type_coerce
 from sqlalchemy.orm import InstrumentedAttribute, Session
 from sqlalchemy.sql.operators import custom_op
 
@@ -48,6 +48,11 @@ def unindexed(session: Session, column: InstrumentedAttribute[T]) -> SQLColumnEx
     if not _on_sqlite(session):
         return column
     return UnaryExpression(column.expression, operator=custom_op("+"), type_=column.type)
+
+
+def in_letters(session: Session, column: InstrumentedAttribute[str]) -> SQLColumnExpression[str]:
+    """A key as text in which capitals can be looked past: PostgreSQL, which compares keys by bytes, knows only A to Z there."""
+    return column if _on_sqlite(session) else type_coerce(column, Text).collate("default")
 
 
 def _on_sqlite(session: Session) -> bool:

@@ -15,7 +15,9 @@ from infra.catalog.checking import check
 from infra.catalog.copying import CopyDiffers, CopyRefused, copy_catalog
 from infra.catalog.database import Catalog, CatalogUnfinished
 from infra.catalog.images import put_pending
-from infra.catalog.schema import Collection, Embedding, Face, Image, Run
+from infra.catalog.photographs import PhotoFilter, photographs
+from infra.catalog.schema import Collection, Content, Embedding, Face, Image, Run
+from infra.catalog.service_tables import IdempotencyKey
 from infra.catalog.vectors import put_embeddings
 from tests.catalogs import PostgreSQL
 from tests.command import visage
@@ -101,6 +103,25 @@ def test_a_source_that_changes_meanwhile_is_noticed_and_the_target_stays_closed(
         copy_catalog(source.url, target)
     with pytest.raises(CatalogUnfinished):
         Catalog(target)
+
+
+def test_a_database_that_sorts_as_a_language_does_takes_the_copy_and_answers_the_same(
+    source: Catalog, postgresql: PostgreSQL
+) -> None:
+    english = postgresql.create_in_english()
+    if english is None:
+        pytest.skip("the locale en_US.utf8 cannot be made on this machine")
+    with source.write() as session:
+        for who in ("alice", "Bob"):  # by their bytes, Bob is the first
+            session.add(IdempotencyKey(who=who, key="1", request_digest="x", status=200, body="", location=None))
+        session.execute(update(Content).values(taken_at="1920-06-30T12:00:00"))
+    copied = {table.table: table.rows for table in copy_catalog(source.url, english)}
+    assert copied["idempotency_key"] == 2
+    catalog, until = Catalog(english), ("1920-06-29", "1920-06-30", "1920-06", "1920")
+    with catalog.read() as session:
+        assert [len(photographs(session, PhotoFilter(taken_to=day), None, 1)) for day in until] == [0, 1, 1, 1]
+    catalog.close()
+    postgresql.drop(english)
 
 
 def test_nothing_is_copied_over_something(source: Catalog, target: str, postgresql: PostgreSQL) -> None:

@@ -40,6 +40,7 @@ def day(face: int) -> str:
         ({"min_quality": 0.1, "max_quality": 0.2}, lambda i: 0.1 <= i / 1000 <= 0.2),
         ({"taken_from": "2012-03-01"}, lambda i: day(i) >= "2012-03-01"),
         ({"taken_until": day(7)}, lambda i: day(i) <= day(7)),  # a day is included to its end
+        ({"taken_until": "9999-12-31"}, lambda _: True),
         ({"taken_from": day(7), "taken_until": day(7)}, lambda i: day(i) == day(7)),
         ({"attributes": ["expression=happiness"]}, crowd.smiles),
         ({"attributes": ["expression=2.5..3.5"]}, crowd.smiles),

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from time import monotonic
 
 import numpy as np
 import pytest
@@ -11,10 +12,12 @@ from sqlalchemy import text, update
 
 from infra.catalog.database import Catalog
 from infra.catalog.language import InvalidQuestion
-from infra.catalog.questions import ask, count_by, duplicates
-from infra.catalog.schema import Content, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.photographs import PhotoFilter, photographs
+from infra.catalog.questions import NEAR, _alike, ask, count_by, duplicates
+from infra.catalog.schema import Attribute, Content, FaceIdentity, Identity, Image, ImageStatus
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
+from tests.command import visage
 from tests.crowd import collection_of, day_of, quality_of, smiles
 
 FACES = 300
@@ -27,13 +30,18 @@ def catalog(request: pytest.FixtureRequest, fresh_catalog_url: FreshUrl) -> Iter
     crowd.enter(catalog, crowd.vectors(FACES, 8), indexed=False)
     with catalog.write() as session:
         session.add(Identity(id=5, model_version_id=crowd.EMBEDDER, name="Marie Curie"))
+        session.add(Identity(id=6, model_version_id=crowd.EMBEDDER, name="Élise Émond"))
         session.flush()
+        session.add(FaceIdentity(face_id=11, model_version_id=crowd.EMBEDDER, identity_id=6, run_id=1))
+        session.execute(update(Image).where(Image.id == 11).values(key="Île/11.jpg"))
         for face in NAMED:
             session.add(FaceIdentity(face_id=face, model_version_id=crowd.EMBEDDER, identity_id=5, run_id=1))
         session.execute(update(Image).where(Image.id == FACES).values(status=ImageStatus.MISSING.value))
         for content, looks in {1: "00000000000000ff", 2: "00000000000000fd", 3: "0f000000000000ff"}.items():
             session.execute(update(Content).where(Content.id == content).values(perceptual_hash=looks))
         session.execute(update(Image).where(Image.id == 20).values(content_id=10))
+        sad = {"name": "expression", "kind": "category", "unit": "", "label": "sadness"}
+        session.add(Attribute(face_id=20, model_version_id=3, **sad))  # of a photo that is there no more
     yield catalog
     catalog.close()
 
@@ -62,10 +70,15 @@ def expected(test: Callable[[int], bool]) -> set[int]:
         ("taken > 2003", lambda i: day_of(i)[:4] > "2003"),
         ("person = 'Marie Curie' or person = 5", lambda i: i in NAMED),
         ('person ~ "CURIE" and not person is unknown', lambda i: i in NAMED),
+        ("expression = sadness or collection ~ nosuch", lambda i: False),
+        ('person ~ "élise é"', lambda i: i == 11),
+        ("photo ~ ÎLE/ and photo ~ île/", lambda i: i == 11),
         ("photo in (3.jpg, '17.jpg')", lambda i: i in (3, 17)),
         ("(quality < 0.01 or quality >= 0.29) and expression != sadness", lambda i: smiles(i) and not 10 <= i < 290),
         ("found >= 2020 and width = 1", lambda i: True),
         ("found < 2020-01-31", lambda i: False),
+        ("(" * 450 + "quality < 0.1" + ")" * 450, lambda i: quality_of(i) < 0.1),
+        ("not (photo = x or score < 0 and " * 6 + "quality < 0.1" + ")" * 6, lambda i: True),
     ],
 )
 def test_questions_mean_what_they_say(catalog: Catalog, question: str, test: Callable[[int], bool]) -> None:
@@ -76,6 +89,11 @@ def test_questions_mean_what_they_say(catalog: Catalog, question: str, test: Cal
     ("question", "message"),
     [
         ("colour = red", "'colour' is nothing that can be asked for; there are collection, photo, taken"),
+        ("expression = hapiness", "no face has expression 'hapiness'; the catalog holds: happiness, sadness"),
+        ("expression in (happiness, hapiness)", "no face has expression 'hapiness'"),
+        ("not expression != hapiness", "no face has expression 'hapiness'"),
+        ("collection = larg", "no collection is called 'larg' (there are: large, small)"),
+        ("age > 60", "with --sensitive"),
         ("quality = good", "'good' is compared with a number"),
         ("quality ~ 0.5", "~ asks for a part of a text"),
         ("person < Marie", "compared with =, != or ~"),
@@ -85,6 +103,7 @@ def test_questions_mean_what_they_say(catalog: Catalog, question: str, test: Cal
         ("quality > ", "cannot be read from >>> on: quality >"),
         ("quality > 0.5; DROP TABLE face", "cannot be read from >>> on: quality > 0.5 >>> ; DROP"),
         ("x" * 2000, "2,000 characters"),
+        ("not (photo = x or " * 50 + "quality > 0" + ")" * 50, "more than 20 deep in each other"),
     ],
 )
 def test_questions_that_say_nothing_clear_are_refused(catalog: Catalog, question: str, message: str) -> None:
@@ -116,6 +135,16 @@ def test_pages_hold_every_face_once(catalog: Catalog) -> None:
     assert seen == sorted(expected(smiles))
 
 
+def test_a_photo_is_found_by_every_key_it_lies_under(catalog: Catalog) -> None:
+    with catalog.read() as session:
+        for key in ("10.jpg", "20.jpg"):
+            found = photographs(session, PhotoFilter(text=key), None, 9)
+            assert [(photo.key, photo.others) for photo in found if photo.key in ("10.jpg", "20.jpg")] == [(key, 1)]
+        assert [photo.key for photo in photographs(session, PhotoFilter(text="îLE"), None, 9)] == ["Île/11.jpg"]
+        everything = [photo.key for photo in photographs(session, PhotoFilter(), None, FACES)]
+    assert ("10.jpg" in everything, "20.jpg" in everything) == (True, False), "each of its bytes once"
+
+
 def counts(catalog: Catalog, by: str, question: str = "") -> dict[str | None, int]:
     with catalog.read() as session:
         return {found.value: found.faces for found in count_by(session, question, by)}
@@ -126,7 +155,7 @@ def test_counts_are_those_of_the_faces(catalog: Catalog) -> None:
     assert counts(catalog, "taken-year") == Counter(day_of(i)[:4] for i in there)
     assert counts(catalog, "collection", "quality >= 0.1") == Counter(collection_of(i) for i in there if i >= 100)
     assert counts(catalog, "expression") == {"happiness": len(expected(smiles)), None: len(there - expected(smiles))}
-    assert counts(catalog, "person") == {"Marie Curie": 3, None: len(there) - 3}
+    assert counts(catalog, "person") == {"Marie Curie": 3, "Élise Émond": 1, None: len(there) - 4}
     assert counts(catalog, "quality") == {"0.0": 98, "0.1": 100, "0.2": 100}
     assert sum(counts(catalog, "found-day").values()) == len(there)
     with pytest.raises(InvalidQuestion, match="cannot be counted by 'mood'; they can by taken-year"):
@@ -142,13 +171,25 @@ def test_copies_are_found_by_their_bytes_and_by_their_looks(catalog: Catalog) ->
             duplicates(session, 1, near=9)
     assert [(c.keys, c.same_bytes) for c in same] == [(("10.jpg", "20.jpg"), True)]
     assert [(c.keys, c.distance) for c in alike if not c.same_bytes] == [(("1.jpg", "2.jpg"), 1)]
+    assert [c.keys for c in alike if c.same_bytes] == [("10.jpg", "20.jpg")], "it has no perceptual hash"
+
+
+def test_the_command_says_how_near_copies_can_be_looked_for() -> None:
+    ended = visage("duplicates", "small", "--near", "9")
+    assert (ended.code, "less than or equal to 3" in ended.err) == (2, True), ended.err
+
+
+def test_thousands_of_pictures_that_look_the_same_are_one_group_at_once() -> None:
+    blank = dict.fromkeys(range(10_000), 0) | {10_000: 0b111, 10_001: 0b1111}
+    began = monotonic()
+    [(members, distance)] = _alike(blank, 3)
+    assert (len(members), distance) == (10_002, 3)
+    assert monotonic() - began < 5, "in pairs they took minutes"
 
 
 @pytest.mark.property
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6), st.integers(0, 2**64 - 1), st.data())
 def test_no_near_pair_is_missed(others: list[int], picture: int, data: st.DataObject) -> None:
-    from infra.catalog.questions import NEAR, _alike  # noqa: PLC0415
-
     bits = data.draw(st.sets(st.integers(0, 63), max_size=NEAR))
     copy = picture ^ sum(1 << bit for bit in bits)
     groups = _alike(dict(enumerate([picture, copy, *others])), NEAR)
@@ -171,7 +212,7 @@ def test_views_have_stable_names_and_columns(catalog: Catalog) -> None:
         rows = session.execute(text("SELECT count(DISTINCT face_id) FROM visage_faces")).scalar()
         people = session.execute(text("SELECT face_id FROM visage_people ORDER BY face_id")).scalars().all()
     assert rows == FACES - 2
-    assert tuple(people) == NAMED
+    assert tuple(people) == (*NAMED, 11)
 
 
 def test_perceptual_hashes_survive_what_copies_suffer_and_tell_pictures_apart() -> None:
