@@ -12,7 +12,7 @@ from infra.catalog.erasing import Erased
 from infra.catalog.images import Known, Listed, any_present, known, put_back, put_missing, put_pending, reopen
 from infra.catalog.key_range import EVERY_KEY, KeyRange
 from infra.catalog.runs import DISCOVER, FailureRecord, record_failures, resolve_unlisted
-from infra.catalog.schema import ImageStatus
+from infra.catalog.schema import LONGEST_KEY, ImageStatus
 from infra.patience import patient
 from infra.storage.base import Entry, Filter, ListingProblem, Page, Store, StoreEmpty, StoreError
 
@@ -124,8 +124,16 @@ def _listing(store: Store, keys: KeyRange) -> Iterator[Entry | ListingProblem]:
         for entry in page:
             if keys.through is not None and entry.key > keys.through:
                 return
-            yield entry
+            yield _kept(store, entry)
         last = page[-1].key
+
+
+def _kept(store: Store, entry: Entry | ListingProblem) -> Entry | ListingProblem:
+    """What is listed, or, if no catalog keeps its key, the problem of it."""
+    if isinstance(entry, ListingProblem) or (size := len(entry.key.encode())) <= LONGEST_KEY:
+        return entry
+    told = f"its name and folders have {size:,} bytes; at most {LONGEST_KEY:,} are kept. Move it into fewer or shorter folders."
+    return ListingProblem(entry.key, f"{store.url(entry.key)}: {told}")
 
 
 def _check_there(catalog: Catalog, store: Store, wanted: Filter, collection_id: int) -> None:

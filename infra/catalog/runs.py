@@ -1,5 +1,6 @@
 """Runs and failures in the catalog."""
 
+import hashlib
 import os
 import socket
 from collections.abc import Iterable
@@ -16,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
 from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, UtcDateTime, now
+from infra.catalog.schema import LONGEST_KEY, Collection, Failure, Image, ImageStatus, Run, RunStatus, UtcDateTime, now
 from infra.catalog.service_tables import Job
 
 # A run on another machine is believed to be alive while it says so. Long enough for a slow network and a busy database.
@@ -313,7 +314,10 @@ def record_failures(session: Session, run_id: int, collection_id: int, failures:
     upsert(
         session,
         Failure,
-        [{**asdict(f), "run_id": run_id, "collection_id": collection_id, "failed_at": now()} for f in failures],
+        [
+            {**asdict(f), "key": _kept(f.key), "run_id": run_id, "collection_id": collection_id, "failed_at": now()}
+            for f in failures
+        ],
         ["run_id", "key", "stage"],
         ["reason", "message", "retryable"],
     )
@@ -326,6 +330,14 @@ def record_failures(session: Session, run_id: int, collection_id: int, failures:
                 .where(Image.id.in_(ids))
                 .values(status=ImageStatus.FAILED.value, retryable=retryable, recipe=recipe, run_id=run_id)
             )
+
+
+def _kept(key: str) -> str:
+    """A key, or the beginning of one that is too long, told apart from others by a hash; the message has it whole."""
+    written = key.encode()
+    if len(written) <= LONGEST_KEY:
+        return key
+    return written[: LONGEST_KEY - 80].decode(errors="ignore") + "... " + hashlib.sha256(written).hexdigest()
 
 
 def resolve_unlisted(session: Session, run_id: int, collection_id: int, keys: KeyRange = EVERY_KEY) -> None:

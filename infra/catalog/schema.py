@@ -124,6 +124,7 @@ class UnitVector(Vector):
 
 # Keys sort by their bytes, as object stores list them, whatever the database's language.
 KeyText = Text().with_variant(Text(collation="C"), "postgresql")
+LONGEST_KEY = 1024  # bytes, as in S3; PostgreSQL takes none over 2,704 into an index
 Id = BigInteger().with_variant(Integer(), "sqlite")  # only INTEGER counts up by itself in SQLite
 
 

@@ -1,8 +1,10 @@
 """Discovery: the listing and the catalog, side by side."""
 
 import os
+import random
 from collections.abc import Iterator
 from pathlib import Path
+from string import ascii_letters
 from types import SimpleNamespace
 
 import pytest
@@ -111,6 +113,24 @@ def test_what_an_unreadable_directory_hides_is_not_taken_for_missing(
     found = discover(catalog, Closed(photos), Filter(), work[1], work[0], "recipe")
     assert found == Discovery(unchanged=3, ignored=1, unlisted=1)
     assert statuses(catalog)["1923/c.jpg"] == "done"
+
+
+def test_a_key_too_long_for_a_catalog_is_a_failure_of_its_own(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    letters = random.Random(1)  # a database would make repeated ones short
+    folder = photos.joinpath(*("".join(letters.choices(ascii_letters, k=240)) for _ in range(12)))
+    folder.mkdir(parents=True)
+    for name in ("d.jpg", "e.jpg", "notes.txt"):
+        (folder / name).write_bytes(b"d")
+    assert look(catalog, photos, *work) == Discovery(new=3, ignored=2, unlisted=2)
+    assert sorted(statuses(catalog)) == ["1923/c.jpg", "a.jpg", "b.png"]
+    with catalog.read() as session:
+        told = [failure.message for failure in views.failures(session, None, work[0], 9)]
+    assert len(told) == 2
+    for name in ("d.jpg", "e.jpg"):
+        said = f"/{name}: its name and folders have 2,897 bytes; at most 1,024 are kept. Move it into fewer or shorter folders."
+        assert any(message.endswith(said) for message in told)
 
 
 def test_a_listing_that_breaks_off_is_continued_where_it_did(
