@@ -5,13 +5,13 @@ faces undoes them. They follow it into other bytes too, if these show the same p
 keyword.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, delete, exists, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Row, delete, exists, insert, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.boxes import overlaps
@@ -37,9 +37,8 @@ class Known:
 
 def known(session: Session, contents: Collection[int]) -> Known:
     """The faces of some photos, before these are written anew."""
-    of_photos = Face.content_id.in_(list(contents))
-    times = session.execute(select(Face.id, Face.found_at, Face.embeddings_expired_at).where(of_photos)).tuples()
-    return Known(_boxes(session, of_photos), {face: (found, expired) for face, found, expired in times})
+    rows = _rows(session, Face.content_id.in_(list(contents)))
+    return Known(_by_photo(rows), {row.id: (row.found_at, row.embeddings_expired_at) for row in rows})
 
 
 def hand_over(session: Session, before: Known, written: Collection[int]) -> None:
@@ -148,15 +147,24 @@ def _in_their_places(old: np.ndarray, places: np.ndarray, new: np.ndarray, boxes
 
 
 def _boxes(session: Session, *conditions: Any) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    rows = session.execute(
-        select(Face.content_id, Face.id, Face.x1, Face.y1, Face.x2, Face.y2).where(*conditions).order_by(Face.id)
-    ).all()
-    found: dict[int, list[Any]] = {}
-    for content, *rest in rows:
-        found.setdefault(content, []).append(rest)
+    return _by_photo(_rows(session, *conditions))
+
+
+def _rows(session: Session, *conditions: Any) -> Sequence[Row[Any]]:
+    columns = Face.content_id, Face.id, Face.x1, Face.y1, Face.x2, Face.y2, Face.found_at, Face.embeddings_expired_at
+    return session.execute(select(*columns).where(*conditions).order_by(Face.id)).all()
+
+
+def _by_photo(rows: Sequence[Row[Any]]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    by_photo: dict[int, list[Row[Any]]] = {}
+    for row in rows:
+        by_photo.setdefault(row.content_id, []).append(row)
     return {
-        content: (np.array([row[0] for row in of_one], np.int64), np.array([row[1:] for row in of_one], np.float64))
-        for content, of_one in found.items()
+        content: (
+            np.array([row.id for row in found], np.int64),
+            np.array([[row.x1, row.y1, row.x2, row.y2] for row in found]),
+        )
+        for content, found in by_photo.items()
     }
 
 

@@ -496,7 +496,7 @@ def test_an_interrupted_run_is_closed_as_such_and_the_next_one_finishes(
 ) -> None:
     photos = machine_of_its_own / "photos"
     photos.mkdir()
-    many = 100  # some seconds of work after the first batch is recorded
+    many = 60  # some seconds of work after the first batch is recorded
     for i in range(many):
         (photos / f"{i:03}.jpg").write_bytes(jpeg(portrait(400 + i)))
     assert visage("collections", "add", "archive", photos).code == 0
