@@ -59,9 +59,9 @@ def run(session: Session, run_id: int) -> RunRow | None:
 
 
 def begun(session: Session, collection: str, since: datetime, until: datetime | None) -> RunRow | None:
-    """The first run of a collection that began in a span of time."""
+    """The first run of a collection that began in a span of time; one that could not be opened has not begun."""
     statement = select(Run, Collection.name).join(Collection, Collection.id == Run.collection_id)
-    statement = statement.where(Collection.name == collection, Run.started_at >= since)
+    statement = statement.where(Collection.name == collection, Run.started_at >= since, Run.recipe != "")
     if until is not None:
         statement = statement.where(Run.started_at <= until)
     row = session.execute(statement.order_by(Run.id).limit(1)).tuples().one_or_none()

@@ -313,14 +313,14 @@ def test_the_address_of_somebody_merged_away_leads_to_whom_they_were_merged_into
 
 
 def test_a_replayed_write_is_done_once_and_answered_alike(client: Client, own: Settings) -> None:
-    new = CollectionIn(name="second", uri=str(own.home_folder))
+    new = CollectionIn(name="second", uri=str(own.home_folder.parent))
     first = client.add_collection(new, "key-1")
     assert client.add_collection(new, "key-1") == first
     replayed = client.http.post("/collections", json=new.model_dump(), headers={"Idempotency-Key": "key-1"})
     assert replayed.headers["idempotency-replayed"] == "true"
     assert replayed.headers["location"] == "/api/v1/collections/second"
     with pytest.raises(ServiceProblem, match="another request before"):
-        client.add_collection(CollectionIn(name="third", uri=str(own.home_folder)), "key-1")
+        client.add_collection(CollectionIn(name="third", uri=str(own.home_folder.parent)), "key-1")
     with pytest.raises(ServiceProblem, match="exists already") as caught:
         client.add_collection(new, "key-2")
     assert caught.value.status == 409
@@ -345,7 +345,7 @@ def test_crops_are_what_the_pipeline_cut(client: Client) -> None:
 
 
 def test_a_locked_catalog_is_read_on_and_said_to_be_locked(client: Client, own: Settings) -> None:
-    new = CollectionIn(name="while locked", uri=str(own.home_folder))
+    new = CollectionIn(name="while locked", uri=str(own.home_folder.parent))
     with closing(sqlite3.connect(own.catalog_url.removeprefix("sqlite:///"), isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         assert client.collections()

@@ -181,7 +181,7 @@ def test_half_an_upload_leaves_nothing_whether_it_ends_early_or_the_line_breaks(
 def test_whoever_may_not_is_told_why_and_what_to_do(api: httpx.Client, own: Settings, secrets: dict[str, str]) -> None:
     before = stored(own)
     photo = {"photo": ("a.jpg", jpeg(mirrored()))}
-    new = {"name": "theirs", "uri": str(own.home_folder)}
+    new = {"name": "theirs", "uri": str(own.home_folder.parent)}
     tried = {
         "wrong": ("visage_guess", "not-signed-in", "unknown"),
         "expired": (secrets["expired"], "not-signed-in", "expired"),
@@ -204,7 +204,7 @@ def test_whoever_may_not_is_told_why_and_what_to_do(api: httpx.Client, own: Sett
 def test_a_replayed_key_stores_nothing_twice_and_nothing_else(api: httpx.Client, own: Settings) -> None:
     def add(name: str) -> httpx.Response:
         return api.post(
-            "/collections", json={"name": name, "uri": str(own.home_folder)}, headers={"Idempotency-Key": "key"}
+            "/collections", json={"name": name, "uri": str(own.home_folder.parent)}, headers={"Idempotency-Key": "key"}
         )
 
     first = add("once")
