@@ -467,15 +467,7 @@ def test_run_processes_what_is_new_and_tells_failures_by_its_exit_code(machine_o
     second = real("run", "archive", "--json")
     assert second.code == 3
     assert (second.json["processed"], second.json["failed_images"]) == (1, 1)
-    third = real("run", "archive")
-    assert third.code == 3  # it still stands as failed
-    assert "0 new, 0 changed, 0 missing, 6 unchanged; processed 0 images" in third.out
-    assert "1 images stand as failed: 'visage failures --collection archive' says why" in third.out
-    assert [run["status"] for run in visage("runs", "--json").json] == [
-        "done_with_failures",
-        "done_with_failures",
-        "done",
-    ]
+    assert [run["status"] for run in visage("runs", "--json").json] == ["done_with_failures", "done"]
     assert visage("down", "--json").json == {"stopped": True}
     assert visage("down", "--json").json == {"stopped": False}
 
@@ -490,7 +482,7 @@ def test_run_without_models_says_once_how_to_get_them(machine_of_its_own: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_an_interrupted_run_is_closed_as_such_and_the_next_one_finishes(
     machine_of_its_own: Path, number: signal.Signals
 ) -> None:

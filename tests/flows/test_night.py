@@ -31,7 +31,7 @@ from infra.catalog.schema import (
     RunStatus,
 )
 from infra.settings import Settings
-from infra.storage import S3, S3Options, open_store
+from infra.storage import open_store
 from infra.storage.base import LITTER
 from tasks import decisions
 from tasks.install import NotInstalled
@@ -406,34 +406,6 @@ def test_both_engines_leave_the_same_rows_and_objects(settings: Settings, photos
     numbers = [np.array([row[2:6] for row in rows["faces"]]) for rows in (left, right)]
     np.testing.assert_allclose(*numbers, atol=1e-2)  # boxes in pixels, score, quality; one thread or two, other batches
     assert objects(settings) == objects(with_ray)
-
-
-@pytest.mark.slow
-def test_s3_collection_is_processed_like_a_folder(
-    settings: Settings, photos: Path, tmp_path: Path, bucket: S3, s3_options: S3Options
-) -> None:
-    for path in photos.rglob("*.jpg"):
-        bucket.put(str(path.relative_to(photos)), path.read_bytes(), "image/jpeg")
-    add(settings, photos)
-    run(settings)
-    on_s3 = settings.model_copy(
-        update={
-            "home": tmp_path / "other home",
-            "objects_uri": f"s3://{bucket.bucket}/crops",
-            "s3_endpoint_url": s3_options.endpoint,
-            "s3_region": s3_options.region,
-            "s3_access_key": s3_options.access_key,
-            "s3_secret_key": settings.s3_secret_key.__class__(s3_options.secret_key),
-        }
-    )
-    add(on_s3, f"s3://{bucket.bucket}")
-    catalog = Catalog(on_s3.catalog_url)
-    with catalog.write() as session:
-        collections.by_name(session, "archive").exclude = ["crops/**"]
-    run(on_s3)
-    left, right = contents(settings), contents(on_s3)
-    assert left["faces"] == right["faces"]
-    assert objects(settings) == objects(on_s3)
 
 
 RUN = """

@@ -158,6 +158,7 @@ def test_a_client_without_the_token_is_refused(cluster: str, tmp_path: Path) -> 
     assert "joined" not in said
 
 
+@pytest.mark.long
 def test_a_pipeline_elsewhere_survives_a_crashing_worker_and_writes_nothing(tmp_path: Path) -> None:
     run = python(PIPELINE, cwd=tmp_path, PYTHONWARNINGS="ignore::DeprecationWarning")
     said, _ = run.communicate()

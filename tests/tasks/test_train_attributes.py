@@ -84,7 +84,7 @@ def planned_on(settings: Settings, options: AttributeOptions = QUICK) -> Plan:
     return planned
 
 
-@pytest.mark.slow
+@pytest.mark.long  # `test_train_recognition` has Ray train in every run of the tests
 def test_a_head_is_trained_by_ray_and_becomes_a_challenger_that_the_describe_stage_runs(settings: Settings) -> None:
     planned = planned_on(settings)
     with tracked(planned) as run:
