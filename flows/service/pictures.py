@@ -25,8 +25,7 @@ def photograph(service: Service, request: Request, image_id: int, size: Size) ->
     from tasks.decode import DecodeFailure  # noqa: PLC0415 - by now it is imported anyway
 
     try:
-        with service.decoding:
-            data = thumbnail(service.settings, view.collection_uri, view.key, view.etag, view.sha256, size)
+        data = thumbnail(service.settings, view.collection_uri, view.key, view.etag, view.sha256, size)
     except (StoreError, DecodeFailure) as error:
         raise Problem(404, "picture-gone", "The photograph cannot be shown", str(error)) from error
     with service.catalog.read() as session:

@@ -48,7 +48,6 @@ class Service:
         self.searches = Limiter(self.rates.searches, "searches")
         self.refusals = Limiter(self.rates.refusals, "wrong tokens")
         self.drawing = CapacityLimiter(self.settings.cpu_count)  # threads of their own: others never wait for pictures
-        self.decoding = threading.Semaphore(self.settings.cpu_count)
         self.streams = threading.Semaphore(STREAMS)
         self.probes = threading.Semaphore(PROBES)
         self.watched: set[int] = set()  # jobs whose process this one waits for

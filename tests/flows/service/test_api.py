@@ -4,10 +4,12 @@ import asyncio
 import io
 import re
 import sqlite3
+import threading
 from collections.abc import Iterator
 from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 from sqlalchemy import select
 
+from flows.service import pictures
 from flows.service.app import create_app
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
@@ -180,21 +183,27 @@ def test_pictures_are_small_upright_and_known_again(client: Client) -> None:
     assert other_size.status_code == 200
 
 
-def test_whoever_asks_for_many_pictures_holds_up_nobody_else(own: Settings) -> None:
+def test_whoever_asks_for_many_pictures_holds_up_nobody_else(own: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, thumbnail = threading.Event(), pictures.thumbnail
+
+    def slowly(*arguments: Any) -> bytes:
+        drawn.wait()  # as long as large pictures take
+        return thumbnail(*arguments)
+
+    monkeypatch.setattr(pictures, "thumbnail", slowly)
+
     async def ask() -> list[int]:
         app = create_app(own, rates=GENEROUS)
         service = app.state.service
         async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost/api/v1") as client:
             [image, *_] = (await client.get("/images")).json()["items"]
-            for _ in range(own.cpu_count):
-                service.decoding.acquire()  # as long as large pictures take
             many = [asyncio.create_task(client.get(f"/images/{image['id']}/picture?size=2048")) for _ in range(60)]
             await asyncio.sleep(0.5)
             try:
                 others = [await asyncio.wait_for(client.get(path), 10) for path in ("/health", "/ready", "/images")]
                 assert not any(picture.done() for picture in many)
             finally:
-                service.decoding.release(own.cpu_count)
+                drawn.set()
                 answers = await asyncio.gather(*many)
         service.close()
         return [answer.status_code for answer in others + answers]
