@@ -102,14 +102,14 @@ def _inherit(session: Session, contents: Mapping[int, int]) -> None:
         for now, before in contents.items()
         if now != before and before in photos
     }
-    former = _boxes(session, Face.content_id.in_(contents.values()))
+    rows = _rows(session, Face.content_id.in_(contents.values()))
+    former, found = _by_photo(rows), {row.id: row.found_at for row in rows}
     undecided = not_(exists().where(Statement.face_id == Face.id))
     heirs: dict[int, int] = {}
     for now, (ids, boxes) in _boxes(session, Face.content_id.in_(scales), undecided).items():
         old, places = former.get(contents[now], NO_FACES)
         if (scale := scales[now]) is not None:
             heirs |= {new: face for face, new in _in_their_places(old, places * scale, ids, boxes).items()}
-    found = dict(session.execute(select(Face.id, Face.found_at).where(Face.id.in_(heirs.values()))).tuples().all())
     if heirs:  # retention counts from when the face was first found
         session.execute(update(Face), [{"id": new, "found_at": found[old]} for new, old in heirs.items()])
     noted = set(session.scalars(select(Face.id).where(Face.id.in_(heirs.values()), _more_is_known())))
