@@ -212,6 +212,7 @@ def test_what_people_decided_outlives_rewritten_and_half_copied_files(settings: 
         decisions.ignore(session, "curator", [faces["c/pair.jpg"].face_id])
         decisions.name(session, "curator", faces["b.jpg"].identity_id or 0, "Eileen")
         decisions.confirm(session, "curator", [faces["b.jpg"].face_id])
+        first_found = session.scalar(select(func.max(Face.found_at)))
     before = shown(settings)
     assert ("b.jpg", "Eileen", False) in before
     assert ("c/pair.jpg", "", True) in before
@@ -220,6 +221,8 @@ def test_what_people_decided_outlives_rewritten_and_half_copied_files(settings: 
         photo.write_bytes(whole[:2] + b"\xff\xfe\x00\x0akeyword!" + whole[2:])
     run(settings)
     assert shown(settings) == before
+    with catalog.read() as session:
+        assert session.scalar(select(func.max(Face.found_at))) == first_found  # from when retention counts
     decided = {photo: photo.read_bytes() for photo in (photos / "b.jpg", photos / "c" / "pair.jpg")}
     for repair in (bytes, smaller):
         for photo, whole in decided.items():
