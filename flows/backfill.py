@@ -9,18 +9,18 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from infra.catalog import backfill_claims, upgrades
 from infra.catalog.database import Catalog
-from infra.catalog.runs import close_dead_runs
-from infra.catalog.schema import ModelVersion as ModelVersionRow
-from infra.catalog.upgrade_tables import Upgrade, UpgradeStatus
+from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
+from infra.catalog.tables.upgrades import Upgrade, UpgradeStatus
+from infra.catalog.versioning import backfill_claims, upgrades
+from infra.catalog.work.runs import close_dead_runs
 from infra.ray_cluster import device
 from infra.settings import Settings
-from tasks import bridge
-from tasks.backfill import Embedded, Embedder, batches, rest_seconds
 from tasks.recipe import version_of_row
 from tasks.search import prepare_index
-from tasks.upgrade import NoUpgrade, Progress, progress, switch, under_way
+from tasks.versioning import bridge
+from tasks.versioning.backfill import Embedded, Embedder, batches, rest_seconds
+from tasks.versioning.upgrade import NoUpgrade, Progress, progress, switch, under_way
 
 GROUP = 16  # photos that are claimed at once, and recorded in one transaction: what a kill can cost
 SHARE_BESIDE_A_NIGHT = 0.25

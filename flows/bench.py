@@ -17,9 +17,9 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.settings import Settings
 from infra.storage.base import LITTER
-from tasks.limits import Stages, forwards, loading_seconds
+from tasks.evaluation.stage_limits import Stages, forwards, loading_seconds
+from tasks.evaluation.timing import processor
 from tasks.pipeline import thread_count
-from tasks.timing import processor
 
 COLLECTION = "bench"
 REST = "record and rest"

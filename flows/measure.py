@@ -5,18 +5,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from infra.catalog.database import Catalog
-from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import Run, track
 from infra.wheels import sha256
 from models.spec import Role
-from tasks.calibration import Calibration
-from tasks.comparison import Comparison, columns, compare, plot_accuracy_over_ms, plot_rocs
-from tasks.evaluation import Progress, Verification, calibrate, evaluate_verification
-from tasks.install import ModelVersion
+from tasks.evaluation.calibration import Calibration
+from tasks.evaluation.comparison import Comparison, columns, compare, plot_accuracy_over_ms, plot_rocs
+from tasks.evaluation.recognition import Progress, Verification, calibrate, evaluate_verification
+from tasks.evaluation.verification import Pairs, VerificationReport, plot_roc, read_pairs
 from tasks.recipe import enter_versions, version_for
-from tasks.verification import Pairs, VerificationReport, plot_roc, read_pairs
+from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

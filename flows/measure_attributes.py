@@ -7,10 +7,10 @@ from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import Run, track
 from models.spec import Role
-from tasks.attribute_evaluation import AttributeEvaluation, evaluate_attributes
-from tasks.attribute_metrics import ClassReport, plot_classes
-from tasks.evaluation import Progress
-from tasks.labels import read_table
+from tasks.evaluation.attribute_metrics import ClassReport, plot_classes
+from tasks.evaluation.attributes import AttributeEvaluation, evaluate_attributes
+from tasks.evaluation.labels import read_table
+from tasks.evaluation.recognition import Progress
 from tasks.recipe import version_for
 
 

@@ -13,14 +13,14 @@ from infra.settings import Settings
 from infra.tracking import plain, track
 from infra.wheels import sha256
 from models.spec import Role
-from tasks.attribute_evaluation import opinions_on
-from tasks.evaluation import Progress
-from tasks.fairness import FairnessReport
-from tasks.fairness_evaluation import Question, evaluate_fairness
-from tasks.fairness_plot import plot_measure
-from tasks.labels import Table, labelled_attributes
+from tasks.evaluation.attributes import opinions_on
+from tasks.evaluation.fairness import FairnessReport
+from tasks.evaluation.fairness_plot import plot_measure
+from tasks.evaluation.fairness_report import Question, evaluate_fairness
+from tasks.evaluation.labels import Table, labelled_attributes
+from tasks.evaluation.recognition import Progress
+from tasks.evaluation.verification import Pairs
 from tasks.recipe import version_for
-from tasks.verification import Pairs
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,16 +5,16 @@ from pathlib import Path
 from sqlalchemy import select
 
 from infra.catalog.database import Catalog
-from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import track
 from models.spec import Role
-from tasks.calibration import Calibration, shipped_calibration
-from tasks.evaluation import Progress
-from tasks.grouping_evaluation import GroupingReport, embed_labelled, evaluate_grouping, read_labels
-from tasks.install import ModelVersion
+from tasks.evaluation.calibration import Calibration, shipped_calibration
+from tasks.evaluation.grouping import GroupingReport, embed_labelled, evaluate_grouping, read_labels
+from tasks.evaluation.recognition import Progress
 from tasks.recipe import version_for
+from tasks.versioning.install import ModelVersion
 
 
 class NotCalibrated(LookupError):

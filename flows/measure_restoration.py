@@ -15,19 +15,19 @@ from infra.tracking import track
 from models import table
 from models.restoration.st_lpips import ST_LPIPS
 from models.spec import Role
-from tasks.embedding_decision import keep
-from tasks.evaluation import Progress
-from tasks.install import ModelVersion
-from tasks.recipe import version_for
-from tasks.restoration_evaluation import (
+from tasks.evaluation.embedding_decision import keep
+from tasks.evaluation.recognition import Progress
+from tasks.evaluation.restoration import (
     RestorationEvaluation,
     Row,
     columns,
     decision,
     evaluate_restoration,
 )
+from tasks.evaluation.verification import read_pairs
+from tasks.recipe import version_for
 from tasks.restore_photo import least_similarity
-from tasks.verification import read_pairs
+from tasks.versioning.install import ModelVersion
 
 
 def measure_restoration(

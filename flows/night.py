@@ -13,14 +13,18 @@ from structlog.contextvars import bound_contextvars
 
 from flows.opening import open_job, said_by
 from infra import logs
-from infra.catalog import collections, views
+from infra.catalog import collections
+from infra.catalog.custody.erasing import drop_returned
 from infra.catalog.database import Catalog, exclusive
-from infra.catalog.erasing import drop_returned
-from infra.catalog.heartbeat import beating
 from infra.catalog.images import count_pending
-from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.ledger import Audit, audit, prune, settle
-from infra.catalog.runs import (
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import Collection, Run, RunStatus, now
+from infra.catalog.versioning.upgrades import SERVING
+from infra.catalog.versioning.versions import serve_when_complete, serving_id
+from infra.catalog.work.heartbeat import beating
+from infra.catalog.work.key_range import EVERY_KEY, KeyRange
+from infra.catalog.work.ledger import Audit, audit, prune, settle
+from infra.catalog.work.runs import (
     Before,
     Slot,
     close_run,
@@ -28,26 +32,23 @@ from infra.catalog.runs import (
     has_company,
     hold,
 )
-from infra.catalog.schema import Collection, Run, RunStatus, now
-from infra.catalog.upgrades import SERVING
-from infra.catalog.versions import serve_when_complete, serving_id
 from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Filter
 from infra.tracking import track
-from tasks.collections import own_places
+from tasks.custody.erase import finish
+from tasks.custody.retention import expire
 from tasks.discover import Discovery, discover
-from tasks.erase import finish
 from tasks.group import Grouped, group_new_faces
 from tasks.job import Job
+from tasks.nights.collections import own_places
+from tasks.nights.report import Tally, contact_sheet
+from tasks.nights.run_report import CONTACT_SHEET, HTML, JSON, SHOWN, RunReport, as_html, as_json
+from tasks.nights.sweep import sweep
 from tasks.photo_faces import PhotoFaces
 from tasks.pipeline import engine_for, process
 from tasks.recipe import Recipe
-from tasks.report import Tally, contact_sheet
-from tasks.retention import expire
-from tasks.run_report import CONTACT_SHEET, HTML, JSON, SHOWN, RunReport, as_html, as_json
 from tasks.search import prepare_index
-from tasks.sweep import sweep
 
 log = logs.logger()
 

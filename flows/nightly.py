@@ -13,11 +13,11 @@ from prefect.cache_policies import NO_CACHE
 
 from flows import night as steps
 from flows.night import Night, Observer, night
-from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.runs import Slot
+from infra.catalog.work.key_range import EVERY_KEY, KeyRange
+from infra.catalog.work.runs import Slot
 from infra.settings import load_settings
-from tasks.parts import keys_of
-from tasks.run_report import as_markdown
+from tasks.nights.parts import keys_of
+from tasks.nights.run_report import as_markdown
 
 observer: ContextVar[Observer | None] = ContextVar("observer", default=None)
 

@@ -7,8 +7,12 @@ from sqlalchemy.orm import Session
 
 from infra import logs
 from infra.catalog.database import Catalog, exclusive
-from infra.catalog.key_range import KeyRange
-from infra.catalog.runs import (
+from infra.catalog.tables.schema import Collection, Run, RunStatus
+from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
+from infra.catalog.versioning.upgrades import SERVING
+from infra.catalog.versioning.versions import serving_id
+from infra.catalog.work.key_range import KeyRange
+from infra.catalog.work.runs import (
     HEARTBEAT_SECONDS,
     LEASE,
     Before,
@@ -19,17 +23,13 @@ from infra.catalog.runs import (
     enter_unopened,
     open_run,
 )
-from infra.catalog.schema import Collection, Run, RunStatus
-from infra.catalog.schema import ModelVersion as ModelVersionRow
-from infra.catalog.upgrades import SERVING
-from infra.catalog.versions import serving_id
 from infra.ray_cluster import device
 from infra.settings import Settings
-from tasks.calibration import Calibration
-from tasks.install import ModelVersion, NotInstalled
+from tasks.evaluation.calibration import Calibration
 from tasks.job import Job
 from tasks.recipe import Recipe, current_recipe, enter
-from tasks.upgrade import companion, embedder_at_work
+from tasks.versioning.install import ModelVersion, NotInstalled
+from tasks.versioning.upgrade import companion, embedder_at_work
 
 log = logs.logger()
 

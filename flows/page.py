@@ -11,8 +11,10 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw
 
-from infra.catalog import collections, exhibits, views
+from infra.catalog import collections
+from infra.catalog.custody import exhibits
 from infra.catalog.database import Catalog
+from infra.catalog.queries import views
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError, open_store
 from tasks.decode import DecodeFailure, decode

@@ -9,11 +9,11 @@ from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
 from flows.nightly import work
-from infra.catalog import schedules
 from infra.catalog.database import Catalog
-from infra.catalog.runs import RunInProgress, SlotTaken
+from infra.catalog.work import schedules
+from infra.catalog.work.runs import RunInProgress, SlotTaken
 from infra.settings import load_settings
-from tasks.schedules import due, give_up
+from tasks.nights.schedules import due, give_up
 
 
 @flow(name="scheduled", flow_run_name="{schedule}", persist_result=False)

@@ -19,14 +19,14 @@ from uuid import UUID
 from filelock import FileLock, Timeout
 
 from infra import prefect_server
-from infra.catalog import schedules
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Schedule
+from infra.catalog.tables.schema import Schedule
+from infra.catalog.work import schedules
 from infra.metrics import serve_metrics
 from infra.prefect_server import ServerUnavailable
 from infra.settings import Settings
-from tasks.problems import NotTold, tell_problems
-from tasks.schedules import ON_TIME, Due, due, give_up
+from tasks.nights.problems import NotTold, tell_problems
+from tasks.nights.schedules import ON_TIME, Due, due, give_up
 
 LOOK_SECONDS = 10.0  # how often the catalog is looked at
 TELL_SECONDS = 30.0

@@ -12,7 +12,7 @@ from flows.measure_attributes import log_evaluation
 from flows.night import Observer, Silent
 from infra.settings import load_settings
 from infra.tracking import Run
-from tasks.attribute_evaluation import AttributeEvaluation
+from tasks.evaluation.attributes import AttributeEvaluation
 from tasks.training import train as recognition
 from tasks.training.attributes import train as attributes
 from tasks.training.attributes.options import AttributeOptions

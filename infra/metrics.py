@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, Schedule
+from infra.catalog.tables.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, Schedule
 
 LIVE = (ImageStatus.PENDING, ImageStatus.FAILED)
 

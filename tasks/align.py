@@ -11,9 +11,9 @@ from models.detection.area import runs
 from models.template import Template
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded
+from tasks.execution.transfer import download, upload
 from tasks.photo_faces import BOXES, LANDMARKS, PORTRAIT, PhotoFaces, crop, handed_out, of_all
 from tasks.recipe import PORTRAIT_TEMPLATE
-from tasks.transfer import download, upload
 
 MIN_EYE_DISTANCE = 50.0  # px; the recognition crop has 55: a face with less in a shrunk photo is cut from the full one
 

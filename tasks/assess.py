@@ -11,6 +11,7 @@ from models.attributes.measured import INTER_EYE_DISTANCE, measured
 from models.quality import assess_quality
 from models.template import ARCFACE_112
 from tasks.describe import columns
+from tasks.execution.transfer import upload
 from tasks.photo_faces import (
     BOXES,
     LANDMARKS,
@@ -27,7 +28,6 @@ from tasks.photo_faces import (
     quality_part,
 )
 from tasks.recipe import MEASURED_VERSION, Recipe
-from tasks.transfer import upload
 
 EYE_DISTANCE = estimate(MEASURED_VERSION.contract, INTER_EYE_DISTANCE.name, "value")
 

@@ -25,8 +25,8 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
-from tasks.color_profile import to_srgb
-from tasks.image_format import (
+from tasks.images.color_profile import to_srgb
+from tasks.images.image_format import (
     DecodeFailure,
     Format,
     Reason,

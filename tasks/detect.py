@@ -11,10 +11,10 @@ from torch import Tensor
 
 from models.detection.mtcnn import MTCNN
 from tasks.decode import Photo
-from tasks.inference import load_for_inference
-from tasks.install import ModelVersion
+from tasks.execution.inference import load_for_inference
+from tasks.execution.transfer import upload
 from tasks.photo_faces import BOXES, LANDMARKS, SCORES, PhotoFaces
-from tasks.transfer import upload
+from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from models.spec import EMBEDDING as EMBEDDING_OUTPUT
 from models.spec import ModelSpec
-from tasks.cuda_graph import recorded
 from tasks.describe import Columns, columns, in_photos, joined
-from tasks.guard import guarded, halving
-from tasks.inference import load_for_inference
-from tasks.install import ModelVersion
+from tasks.execution.cuda_graph import recorded
+from tasks.execution.guard import guarded, halving
+from tasks.execution.inference import load_for_inference
+from tasks.execution.transfer import upload
 from tasks.photo_faces import (
     EMBEDDING,
     EMBEDDING_BESIDE,
@@ -28,7 +28,7 @@ from tasks.photo_faces import (
     of_all,
     restored_crop,
 )
-from tasks.transfer import upload
+from tasks.versioning.install import ModelVersion
 
 log = logging.getLogger("visage")
 BATCH = 32  # crops per forward: beyond it a CPU gains nothing and memory grows

@@ -5,15 +5,15 @@ from functools import partial
 
 import numpy as np
 
-from infra.catalog import obedience, people
 from infra.catalog.database import Catalog, exclusive
-from infra.catalog.neighbours import HALF_ERROR
-from infra.catalog.people import FaceVectors
-from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.catalog.identities import enforcement, people
+from infra.catalog.identities.people import FaceVectors
+from infra.catalog.search.neighbours import HALF_ERROR
+from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
-from tasks.calibration import Calibration
-from tasks.grouping import NOBODY, PEOPLE, Exemplars, Faces, Grouping, Policy, group, nearest_people
-from tasks.hubness import COHORT
+from tasks.evaluation.calibration import Calibration
+from tasks.identities.grouping import NOBODY, PEOPLE, Exemplars, Faces, Grouping, Policy, group, nearest_people
+from tasks.identities.hubness import COHORT
 from tasks.job import Job
 from tasks.search import open_index
 
@@ -56,22 +56,22 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
     policy = Policy.of(Calibration.model_validate(calibration))
     total = Grouped()
     with catalog.write() as session:
-        exclusive(session, obedience.PEOPLE)
-        obedience.carry_over(session, version_id)
+        exclusive(session, enforcement.PEOPLE)
+        enforcement.carry_over(session, version_id)
     while True:
         with catalog.write() as session:
-            exclusive(session, obedience.PEOPLE)
+            exclusive(session, enforcement.PEOPLE)
             new = people.ungrouped(session, version_id, dimension, BLOCK)
             if not len(new):
                 people.remove_empty_identities(session)
-                obedience.drop_stale_proposals(session)
+                enforcement.drop_stale_proposals(session)
                 return total
             known = _known(session, version, new, policy, settings)
             result = group(
                 _faces(new),
                 Exemplars(_faces(known), known.identities),
                 policy,
-                next_identity=obedience.next_identity_id(session),
+                next_identity=enforcement.next_identity_id(session),
                 cohort=people.representatives(session, version_id, dimension, COHORT),
                 seen_together=partial(_apart, session),
                 settled=np.array(people.settled_identities(session, np.unique(known.identities).tolist()), np.int64),
@@ -120,14 +120,14 @@ def _known(
 
 def _apart(session: people.Session, identities: np.ndarray) -> np.ndarray:
     """Pairs of identities that a photo shows side by side, or that a decision keeps apart."""
-    decided = np.array(obedience.kept_apart(session, identities.tolist()), np.int64).reshape(-1, 2)
+    decided = np.array(enforcement.kept_apart(session, identities.tolist()), np.int64).reshape(-1, 2)
     return np.concatenate([people.seen_together(session, identities.tolist()), decided])
 
 
 def _barred(session: people.Session, version_id: int, new: FaceVectors, known: FaceVectors) -> np.ndarray:
     """Pairs (face, exemplar of an identity) that must not come together."""
     speaker = dict(zip(known.identities.tolist(), known.ids.tolist(), strict=True))
-    barred = obedience.barred(session, version_id, new.ids.tolist())
+    barred = enforcement.barred(session, version_id, new.ids.tolist())
     pairs = [(face, speaker[identity]) for face, identity in barred if identity in speaker]
     return np.array(pairs, np.int64).reshape(-1, 2)
 

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 
 from infra.catalog.faces import Contract
-from infra.catalog.key_range import EVERY_KEY, KeyRange
+from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings
 from infra.storage import Store, open_store
 from models.template import Template
-from tasks.install import ModelVersion
 from tasks.recipe import Recipe
+from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ from infra.ray_room import RoomLost, await_room, check_room, watched
 from infra.settings import Settings
 from tasks.describe import Describe
 from tasks.embed import Embed, EmbedBeside
-from tasks.guard import set_time_limit
+from tasks.execution.guard import set_time_limit
+from tasks.execution.side_by_side import side_by_side, torch_threads
 from tasks.job import Job
 from tasks.photo_faces import PhotoFaces, pack, unpack
 from tasks.prepare import GROUP, Prepare
 from tasks.record import crop_writers, record
 from tasks.restore import Restore
-from tasks.side_by_side import side_by_side, torch_threads
 
 log = logs.logger()
 

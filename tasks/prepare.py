@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
+from infra.catalog.custody.erasing import ERASED, Erased
 from infra.catalog.database import Catalog
-from infra.catalog.erasing import ERASED, Erased
 from infra.catalog.images import Work, claim, pending
 from infra.patience import patient
 from infra.storage import InvalidKey, ObjectTooLarge, StoreError
@@ -19,10 +19,10 @@ from tasks.align import align_photos
 from tasks.assess import assess
 from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
-from tasks.guard import given_up, halving
+from tasks.execution.guard import given_up, halving
+from tasks.execution.time_limit import Call, Workers
+from tasks.images.perceptual_hash import perceptual_hash
 from tasks.job import Job
-from tasks.limit import Call, Workers
-from tasks.perceptual_hash import perceptual_hash
 from tasks.photo_faces import BOXES, PhotoFaces
 
 GROUP = 16  # photos that are detected together: more gains nothing on a CPU, and each costs up to 5 MB of pixels

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
-from infra.catalog.schema import ModelVersion as ModelVersionRow
+from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from tasks.align import align_faces
 from tasks.decode import DecodeFailure, DecodeLimits, Reason, decode
 from tasks.decode import Photo as Picture
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
-from tasks.inference import load_for_inference
-from tasks.install import ModelVersion, NotInstalled, champion
+from tasks.execution.inference import load_for_inference
 from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
 from tasks.recipe import installed
+from tasks.versioning.install import ModelVersion, NotInstalled, champion
 
 
 class NothingToSearch(LookupError):

@@ -25,15 +25,14 @@ from infra.catalog.faces import (
     link_duplicates,
     record_photos,
 )
-from infra.catalog.ledger import fail_contents
-from infra.catalog.runs import hold, record_failures
+from infra.catalog.work.ledger import fail_contents
+from infra.catalog.work.runs import hold, record_failures
 from infra.patience import patient
 from infra.storage import Store
 from models.spec import Attribute, Kind
 from tasks.assess import EYE_DISTANCE
-from tasks.install import ModelVersion
+from tasks.images.mark import marked_png
 from tasks.job import Job
-from tasks.mark import marked_png
 from tasks.photo_faces import (
     BOXES,
     EMBEDDING,
@@ -55,6 +54,7 @@ from tasks.photo_faces import (
     quality_parts,
 )
 from tasks.restore import judge
+from tasks.versioning.install import ModelVersion
 
 JPEG_QUALITY = 95
 WRITERS = 8

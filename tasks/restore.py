@@ -13,8 +13,9 @@ from torch import Tensor
 from models.alignment import align
 from models.quality import QUALITY_TEMPLATE, sharpness
 from models.template import Template
-from tasks.guard import guarded
-from tasks.install import ModelVersion
+from tasks.execution.guard import guarded
+from tasks.execution.restorer import Restorer
+from tasks.execution.transfer import download, upload
 from tasks.photo_faces import (
     BOXES,
     FIDELITY,
@@ -28,8 +29,7 @@ from tasks.photo_faces import (
     of_all,
     restored_crop,
 )
-from tasks.restorer import Restorer
-from tasks.transfer import download, upload
+from tasks.versioning.install import ModelVersion
 
 MIN_FIDELITY = 23.0  # dB; under it the restored face no longer shows what the photo shows (seen on shared photographs)
 

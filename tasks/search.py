@@ -15,20 +15,20 @@ import numpy as np
 from sqlalchemy import ColumnElement, Integer, bindparam, not_, select
 from sqlalchemy.orm import Session
 
+from infra.catalog.custody.encryption import is_encrypted
 from infra.catalog.database import Catalog
-from infra.catalog.encryption import is_encrypted
-from infra.catalog.filters import FaceFilter, of_identity, visible
-from infra.catalog.hnsw import HnswIndex
-from infra.catalog.neighbours import Neighbours, VectorIndex, nearest_faces
-from infra.catalog.projection import KEPT_FROM, folder_of, forget, open_projection, remove
-from infra.catalog.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity, Identity
-from infra.catalog.schema import ModelVersion as ModelVersionRow
-from infra.catalog.sealed import open_sealed
-from infra.catalog.vectors import count_vectors
-from infra.catalog.versions import serving
-from infra.catalog.views import FaceView, faces_by_id
+from infra.catalog.queries.filters import FaceFilter, of_identity, visible
+from infra.catalog.queries.views import FaceView, faces_by_id
+from infra.catalog.search.hnsw import HnswIndex
+from infra.catalog.search.neighbours import Neighbours, VectorIndex, nearest_faces
+from infra.catalog.search.projection import KEPT_FROM, folder_of, forget, open_projection, remove
+from infra.catalog.search.sealed import open_sealed
+from infra.catalog.search.vectors import count_vectors
+from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity, Identity
+from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
+from infra.catalog.versioning.versions import serving
 from infra.settings import Settings
-from tasks.calibration import Calibration
+from tasks.evaluation.calibration import Calibration
 from tasks.probe import NothingToSearch, Probed, Prober, UnreadablePhoto
 
 MOST_MATCHES = 1_000  # of one answer; more come page by page

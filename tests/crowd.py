@@ -17,8 +17,8 @@ from sqlalchemy import insert, text
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Attribute, Collection, Content, Embedding, Face, Image, ModelVersion
-from infra.catalog.vectors import create_index
+from infra.catalog.search.vectors import create_index
+from infra.catalog.tables.schema import Attribute, Collection, Content, Embedding, Face, Image, ModelVersion
 
 CONE = 0.92  # length of what all faces have in common
 AMONG, WITHIN = 0.111, 0.046  # variance among people, and of one person's faces

@@ -14,8 +14,8 @@ from infra.registry import Registry
 from infra.settings import PREFIX, Settings, load_settings
 from infra.wheels import WheelError
 from models.recognition.lightcnn import lightcnn_9
-from tasks.install import champion, install, load_network
-from tasks.register import add_checkpoint
+from tasks.versioning.install import champion, install, load_network
+from tasks.versioning.register import add_checkpoint
 
 CACHE = Path(os.environ.get("TEST_VISAGE_CACHE", "~/.cache/visage-tests")).expanduser()
 

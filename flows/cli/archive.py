@@ -18,7 +18,7 @@ def archive(
     as_json: Json = False,
 ) -> None:
     """Write a collection into one file, with people and decisions, for another Visage to take in with 'visage import'."""
-    from tasks.archive import archive as write  # noqa: PLC0415 - imports pyarrow
+    from tasks.exchange.archive import archive as write  # noqa: PLC0415 - imports pyarrow
 
     settings = load_settings()
     with closing(Catalog(settings.catalog_url)) as catalog:
@@ -43,7 +43,7 @@ def import_(
     as_json: Json = False,
 ) -> None:
     """Take in a collection from an archive: all of it or nothing. Interrupted, the same command goes on."""
-    from tasks.archive_import import import_archive  # noqa: PLC0415 - imports torch
+    from tasks.exchange.archive_import import import_archive  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
     with closing(Catalog(settings.catalog_url)) as catalog:

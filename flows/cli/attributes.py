@@ -7,8 +7,8 @@ import typer
 from flows.cli.catalog import Limit, estimate_text
 from flows.cli.output import Json, console, print_json, print_table
 from infra.catalog import collections
-from infra.catalog import opinions as question
 from infra.catalog.database import Catalog
+from infra.catalog.queries import opinions as question
 from infra.settings import load_settings
 
 

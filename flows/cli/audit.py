@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flows.cli.output import Json, console, literal, print_json, print_table
-from infra.catalog import audit as log
+from infra.catalog.custody import audit as log
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 

@@ -25,7 +25,7 @@ def run(
 ) -> None:
     """Do what is left of the upgrade that 'visage models promote' has planned, then switch queries to it."""
     from infra import prefect_server  # noqa: PLC0415 - only this command needs it
-    from tasks.upgrade import under_way  # noqa: PLC0415 - imports torch
+    from tasks.versioning.upgrade import under_way  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
     with Catalog(settings.catalog_url).read() as session:
@@ -53,8 +53,8 @@ def run(
 @app.command()
 def status(as_json: Json = False) -> None:
     """Tell how far the latest upgrade has got, how long it will take, and what the bridge between the versions loses."""
-    from tasks.bridge import describe  # noqa: PLC0415 - imports torch
-    from tasks.upgrade import progress  # noqa: PLC0415
+    from tasks.versioning.bridge import describe  # noqa: PLC0415 - imports torch
+    from tasks.versioning.upgrade import progress  # noqa: PLC0415
 
     with Catalog(load_settings().catalog_url).read() as session:
         found = progress(session)
@@ -80,8 +80,8 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search by the version to come before it is complete: faces that lack it are seen through the bridge."""
-    from tasks.bridge import describe  # noqa: PLC0415 - imports torch
-    from tasks.bridged_search import search_across  # noqa: PLC0415
+    from tasks.versioning.bridge import describe  # noqa: PLC0415 - imports torch
+    from tasks.versioning.bridged_search import search_across  # noqa: PLC0415
 
     settings = load_settings()
     with Catalog(settings.catalog_url).read() as session:

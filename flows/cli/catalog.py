@@ -5,8 +5,9 @@ from typing import Annotated
 import typer
 
 from flows.cli.output import Json, print_json, print_table
-from infra.catalog import collections, views
+from infra.catalog import collections
 from infra.catalog.database import Catalog
+from infra.catalog.queries import views
 from infra.settings import load_settings
 
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]

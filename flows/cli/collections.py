@@ -9,7 +9,7 @@ import typer
 from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog import collections as stored
 from infra.catalog.database import Catalog
-from infra.catalog.views import image_counts
+from infra.catalog.queries.views import image_counts
 from infra.settings import load_settings
 
 RetentionDays = Annotated[
@@ -40,7 +40,7 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a collection. Nothing is read until 'visage run NAME'."""
-    from tasks.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
     try:
@@ -68,7 +68,7 @@ def set_(
     as_json: Json = False,
 ) -> None:
     """Say on what grounds a collection is kept, and for how long. What is not given stays; 0 days keep for ever."""
-    from tasks.retention import set_terms  # noqa: PLC0415 - a second of imports
+    from tasks.custody.retention import set_terms  # noqa: PLC0415 - a second of imports
 
     with closing(Catalog(load_settings().catalog_url)) as catalog:
         collection = set_terms(catalog, name, retention_days, legal_basis, consent_note)
@@ -116,7 +116,7 @@ def split(
     as_json: Json = False,
 ) -> None:
     """Show where a collection is cut into parts for 'visage run NAME --part 1/PARTS', which several machines can share."""
-    from tasks.parts import split as cut  # noqa: PLC0415
+    from tasks.nights.parts import split as cut  # noqa: PLC0415
 
     settings = load_settings()
     ranges = cut(settings, Catalog(settings.catalog_url), name, parts, anew)

@@ -34,8 +34,8 @@ def curate(
         raise typer.BadParameter("name either pictures or a --collection")
     if collection is not None and (labels is None or model is not None):
         raise typer.BadParameter("a --collection wants --labels, and is compared by the version that queries use")
-    from tasks.curating import curate_collection, curate_pictures  # noqa: PLC0415 - imports torch
-    from tasks.curation_report import as_json as told  # noqa: PLC0415
+    from tasks.curation.curate import curate_collection, curate_pictures  # noqa: PLC0415 - imports torch
+    from tasks.curation.report import as_json as told  # noqa: PLC0415
 
     settings = load_settings()
     with progress() as on_progress:

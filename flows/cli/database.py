@@ -6,9 +6,9 @@ import typer
 
 from flows.cli.output import Json, console, errors, literal, print_json, print_table
 from infra.catalog.checking import check as check_catalog
-from infra.catalog.copying import copy_catalog
 from infra.catalog.database import Catalog, create_catalog_engine, revision
-from infra.catalog.vectors import index_all
+from infra.catalog.exchange.copying import copy_catalog
+from infra.catalog.search.vectors import index_all
 from infra.settings import load_settings
 
 app = typer.Typer(name="db", help="Bring the catalog's database up to date, check it, copy it.", no_args_is_help=True)

@@ -5,7 +5,7 @@ from contextlib import closing
 import typer
 
 from flows.cli.output import Json, console, errors, literal, print_json
-from infra.catalog import encryption
+from infra.catalog.custody import encryption
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 
@@ -46,7 +46,7 @@ def status(as_json: Json = False) -> None:
 
 
 def _switch(wanted: bool, as_json: bool) -> None:
-    from tasks.encryption import switch  # noqa: PLC0415 - a second of imports
+    from tasks.custody.encryption import switch  # noqa: PLC0415 - a second of imports
 
     settings = load_settings()
     count, finished = switch(settings, settings.acting, wanted)

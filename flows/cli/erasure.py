@@ -14,7 +14,7 @@ from infra.settings import Settings, load_settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from tasks.erase import Plan
+    from tasks.custody.erase import Plan
 
 SHOWN = 20  # keys and faces listed in a preview
 
@@ -37,7 +37,7 @@ def erase(
     """Show what the catalog knows of a face, a person or a photograph, and erase it everywhere. It does not come back."""
     if sum(bool(way) for way in (face, identity is not None, image, photo)) != 1:
         raise typer.BadParameter("say what to erase with exactly one of --face, --identity, --image, --photo")
-    from tasks import erase as erasing  # noqa: PLC0415 - a second of imports
+    from tasks.custody import erase as erasing  # noqa: PLC0415 - a second of imports
 
     settings = load_settings()
     with closing(Catalog(settings.catalog_url)) as catalog:
@@ -66,7 +66,7 @@ def _plan(
     photo: Path | None,
     least: float | None,
 ) -> "Plan":
-    from tasks import erase as erasing  # noqa: PLC0415
+    from tasks.custody import erase as erasing  # noqa: PLC0415
 
     if face:
         return erasing.plan_faces(session, face)
@@ -104,7 +104,7 @@ def erasures(
     limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 50, as_json: Json = False
 ) -> None:
     """List the certificates of what was erased: when, why and how many rows, nothing of whom."""
-    from tasks.erase import certificates  # noqa: PLC0415
+    from tasks.custody.erase import certificates  # noqa: PLC0415
 
     with closing(Catalog(load_settings().catalog_url)) as catalog, catalog.read() as session:
         rows = certificates(session, limit)
@@ -122,8 +122,8 @@ def retention(
     collection: Annotated[str | None, typer.Option(help="Only of this collection.")] = None, as_json: Json = False
 ) -> None:
     """Delete embeddings whose time is over, as every night does, and finish what erasures have left to do."""
-    from tasks.erase import finish  # noqa: PLC0415
-    from tasks.retention import expire  # noqa: PLC0415
+    from tasks.custody.erase import finish  # noqa: PLC0415
+    from tasks.custody.retention import expire  # noqa: PLC0415
 
     settings = load_settings()
     with closing(Catalog(settings.catalog_url)) as catalog:

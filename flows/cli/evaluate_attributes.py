@@ -10,7 +10,7 @@ from flows.cli.output import Json, console, print_json, print_table
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
-    from tasks.attribute_evaluation import AttributeEvaluation
+    from tasks.evaluation.attributes import AttributeEvaluation
 
 Labels = Annotated[
     Path,
@@ -55,7 +55,7 @@ def _plain(evaluation: "AttributeEvaluation") -> dict[str, Any]:
 
 
 def _print(evaluation: "AttributeEvaluation") -> None:
-    from tasks.attribute_metrics import ClassReport  # noqa: PLC0415
+    from tasks.evaluation.attribute_metrics import ClassReport  # noqa: PLC0415
 
     report, without = evaluation.report, len(evaluation.without_face)
     title = f"{evaluation.attribute.name} by {evaluation.model.reference} on {report.faces} faces"

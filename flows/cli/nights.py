@@ -10,16 +10,17 @@ import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from flows.cli.output import Json, console, errors, literal, print_json, print_table
-from infra.catalog import collections, views
+from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import any_image
-from infra.catalog.key_range import EVERY_KEY, KeyRange
+from infra.catalog.queries import views
+from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings, load_settings
 from infra.storage import StoreError, open_store
 
 if TYPE_CHECKING:
     from infra.prefect_server import PendingServer
-    from tasks.status import Status
+    from tasks.nights.status import Status
 
 EXIT_WITH_FAILURES = 3
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
@@ -70,7 +71,7 @@ def run(
 
 
 def _keys(collection: str, part: str | None, after_key: str | None, through_key: str | None) -> KeyRange:
-    from tasks.parts import UnusablePart, keys_of  # noqa: PLC0415
+    from tasks.nights.parts import UnusablePart, keys_of  # noqa: PLC0415
 
     if part is not None and not after_key is through_key is None:
         raise typer.BadParameter("give either --part, or --after-key and --through-key")
@@ -218,7 +219,7 @@ def failures(
 
 def status(as_json: Json = False) -> None:
     """Say in one screen whether last night was good. Exit code 3 if it was not, or did not happen."""
-    from tasks.status import status as judge  # noqa: PLC0415 - not needed by the other commands
+    from tasks.nights.status import status as judge  # noqa: PLC0415 - not needed by the other commands
 
     with Catalog(load_settings().catalog_url).read() as session:
         found = judge(session)

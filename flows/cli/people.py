@@ -11,7 +11,7 @@ from infra.catalog.database import Catalog
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
-    from tasks.decisions import Proposal
+    from tasks.identities.decisions import Proposal
 
 app = typer.Typer(name="people", help="Decide who is who. No later run overrides a decision.", no_args_is_help=True)
 Person = Annotated[int, typer.Argument(metavar="PERSON", help="A number that 'visage identities' shows.")]
@@ -95,7 +95,7 @@ def undo(
 @app.command()
 def proposals(limit: Limit = 20, as_json: Json = False) -> None:
     """List merges that the machine proposes, with the nearest pairs of faces. Accept or decline them."""
-    from tasks import decisions  # noqa: PLC0415 - a second of imports
+    from tasks.identities import decisions  # noqa: PLC0415 - a second of imports
 
     with closing(Catalog(load_settings().catalog_url)) as catalog, catalog.read() as session:
         rows = decisions.proposals(session, limit)
@@ -116,7 +116,7 @@ def history(
     as_json: Json = False,
 ) -> None:
     """List decisions, the latest first."""
-    from tasks import decisions  # noqa: PLC0415 - a second of imports
+    from tasks.identities import decisions  # noqa: PLC0415 - a second of imports
 
     with closing(Catalog(load_settings().catalog_url)) as catalog, catalog.read() as session:
         rows = decisions.history(session, limit, person)
@@ -144,8 +144,8 @@ def history(
 
 
 def _decide(as_json: bool, kind: str, *arguments: object) -> None:
-    """Let the function of `tasks.decisions` decide that is called so."""
-    from tasks import decisions  # noqa: PLC0415 - a second of imports
+    """Let the function of `tasks.identities.decisions` decide that is called so."""
+    from tasks.identities import decisions  # noqa: PLC0415 - a second of imports
 
     what: Callable[..., decisions.Decided] = getattr(decisions, kind)
     settings = load_settings()

@@ -8,13 +8,14 @@ import typer
 
 from flows.cli.catalog import estimate_text
 from flows.cli.output import Json, console, print_json, print_table
-from infra.catalog import collections, questions
+from infra.catalog import collections
 from infra.catalog.database import Catalog
+from infra.catalog.queries import questions
 from infra.settings import load_settings
 
 
 class Shape(StrEnum):
-    """What an export looks like (tasks.exports.Format, which is slow to import)."""
+    """What an export looks like (tasks.exchange.exports.Format, which is slow to import)."""
 
     PARQUET = "parquet"
     CSV = "csv"
@@ -100,8 +101,8 @@ def export(
     as_json: Json = False,
 ) -> None:
     """Write faces and what is known of them into files. An erasure removes the folder if the person may be in it."""
-    from tasks.exports import Format  # noqa: PLC0415 - imports pyarrow
-    from tasks.exports import export as write  # noqa: PLC0415
+    from tasks.exchange.exports import Format  # noqa: PLC0415 - imports pyarrow
+    from tasks.exchange.exports import export as write  # noqa: PLC0415
 
     settings = load_settings()
     catalog = Catalog(settings.catalog_url)

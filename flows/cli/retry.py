@@ -16,7 +16,7 @@ def retry(
     as_json: Json = False,
 ) -> None:
     """Let the next run take up failed images that may succeed now; says which would only fail again, and why."""
-    from tasks import retry as again  # noqa: PLC0415 - imports what reads pictures
+    from tasks.nights import retry as again  # noqa: PLC0415 - imports what reads pictures
 
     catalog = Catalog(load_settings().catalog_url)
     with catalog.read() as session:

@@ -44,7 +44,7 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a schedule. It runs while 'visage serve-schedules' does."""
-    from tasks.schedules import UnusableSchedule, add_schedule  # noqa: PLC0415
+    from tasks.nights.schedules import UnusableSchedule, add_schedule  # noqa: PLC0415
 
     if name in WORDS:
         raise typer.BadParameter(f"{name!r} is what 'visage schedule {name}' means", param_hint="NAME")
@@ -63,7 +63,7 @@ def add(
 @app.command("list")
 def list_(as_json: Json = False) -> None:
     """List the schedules, with the time that each has dealt with last and its next."""
-    from tasks.schedules import list_schedules  # noqa: PLC0415
+    from tasks.nights.schedules import list_schedules  # noqa: PLC0415
 
     with closing(Catalog(load_settings().catalog_url)) as catalog:
         rows = list_schedules(catalog)
@@ -81,7 +81,7 @@ def list_(as_json: Json = False) -> None:
 @app.command()
 def pause(name: NAME, as_json: Json = False) -> None:
     """Let a schedule rest."""
-    from tasks.schedules import pause_schedule  # noqa: PLC0415
+    from tasks.nights.schedules import pause_schedule  # noqa: PLC0415
 
     with closing(Catalog(load_settings().catalog_url)) as catalog:
         pause_schedule(catalog, name)
@@ -91,7 +91,7 @@ def pause(name: NAME, as_json: Json = False) -> None:
 @app.command()
 def resume(name: NAME, as_json: Json = False) -> None:
     """Let a paused schedule go on; what would have run meanwhile is not made up for."""
-    from tasks.schedules import resume_schedule  # noqa: PLC0415
+    from tasks.nights.schedules import resume_schedule  # noqa: PLC0415
 
     with closing(Catalog(load_settings().catalog_url)) as catalog:
         resume_schedule(catalog, name)
@@ -101,7 +101,7 @@ def resume(name: NAME, as_json: Json = False) -> None:
 @app.command()
 def remove(name: NAME, as_json: Json = False) -> None:
     """Remove a schedule; its runs stay in the catalog."""
-    from tasks.schedules import remove_schedule  # noqa: PLC0415
+    from tasks.nights.schedules import remove_schedule  # noqa: PLC0415
 
     with closing(Catalog(load_settings().catalog_url)) as catalog:
         remove_schedule(catalog, name)

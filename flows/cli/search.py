@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.output import Json, console, literal, print_json, print_table
-from infra.catalog import audit
+from infra.catalog.custody import audit
 from infra.catalog.database import Catalog
-from infra.catalog.filters import AttributeFilter, FaceFilter
+from infra.catalog.queries.filters import AttributeFilter, FaceFilter
 from infra.settings import load_settings
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 
 from flows.cli.output import Json, console, literal, print_json, print_table
-from infra.catalog import tokens
 from infra.catalog.database import Catalog
+from infra.catalog.service import tokens
 from infra.settings import load_settings
 
 app = typer.Typer(name="tokens", help="Make, list and revoke tokens for the web service.", no_args_is_help=True)

@@ -12,7 +12,7 @@ from flows.cli.output import Json, console, print_json, print_table
 from flows.cli.train import run_training, validated
 
 if TYPE_CHECKING:
-    from tasks.attribute_evaluation import AttributeEvaluation
+    from tasks.evaluation.attributes import AttributeEvaluation
     from tasks.training.attributes.train import Trained
 
 
@@ -52,7 +52,7 @@ def attributes(
     from tasks.training.attributes.options import AttributeOptions  # noqa: PLC0415 - imports torch
 
     options = validated(AttributeOptions, {**chosen, "leave_out": leave_out or ()})
-    from tasks.attribute_metrics import ClassReport  # noqa: PLC0415
+    from tasks.evaluation.attribute_metrics import ClassReport  # noqa: PLC0415
     from tasks.training.attributes.train import plan  # noqa: PLC0415
 
     trained, comparison = run_training("train_attributes", plan, images, labels, options)

@@ -11,8 +11,8 @@ from fastapi.security import HTTPBearer
 
 from flows.service.problems import Problem
 from flows.service.state import Service, service_of
-from infra.catalog import tokens
-from infra.catalog.tokens import Role
+from infra.catalog.service import tokens
+from infra.catalog.service.tokens import Role
 
 COOKIE = "visage_session"
 CSRF_HEADER = "X-CSRF-Token"

@@ -39,7 +39,7 @@ from flows.service.dto import (
     UpgradeOut,
 )
 from flows.service.orders import CollectionIn, ErasureIn, ErasureOrder, FacesIn, OtherIn, PairIn, RetryIn, ScheduleIn
-from tasks.fairness import FairnessReport
+from tasks.evaluation.fairness import FairnessReport
 
 Answer = TypeVar("Answer")
 Listed = TypeVar("Listed", bound=BaseModel)

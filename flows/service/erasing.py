@@ -13,9 +13,10 @@ from flows.service.orders import ErasureIn, ErasureOrder
 from flows.service.problems import Problem, not_found
 from flows.service.searching import probe
 from flows.service.state import Service
-from infra.catalog import audit, photographs
-from tasks import erase
-from tasks.erase import Plan
+from infra.catalog.custody import audit
+from infra.catalog.queries import photographs
+from tasks.custody import erase
+from tasks.custody.erase import Plan
 
 WORD = "erase"
 

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from flows.service.access import SAFE, identify
 from flows.service.problems import Problem
 from flows.service.state import Service, service_of
-from infra.catalog import idempotency
+from infra.catalog.service import idempotency
 
 HEADER = "Idempotency-Key"
 KEY = re.compile(r"[\x21-\x7e]{1,200}")

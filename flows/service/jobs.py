@@ -15,10 +15,10 @@ from contextlib import contextmanager
 from typing import IO, Any
 
 from flows.service.state import Service
-from infra.catalog import jobs
-from infra.catalog.heartbeat import repeating
-from infra.catalog.runs import HEARTBEAT_SECONDS
-from infra.catalog.service_tables import Job, JobStatus
+from infra.catalog.service import jobs
+from infra.catalog.tables.service import Job, JobStatus
+from infra.catalog.work.heartbeat import repeating
+from infra.catalog.work.runs import HEARTBEAT_SECONDS
 from infra.settings import environment
 
 DONE = (0, 3)  # 3: done, but some images stand as failed

@@ -11,15 +11,15 @@ from starlette.requests import ClientDisconnect
 
 from infra.catalog.collections import CollectionExists, UnknownCollection
 from infra.catalog.database import CatalogTooNew
-from infra.catalog.decisions import DecisionError, UnknownSubject
 from infra.catalog.faults import CatalogUnavailable, CatalogUnreachable
-from infra.catalog.jobs import JobRunning
-from infra.catalog.language import InvalidQuestion
-from infra.catalog.runs import RunInProgress
-from infra.catalog.schedules import ScheduleExists, UnknownSchedule
+from infra.catalog.identities.decisions import DecisionError, UnknownSubject
+from infra.catalog.queries.language import InvalidQuestion
+from infra.catalog.service.jobs import JobRunning
+from infra.catalog.work.runs import RunInProgress
+from infra.catalog.work.schedules import ScheduleExists, UnknownSchedule
 from infra.evaluations import UnknownEvaluation
 from infra.storage import ObjectMissing, StoreError
-from tasks.schedules import UnusableSchedule
+from tasks.nights.schedules import UnusableSchedule
 
 MEDIA_TYPE = "application/problem+json"
 API = "/api/"

@@ -9,8 +9,8 @@ from flows.service.access import Principal
 from flows.service.dto import AnswerOut, MatchOut
 from flows.service.problems import RETRY_SECONDS, UNAVAILABLE, Problem
 from flows.service.state import PROBES, Service
-from infra.catalog import audit
-from infra.catalog.schema import ModelVersion
+from infra.catalog.custody import audit
+from infra.catalog.tables.schema import ModelVersion
 from tasks.search import Answer, Photo, Query, search_faces, search_probed, serving_version
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ from anyio import CapacityLimiter
 from fastapi import Request
 
 from flows.service.limits import Limiter, Rates
-from infra.catalog import tokens
 from infra.catalog.database import Catalog
-from infra.catalog.schema import ModelVersion
+from infra.catalog.service import tokens
+from infra.catalog.tables.schema import ModelVersion
 from infra.evaluations import Evaluations
 from infra.registry import Registry
 from infra.settings import Settings

@@ -6,12 +6,12 @@ import numpy as np
 from sqlalchemy import LargeBinary, func, or_, select, text, type_coerce
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog import encryption
-from infra.catalog.copying import tables
+from infra.catalog.custody import encryption
 from infra.catalog.database import Catalog, revision
-from infra.catalog.people_tables import Person
-from infra.catalog.schema import UNIT_TOLERANCE, Embedding, ModelVersion
-from infra.catalog.vectors import CHUNK, count_vectors, has_index
+from infra.catalog.exchange.copying import tables
+from infra.catalog.search.vectors import CHUNK, count_vectors, has_index
+from infra.catalog.tables.people import Person
+from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, ModelVersion
 
 SHOWN = 5  # faces that a problem names
 

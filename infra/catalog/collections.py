@@ -4,7 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import exclusive
-from infra.catalog.schema import Collection
+from infra.catalog.tables.schema import Collection
 
 MOST_DAYS = 36_500  # that embeddings may be kept for: a hundred years, and no date that calendars do not know
 

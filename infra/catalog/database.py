@@ -11,15 +11,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
-from infra.catalog import (  # noqa: F401 - tables enter Base's
-    custody_tables,
-    encryption,
-    people_tables,
-    service_tables,
-    upgrade_tables,
-)
+from infra.catalog.custody import encryption
 from infra.catalog.faults import CatalogUnreachable, explain
-from infra.catalog.schema import Base
+from infra.catalog.tables import custody, people, service, upgrades  # noqa: F401 - tables enter Base's
+from infra.catalog.tables.schema import Base
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -126,7 +121,8 @@ def upgrade(engine: Engine) -> None:
     """
     from alembic import command  # noqa: PLC0415 - slow to import, needed once
 
-    from infra.catalog import vectors, waiting  # noqa: PLC0415 - the first builds on this module
+    from infra.catalog.identities import waiting  # noqa: PLC0415 - the first builds on this module
+    from infra.catalog.search import vectors  # noqa: PLC0415 - the first builds on this module
 
     config, script = _migrations()
     with engine.connect().execution_options(read_only=True) as connection:  # no writer has to be waited for

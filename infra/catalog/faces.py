@@ -8,10 +8,10 @@ import numpy as np
 from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from infra.catalog import succession
 from infra.catalog.database import table_of, upsert
-from infra.catalog.runs import resolve_failures
-from infra.catalog.schema import (
+from infra.catalog.identities import inheritance
+from infra.catalog.search.vectors import put_embeddings
+from infra.catalog.tables.schema import (
     Attribute,
     Content,
     ContentStatus,
@@ -20,7 +20,7 @@ from infra.catalog.schema import (
     ImageStatus,
     Restoration,
 )
-from infra.catalog.vectors import put_embeddings
+from infra.catalog.work.runs import resolve_failures
 
 
 @dataclass(frozen=True)
@@ -113,12 +113,12 @@ def record_photos(session: Session, run_id: int, contract: Contract, photos: Seq
     if not photos:
         return
     contents = [photo.content_id for photo in photos]
-    before = succession.known(session, contents)
+    before = inheritance.known(session, contents)
     _write_faces(session, contract, photos)
     ids = _face_ids(session, contract, photos)
     faces = {ids[photo.content_id, ordinal]: face for photo in photos for ordinal, face in enumerate(photo.faces)}
     if before.faces:
-        succession.hand_over(session, before, faces)
+        inheritance.hand_over(session, before, faces)
         _drop_outdated(session, contract, photos)
     _write_derived(session, contract, faces)
     done: dict[str, Any] = {"status": ContentStatus.DONE.value, "recipe": contract.recipe}

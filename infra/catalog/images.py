@@ -9,8 +9,8 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import upsert
-from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.schema import Content, ContentStatus, Face, Failure, Image, ImageStatus, Run, RunStatus, now
+from infra.catalog.tables.schema import Content, ContentStatus, Face, Failure, Image, ImageStatus, Run, RunStatus, now
+from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 
 CHUNK = 10_000  # ids in one statement
 
@@ -63,7 +63,7 @@ def known(session: Session, collection_id: int, keys: KeyRange = EVERY_KEY, page
 
 
 def put_pending(session: Session, collection_id: int, listed: Iterable[Listed]) -> None:
-    """Take in new objects, and changed ones anew; these remember the content whose faces they have shown (`succession`)."""
+    """Take in new objects, and changed ones anew; these remember the content whose faces they have shown (`inheritance.py`)."""
     listed, since = list(listed), now()
     if not listed:
         return

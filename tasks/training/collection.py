@@ -12,9 +12,9 @@ import numpy as np
 
 from infra.settings import Settings
 from models.template import Template
-from tasks.evaluation import GROUP, FaceFinder, read_images
-from tasks.install import ModelVersion
+from tasks.evaluation.recognition import GROUP, FaceFinder, read_images
 from tasks.photo_faces import crop
+from tasks.versioning.install import ModelVersion
 
 COLUMNS = ("image", "identity")
 CROPS, FACES = "crops.npy", "faces.json"

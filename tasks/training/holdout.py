@@ -13,7 +13,7 @@ from torch import nn
 from models.resolution import shrunk
 from models.spec import ModelSpec
 from tasks.embed import embed
-from tasks.verification import evaluate
+from tasks.evaluation.verification import evaluate
 
 SIDES = (16, 24, 32)  # px that crops are shrunk to; beside them they are judged as they are
 FOLDS = 5

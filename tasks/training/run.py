@@ -18,8 +18,8 @@ from infra.registry import CHALLENGER, Registry
 from infra.settings import Settings
 from infra.tracking import Run, track
 from models.spec import ModelSpec
-from tasks.install import Installed, register
 from tasks.training.loop import PROGRESS, STATE
+from tasks.versioning.install import Installed, register
 
 FOLDER, TRACKING_RUN, WATCH_SECONDS = "training", "tracking_run", 1.0
 EXPERIMENT = "training"

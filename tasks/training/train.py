@@ -20,7 +20,6 @@ from infra.tracking import Run
 from models import table
 from models.lora import SUFFIX
 from models.spec import ModelSpec, Role
-from tasks.install import Installed, ModelVersion
 from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.collection import Labelled, find_faces, read_collection
@@ -29,6 +28,7 @@ from tasks.training.loop import RECIPE
 from tasks.training.options import TrainingOptions
 from tasks.training.run import FOLDER, Progress
 from tasks.training.worker import Job, work
+from tasks.versioning.install import Installed, ModelVersion
 
 
 class NotAdaptable(ValueError):

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from models.spec import EMBEDDING, ModelSpec
 from models.table import MODELS
-from tasks.side_by_side import torch_threads
+from tasks.execution.side_by_side import torch_threads
 from tests.benchmarks import machine
 from tests.models.attributes.golden import empty_checkpoint
 from tests.reference import seeded

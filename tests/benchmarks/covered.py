@@ -31,8 +31,8 @@ from models.spec import Role
 from models.vocabulary import EXPRESSION
 from tasks.describe import describe_crops
 from tasks.detect import Decoded
-from tasks.evaluation import GROUP, FaceFinder, read_images, template_of
-from tasks.inference import load_for_inference
+from tasks.evaluation.recognition import GROUP, FaceFinder, read_images, template_of
+from tasks.execution.inference import load_for_inference
 from tasks.photo_faces import LANDMARKS, PORTRAIT, crop, estimate
 from tasks.recipe import version_for
 from tests.coverings import COVERINGS, cover

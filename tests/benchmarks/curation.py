@@ -24,9 +24,9 @@ from PIL import Image
 
 from infra.settings import load_settings
 from models.spec import Role
-from tasks.curation import Round, Verdict
-from tasks.curation_input import Studied, study_pictures
-from tasks.curation_report import Curated, curate_studied, write
+from tasks.curation.labelled import Studied, study_pictures
+from tasks.curation.proposals import Round, Verdict
+from tasks.curation.report import Curated, curate_studied, write
 from tasks.recipe import version_for
 from tasks.training.collection import Labelled
 from tests.reference import shared

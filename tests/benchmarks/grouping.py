@@ -28,17 +28,17 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from sqlalchemy import update
 
 from infra.catalog.database import Catalog
-from infra.catalog.schema import ModelVersion
+from infra.catalog.tables.schema import ModelVersion
 from infra.settings import Settings, load_settings
 from models.alignment import align
 from models.detection.mtcnn import MTCNN
-from tasks.calibration import Calibration, Thresholds, fit
+from tasks.evaluation.calibration import Calibration, Thresholds, fit
+from tasks.evaluation.grouping import NIGHTS, ORDERS, People, near_twins
+from tasks.evaluation.verification import pair_similarities, read_pairs
 from tasks.group import group_version
-from tasks.grouping import BCubed, Exemplars, Faces, Policy, bcubed, exact_neighbours, group
-from tasks.grouping_evaluation import NIGHTS, ORDERS, People, near_twins
-from tasks.install import champion, load_network
+from tasks.identities.grouping import BCubed, Exemplars, Faces, Policy, bcubed, exact_neighbours, group
 from tasks.search import open_index
-from tasks.verification import pair_similarities, read_pairs
+from tasks.versioning.install import champion, load_network
 from tests.crowd import EMBEDDER, enter, fill, people_of, vectors
 from tests.reference import shared
 

@@ -33,7 +33,7 @@ from flows import night as steps
 from flows.night import Night, night
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known, pending_pages
-from infra.catalog.schema import ImageStatus
+from infra.catalog.tables.schema import ImageStatus
 from infra.settings import Settings
 from infra.storage.base import Entry, Page
 from tasks.discover import merge

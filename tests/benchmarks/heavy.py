@@ -22,10 +22,11 @@ import torch
 
 from infra.ray_cluster import device
 from infra.settings import Settings
-from tasks import embed, restorer
-from tasks.inference import load_for_inference
-from tasks.install import find_version
-from tasks.register import add_checkpoint
+from tasks import embed
+from tasks.execution import restorer
+from tasks.execution.inference import load_for_inference
+from tasks.versioning.install import find_version
+from tasks.versioning.register import add_checkpoint
 from tests.benchmarks import machine, photo_sets
 from tests.benchmarks.progress import say
 from tests.benchmarks.workplace import make_home, run, workplace

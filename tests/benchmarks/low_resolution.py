@@ -28,11 +28,11 @@ from models.resolution import shrunk
 from models.spec import Role
 from tasks.detect import Decoded
 from tasks.embed import embed
-from tasks.evaluation import GROUP, FaceFinder, read_images, template_of
-from tasks.install import ModelVersion, load_network
+from tasks.evaluation.recognition import GROUP, FaceFinder, read_images, template_of
+from tasks.evaluation.verification import Pairs, VerificationReport, evaluate, pair_similarities, read_pairs
 from tasks.photo_faces import crop
 from tasks.recipe import version_for
-from tasks.verification import Pairs, VerificationReport, evaluate, pair_similarities, read_pairs
+from tasks.versioning.install import ModelVersion, load_network
 from tests.reference import shared
 
 SIDES = (16, 24, 32, None)

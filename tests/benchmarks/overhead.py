@@ -8,8 +8,8 @@ import torch
 
 from flows.night import discover_images, night
 from infra.settings import Settings
+from tasks.evaluation.stage_limits import Forward, Stages, forwards, loading_seconds
 from tasks.job import Job
-from tasks.limits import Forward, Stages, forwards, loading_seconds
 from tasks.pipeline import thread_count
 from tests.benchmarks import photo_sets
 from tests.benchmarks.progress import say

@@ -28,12 +28,12 @@ from tasks.align import align_faces
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
-from tasks.evaluation import read_images
-from tasks.inference import load_for_inference
+from tasks.evaluation.recognition import read_images
+from tasks.evaluation.stage_limits import loading_seconds
+from tasks.evaluation.verification import evaluate, pair_similarities, read_pairs
+from tasks.execution.inference import load_for_inference
 from tasks.job import Job
-from tasks.limits import loading_seconds
 from tasks.photo_faces import PhotoFaces, crop
-from tasks.verification import evaluate, pair_similarities, read_pairs
 from tests.benchmarks import photo_sets
 from tests.benchmarks.overhead import prepare_forwards
 from tests.benchmarks.progress import say

@@ -16,12 +16,12 @@ from time import perf_counter
 
 from sqlalchemy.orm import Session
 
-from infra.catalog import views
 from infra.catalog.database import Catalog
-from infra.catalog.photographs import PhotoFilter, photographs
-from infra.catalog.portable import CARRIED, Selection
-from infra.catalog.portraits import people
-from infra.catalog.questions import ask, count_by
+from infra.catalog.exchange.portable import CARRIED, Selection
+from infra.catalog.identities.portraits import people
+from infra.catalog.queries import views
+from infra.catalog.queries.photographs import PhotoFilter, photographs
+from infra.catalog.queries.questions import ask, count_by
 from tests.benchmarks import machine
 from tests.benchmarks.progress import say
 from tests.benchmarks.table import seconds

@@ -28,8 +28,8 @@ import torch
 from infra.allocator import keep_freed_memory
 from models.table import MODELS
 from tasks.embed import embed
-from tasks.inference import for_inference, has_bfloat16
-from tasks.side_by_side import torch_threads
+from tasks.execution.inference import for_inference, has_bfloat16
+from tasks.execution.side_by_side import torch_threads
 from tests.benchmarks import machine
 from tests.models.recognition.weights import WEIGHTS
 from tests.reference import seeded

@@ -28,7 +28,7 @@ from models.restoration.dfdnet import ENTRIES, DFDNet
 from models.restoration.real_esrgan import RealEsrgan
 from models.restoration.restoreformer import Architecture, RestoreFormer
 from models.template import LandmarkTemplate
-from tasks.restorer import Restorer, forward
+from tasks.execution.restorer import Restorer, forward
 
 SMALL = Architecture((32, 64, 128), 1, 128, 512)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {

@@ -24,11 +24,11 @@ import numpy as np
 import psutil
 from sqlalchemy import func, select, text
 
-from infra.catalog import projection
 from infra.catalog.database import Catalog
-from infra.catalog.filters import FaceFilter
-from infra.catalog.schema import Embedding
-from infra.catalog.vectors import create_index, index_name
+from infra.catalog.queries.filters import FaceFilter
+from infra.catalog.search import projection
+from infra.catalog.search.vectors import create_index, index_name
+from infra.catalog.tables.schema import Embedding
 from infra.settings import Settings
 from tasks.search import Query, open_index, search_faces, serving_version
 from tests import crowd

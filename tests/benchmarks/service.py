@@ -22,7 +22,7 @@ from sqlalchemy.orm import Session
 from flows.service import paging
 from flows.service.limits import Rate, Rates
 from infra.catalog.database import Catalog
-from infra.catalog.schema import (
+from infra.catalog.tables.schema import (
     Collection,
     Content,
     Embedding,

@@ -19,7 +19,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.settings import PREFIX, Settings
 from infra.storage.base import LITTER
-from tasks.install import install
+from tasks.versioning.install import install
 from tests.weights import CACHE
 
 COLLECTION = "benchmark"

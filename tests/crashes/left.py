@@ -9,7 +9,7 @@ from sqlalchemy import func, select
 
 from infra.catalog.database import Catalog
 from infra.catalog.faces import crop_keys
-from infra.catalog.schema import (
+from infra.catalog.tables.schema import (
     Attribute,
     Content,
     Embedding,

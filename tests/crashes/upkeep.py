@@ -9,7 +9,7 @@ from typing import Any
 from infra.catalog.database import Catalog
 from infra.registry import CHAMPION, Registry
 from models import table
-from tasks.install import champion, install, load_network
+from tasks.versioning.install import champion, install, load_network
 from tests.crashes.zygote import Zygote
 from tests.tasks.tiny_models import left_in, tiny_table
 

@@ -15,9 +15,11 @@ from sqlalchemy import func, select, update
 from flows import night as steps
 from flows.backfill import run_backfill
 from flows.night import Night, night
-from infra.catalog import collections, retention, upgrades
+from infra.catalog import collections
+from infra.catalog.custody import retention
 from infra.catalog.database import Catalog
-from infra.catalog.schema import (
+from infra.catalog.search.vectors import journal_position, vectors_of
+from infra.catalog.tables.schema import (
     Collection,
     Embedding,
     EmbeddingChange,
@@ -27,19 +29,20 @@ from infra.catalog.schema import (
     Image,
     ModelVersion,
 )
-from infra.catalog.upgrade_tables import Upgrade
-from infra.catalog.vectors import journal_position, vectors_of
-from infra.catalog.versions import serving
+from infra.catalog.tables.upgrades import Upgrade
+from infra.catalog.versioning import upgrades
+from infra.catalog.versioning.versions import serving
 from infra.registry import CHAMPION, Registry
 from infra.settings import PREFIX, Settings, load_settings
 from infra.storage.base import LITTER
 from infra.tracking import track
-from tasks import decisions, upgrade
-from tasks.backfill import Embedder, rest_seconds
-from tasks.install import ModelVersion as Version
-from tasks.install import find_version
+from tasks.evaluation.verification import evaluate
+from tasks.identities import decisions
 from tasks.search import search_photo
-from tasks.verification import evaluate
+from tasks.versioning import upgrade
+from tasks.versioning.backfill import Embedder, rest_seconds
+from tasks.versioning.install import ModelVersion as Version
+from tasks.versioning.install import find_version
 from tests.archive import calibration
 from tests.command import visage
 from tests.pairs import few_pairs, pictures

@@ -16,9 +16,9 @@ import typer
 from sqlalchemy import func, select
 
 from flows.cli.app import app
-from infra.catalog import views
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Image, Run
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import Image, Run
 from infra.settings import PREFIX, Settings
 from tests.archive import BROKEN
 from tests.command import Ended, visage

@@ -8,11 +8,11 @@ import pytest
 from sqlalchemy import select
 
 from infra.catalog.database import Catalog
-from infra.catalog.schema import ModelVersion
+from infra.catalog.tables.schema import ModelVersion
 from infra.mlflow_client import connect
 from infra.ray_cluster import device
 from infra.settings import Settings
-from tasks import timing
+from tasks.evaluation import timing
 from tests.command import visage
 from tests.pairs import few_pairs, pictures
 

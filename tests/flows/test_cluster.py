@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import func, select
 
-from infra.catalog import collections, views
+from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Face, Image, Restoration, Run, RunStatus
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import Face, Image, Restoration, Run, RunStatus
 from infra.settings import PREFIX
 from infra.storage import S3, S3Options
 from infra.storage.base import LITTER

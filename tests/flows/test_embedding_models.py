@@ -11,15 +11,15 @@ from flows import night as steps
 from flows.night import Night, night
 from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Embedding, ModelVersion
-from infra.catalog.versions import serving
+from infra.catalog.tables.schema import Embedding, ModelVersion
+from infra.catalog.versioning.versions import serving
 from infra.registry import CHAMPION, Registry
 from infra.settings import Settings
 from infra.storage.base import LITTER
 from models.recognition.lightcnn import lightcnn_9
-from tasks.install import find_version
-from tasks.register import add_checkpoint
 from tasks.search import search_photo
+from tasks.versioning.install import find_version
+from tasks.versioning.register import add_checkpoint
 from tests.portraits import small_collection
 
 

@@ -14,10 +14,11 @@ from sqlalchemy import select
 
 from flows import night as steps
 from flows.night import Night, night
-from infra.catalog import collections, views
+from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.faults import CatalogUnreachable
-from infra.catalog.schema import Image, Run
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import Image, Run
 from infra.settings import Settings
 from infra.storage import S3, AccessDenied, Folder, S3Options, StoreError, StoreFull, StoreMissing
 from infra.storage.base import LITTER

@@ -12,7 +12,7 @@ from flows import night as steps
 from flows.night import night
 from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Attribute, Content, Embedding, Face, Image, Restoration
+from infra.catalog.tables.schema import Attribute, Content, Embedding, Face, Image, Restoration
 from infra.settings import Settings
 from infra.storage.base import LITTER
 from tests.portraits import jpeg, mirrored, small_collection

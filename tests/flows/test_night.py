@@ -17,9 +17,10 @@ from sqlalchemy import func, select
 
 from flows import night as steps
 from flows.night import Night, night
-from infra.catalog import collections, views
+from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.schema import (
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import (
     Attribute,
     Content,
     Embedding,
@@ -33,10 +34,10 @@ from infra.catalog.schema import (
 from infra.settings import Settings
 from infra.storage import open_store
 from infra.storage.base import LITTER
-from tasks import decisions
-from tasks.install import NotInstalled
+from tasks.identities import decisions
+from tasks.nights.status import status
 from tasks.recipe import MEASURED_VERSION
-from tasks.status import status
+from tasks.versioning.install import NotInstalled
 from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait, small_collection

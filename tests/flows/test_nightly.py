@@ -19,7 +19,7 @@ from infra import prefect_server
 from infra.catalog import collections
 from infra.catalog.collections import UnknownCollection
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Embedding, Run
+from infra.catalog.tables.schema import Embedding, Run
 from infra.mlflow_client import connect
 from infra.settings import PREFIX, Settings, load_settings
 from infra.storage.base import LITTER

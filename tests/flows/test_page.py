@@ -13,10 +13,11 @@ import pytest
 from PIL import Image as PillowImage
 
 from flows.page import write_page
-from infra.catalog import collections, views
+from infra.catalog import collections
 from infra.catalog.collections import UnknownCollection
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Run, RunStatus
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import Run, RunStatus
 from infra.settings import PREFIX, Settings
 
 

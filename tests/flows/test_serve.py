@@ -20,11 +20,11 @@ from sqlalchemy import select, update
 from infra import prefect_server
 from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.schedules import by_name
-from infra.catalog.schema import Run, RunStatus, Schedule
+from infra.catalog.tables.schema import Run, RunStatus, Schedule
+from infra.catalog.work.schedules import by_name
 from infra.settings import PREFIX, Settings, load_settings
 from infra.storage.base import LITTER
-from tasks.schedules import add_schedule, due, pause_schedule
+from tasks.nights.schedules import add_schedule, due, pause_schedule
 from tests.command import visage
 from tests.full_postgresql import full_postgresql
 from tests.portraits import jpeg, portrait

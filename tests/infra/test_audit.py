@@ -7,8 +7,8 @@ import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import DatabaseError
 
-from infra.catalog import audit
-from infra.catalog.audit import LogBroken
+from infra.catalog.custody import audit
+from infra.catalog.custody.audit import LogBroken
 from infra.catalog.database import Catalog
 
 

@@ -6,10 +6,10 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from infra.catalog.backfill_claims import LEASE, claim, count_workers, release, this_process
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Content, now
-from infra.catalog.upgrade_tables import BackfillClaim, Upgrade
+from infra.catalog.tables.schema import Content, now
+from infra.catalog.tables.upgrades import BackfillClaim, Upgrade
+from infra.catalog.versioning.backfill_claims import LEASE, claim, count_workers, release, this_process
 from tests.made_up import VERSIONS, Crowd
 
 ELSEWHERE = "another machine:1:1.0"

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select, text
 
-from infra.catalog import collections, images, ledger, runs, versions, views
+from infra.catalog import collections, images
 from infra.catalog.database import Catalog
 from infra.catalog.faces import AttributeRecord, Contract, FaceRecord, PhotoRecord, record_photos
-from infra.catalog.runs import FailureRecord
-from infra.catalog.schema import (
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import (
     Attribute,
     Base,
     Content,
@@ -29,6 +29,9 @@ from infra.catalog.schema import (
     Run,
     RunStatus,
 )
+from infra.catalog.versioning import versions
+from infra.catalog.work import ledger, runs
+from infra.catalog.work.runs import FailureRecord
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -241,7 +244,7 @@ def test_pages_cover_every_pending_image_once(catalog: Catalog) -> None:
 def test_a_run_whose_process_is_gone_is_closed_as_crashed(catalog: Catalog) -> None:
     collection_id = a_collection(catalog)
     script = (
-        "import sys; from infra.catalog.database import Catalog; from infra.catalog.runs import open_run\n"
+        "import sys; from infra.catalog.database import Catalog; from infra.catalog.work.runs import open_run\n"
         f"with Catalog({catalog.url!r}).write() as s: print(open_run(s, {collection_id}, 'recipe').id)"
     )
     dead = int(subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout)

@@ -11,7 +11,7 @@ from sqlalchemy import func, select, text
 from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.faults import CatalogFull, CatalogUnavailable, NumberTooLarge
-from infra.catalog.schema import Collection, Image
+from infra.catalog.tables.schema import Collection, Image
 from infra.patience import patient
 from tests.crashes.postgresql import Server
 

@@ -10,15 +10,17 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select, text, update
 
-from infra.catalog import collections, copying, vectors
+from infra.catalog import collections
 from infra.catalog.checking import check
-from infra.catalog.copying import CopyDiffers, CopyRefused, copy_catalog
 from infra.catalog.database import Catalog, CatalogUnfinished
+from infra.catalog.exchange import copying
+from infra.catalog.exchange.copying import CopyDiffers, CopyRefused, copy_catalog
 from infra.catalog.images import put_pending
-from infra.catalog.photographs import PhotoFilter, photographs
-from infra.catalog.schema import Collection, Content, Embedding, Face, Image, Run
-from infra.catalog.service_tables import IdempotencyKey
-from infra.catalog.vectors import put_embeddings
+from infra.catalog.queries.photographs import PhotoFilter, photographs
+from infra.catalog.search import vectors
+from infra.catalog.search.vectors import put_embeddings
+from infra.catalog.tables.schema import Collection, Content, Embedding, Face, Image, Run
+from infra.catalog.tables.service import IdempotencyKey
 from tests.catalogs import PostgreSQL
 from tests.command import visage
 from tests.infra.test_catalog import a_collection, a_run, listed, model_versions, process_all

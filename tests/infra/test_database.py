@@ -8,7 +8,7 @@ from sqlalchemy import inspect, select, text
 
 from infra.catalog import collections
 from infra.catalog.database import Catalog, CatalogTooNew, CatalogUnreachable
-from infra.catalog.schema import Base, Collection
+from infra.catalog.tables.schema import Base, Collection
 from tests.catalogs import PostgreSQL
 from tests.command import visage
 

@@ -9,8 +9,8 @@ from sqlalchemy import select
 
 from infra.catalog.collections import UnknownCollection
 from infra.catalog.database import Catalog
-from infra.catalog.filters import AttributeFilter, FaceFilter, InvalidFilter, visible
-from infra.catalog.schema import Face, Image
+from infra.catalog.queries.filters import AttributeFilter, FaceFilter, InvalidFilter, visible
+from infra.catalog.tables.schema import Face, Image
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 

@@ -5,12 +5,12 @@ from datetime import timedelta
 import pytest
 from sqlalchemy import update
 
-from infra.catalog import jobs
 from infra.catalog.database import Catalog
-from infra.catalog.jobs import JobRunning
-from infra.catalog.runs import LEASE
-from infra.catalog.schema import now
-from infra.catalog.service_tables import Job, JobStatus
+from infra.catalog.service import jobs
+from infra.catalog.service.jobs import JobRunning
+from infra.catalog.tables.schema import now
+from infra.catalog.tables.service import Job, JobStatus
+from infra.catalog.work.runs import LEASE
 
 NO_PROCESS = 2**22 + 1  # above any process number
 

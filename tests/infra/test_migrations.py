@@ -9,9 +9,9 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Engine, MetaData, create_engine, func, insert, select, text
 
-from infra.catalog import vectors
 from infra.catalog.database import MIGRATIONS, Catalog, create_catalog_engine, head
-from infra.catalog.schema import Embedding, ModelVersion
+from infra.catalog.search import vectors
+from infra.catalog.tables.schema import Embedding, ModelVersion
 from infra.settings import Settings
 from tests import crowd
 

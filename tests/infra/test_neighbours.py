@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sqlalchemy.orm import Session
 
-from infra.catalog import neighbours
-from infra.catalog.neighbours import EXACT, nearest_faces
+from infra.catalog.search import neighbours
+from infra.catalog.search.neighbours import EXACT, nearest_faces
 
 
 class Index:

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from sqlalchemy import text, update
 
 from infra.catalog.database import Catalog
-from infra.catalog.language import InvalidQuestion
-from infra.catalog.photographs import PhotoFilter, photographs
-from infra.catalog.questions import NEAR, _alike, ask, count_by, duplicates
-from infra.catalog.schema import Attribute, Content, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.queries.language import InvalidQuestion
+from infra.catalog.queries.photographs import PhotoFilter, photographs
+from infra.catalog.queries.questions import NEAR, _alike, ask, count_by, duplicates
+from infra.catalog.tables.schema import Attribute, Content, FaceIdentity, Identity, Image, ImageStatus
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 from tests.command import visage
@@ -216,7 +216,7 @@ def test_views_have_stable_names_and_columns(catalog: Catalog) -> None:
 
 
 def test_perceptual_hashes_survive_what_copies_suffer_and_tell_pictures_apart() -> None:
-    from tasks.perceptual_hash import perceptual_hash  # noqa: PLC0415
+    from tasks.images.perceptual_hash import perceptual_hash  # noqa: PLC0415
     from tests.portraits import jpeg, landscape, portrait  # noqa: PLC0415
 
     def bits(a: str, b: str) -> int:

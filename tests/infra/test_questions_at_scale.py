@@ -12,15 +12,16 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from infra.catalog import copying, sides, views
 from infra.catalog.database import Catalog
-from infra.catalog.filters import AttributeFilter, FaceFilter
-from infra.catalog.obedience import EXEMPLARS
-from infra.catalog.people import exemplars_of
-from infra.catalog.photographs import PhotoFilter, labels, photographs
-from infra.catalog.portable import CARRIED, Selection
-from infra.catalog.questions import ask, count_by
-from infra.catalog.schema import FaceIdentity
+from infra.catalog.exchange import copying
+from infra.catalog.exchange.portable import CARRIED, Selection
+from infra.catalog.identities.enforcement import EXEMPLARS
+from infra.catalog.identities.people import exemplars_of
+from infra.catalog.queries import sides, views
+from infra.catalog.queries.filters import AttributeFilter, FaceFilter
+from infra.catalog.queries.photographs import PhotoFilter, labels, photographs
+from infra.catalog.queries.questions import ask, count_by
+from infra.catalog.tables.schema import FaceIdentity
 from tests import crowd
 from tests.catalogs import counted_steps
 

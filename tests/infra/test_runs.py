@@ -15,9 +15,10 @@ from sqlalchemy import update
 
 from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.heartbeat import beating
-from infra.catalog.key_range import EVERY_KEY, KeyRange, ranges
-from infra.catalog.runs import (
+from infra.catalog.tables.schema import Run, RunStatus, now
+from infra.catalog.work.heartbeat import beating
+from infra.catalog.work.key_range import EVERY_KEY, KeyRange, ranges
+from infra.catalog.work.runs import (
     LEASE,
     LeaseLost,
     RunInProgress,
@@ -28,7 +29,6 @@ from infra.catalog.runs import (
     process_exists,
     process_started,
 )
-from infra.catalog.schema import Run, RunStatus, now
 
 
 def a_collection(catalog: Catalog, name: str = "archive") -> int:
@@ -98,7 +98,7 @@ def test_another_process_of_this_machine_is_refused(catalog: Catalog) -> None:
     collection_id = a_collection(catalog)
     opened(catalog, collection_id)
     script = (
-        "from infra.catalog.database import Catalog; from infra.catalog.runs import open_run\n"
+        "from infra.catalog.database import Catalog; from infra.catalog.work.runs import open_run\n"
         f"with Catalog({catalog.url!r}).write() as s: open_run(s, {collection_id}, 'recipe')"
     )
     second = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

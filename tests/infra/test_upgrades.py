@@ -3,11 +3,11 @@
 import numpy as np
 from sqlalchemy import delete, select, update
 
-from infra.catalog import upgrades, versions
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Content, Embedding, Face, FaceIdentity, Identity, Image, ModelVersion, now
-from infra.catalog.upgrade_tables import Upgrade
-from infra.catalog.vectors import count_vectors, put_embeddings
+from infra.catalog.search.vectors import count_vectors, put_embeddings
+from infra.catalog.tables.schema import Content, Embedding, Face, FaceIdentity, Identity, Image, ModelVersion, now
+from infra.catalog.tables.upgrades import Upgrade
+from infra.catalog.versioning import upgrades, versions
 from tests.infra.test_catalog import a_collection, a_run, model_versions, process_all
 
 OTHER = np.array([0, 0, 1], np.float32)

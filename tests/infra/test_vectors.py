@@ -8,10 +8,10 @@ import pytest
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.exc import StatementError
 
-from infra.catalog import vectors
 from infra.catalog.database import Catalog, CatalogUnreachable
-from infra.catalog.schema import Embedding, Face, ModelVersion
-from infra.catalog.vectors import WrongVector, put_embeddings
+from infra.catalog.search import vectors
+from infra.catalog.search.vectors import WrongVector, put_embeddings
+from infra.catalog.tables.schema import Embedding, Face, ModelVersion
 from tests import crowd
 from tests.catalogs import PostgreSQL, counted_steps
 from tests.infra.test_catalog import a_collection, a_run, model_versions, process_all

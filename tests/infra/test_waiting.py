@@ -5,12 +5,12 @@ from typing import Any
 from sqlalchemy import delete, event, not_, select
 from sqlalchemy.sql import exists
 
+from infra.catalog.custody.erasing import forget_faces
 from infra.catalog.database import Catalog
-from infra.catalog.erasing import forget_faces
-from infra.catalog.schema import Embedding, FaceIdentity, Identity, ShrunkIdentity, UngroupedFace
-from infra.catalog.upgrades import count_ungrouped, delete_version
-from infra.catalog.waiting import keep
-from tasks import decisions
+from infra.catalog.identities.waiting import keep
+from infra.catalog.tables.schema import Embedding, FaceIdentity, Identity, ShrunkIdentity, UngroupedFace
+from infra.catalog.versioning.upgrades import count_ungrouped, delete_version
+from tasks.identities import decisions
 from tests.made_up import VERSIONS, Crowd
 
 ADA, BOB, EVE = 1, 2, 3

@@ -22,17 +22,18 @@ from sqlalchemy.orm import Session
 from flows import night as steps
 from flows.night import night
 from infra.archive_file import MANIFEST, InvalidArchive, open_archive
-from infra.catalog import audit, collections, encryption
+from infra.catalog import collections
 from infra.catalog.collections import CollectionExists
-from infra.catalog.custody_tables import Exhibit, Suppression
+from infra.catalog.custody import audit, encryption
+from infra.catalog.custody.encryption import EmbeddingsLocked
 from infra.catalog.database import Catalog, exclusive
-from infra.catalog.decisions import history
-from infra.catalog.encryption import EmbeddingsLocked
-from infra.catalog.obedience import PEOPLE
-from infra.catalog.portable import CARRIED, STAYS
-from infra.catalog.questions import ask
-from infra.catalog.runs import close_dead_runs, hold, open_run
-from infra.catalog.schema import (
+from infra.catalog.exchange.portable import CARRIED, STAYS
+from infra.catalog.identities.decisions import history
+from infra.catalog.identities.enforcement import PEOPLE
+from infra.catalog.queries.questions import ask
+from infra.catalog.search.vectors import has_index
+from infra.catalog.tables.custody import Exhibit, Suppression
+from infra.catalog.tables.schema import (
     Base,
     Collection,
     Content,
@@ -45,19 +46,21 @@ from infra.catalog.schema import (
     ModelVersion,
     Run,
 )
-from infra.catalog.upgrades import SERVING
-from infra.catalog.vectors import has_index
-from infra.catalog.versions import serving
+from infra.catalog.versioning.upgrades import SERVING
+from infra.catalog.versioning.versions import serving
+from infra.catalog.work.runs import close_dead_runs, hold, open_run
 from infra.settings import Settings
 from infra.storage import open_store
-from tasks import archive_import, decisions, erase
-from tasks import encryption as embeddings
-from tasks.archive import CannotArchive, archive
-from tasks.archive_contents import rows_of
-from tasks.archive_import import Imported, VersionConflict, import_archive
-from tasks.collections import InvalidCollection
+from tasks.custody import encryption as embeddings
+from tasks.custody import erase
+from tasks.exchange import archive_import
+from tasks.exchange.archive import CannotArchive, archive
+from tasks.exchange.archive_contents import rows_of
+from tasks.exchange.archive_import import Imported, VersionConflict, import_archive
+from tasks.identities import decisions
+from tasks.images.thumbnails import Size, thumbnail
+from tasks.nights.collections import InvalidCollection
 from tasks.search import nearest
-from tasks.thumbnails import Size, thumbnail
 from tests.command import visage
 from tests.made_up import Crowd
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from tasks.attribute_metrics import class_report, number_report, plot_classes, wilson
+from tasks.evaluation.attribute_metrics import class_report, number_report, plot_classes, wilson
 
 CLASSES = ("anger", "fear", "joy")
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from tasks import bridge
-from tasks.bridge import LEAST_FACES, Vectors
+from tasks.versioning import bridge
+from tasks.versioning.bridge import LEAST_FACES, Vectors
 
 PEOPLE, EACH = 40, 6
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from tasks.calibration import Calibration, fit
+from tasks.evaluation.calibration import Calibration, fit
 
 Pairs = tuple[NDArray[np.float64], NDArray[np.bool_]]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from models.attributes.mini_xception import MINI_XCEPTION
-from tasks import cuda_graph
-from tasks.cuda_graph import Recorded, recorded
+from tasks.execution import cuda_graph
+from tasks.execution.cuda_graph import Recorded, recorded
 
 
 def network(batch: Tensor, *options: str) -> Tensor | dict[str, Tensor]:

@@ -13,13 +13,14 @@ import pytest
 from numpy.typing import NDArray
 from sqlalchemy import select, update
 
-from infra.catalog import audit, collections
-from infra.catalog.custody_tables import Exhibit
+from infra.catalog import collections
+from infra.catalog.custody import audit
 from infra.catalog.database import Catalog
-from infra.catalog.schema import ModelVersion
+from infra.catalog.tables.custody import Exhibit
+from infra.catalog.tables.schema import ModelVersion
 from infra.settings import Settings
-from tasks import erase
-from tasks.curation import ROUNDS, Round, Verdict, curate, duplicates, settled, united
+from tasks.curation.proposals import ROUNDS, Round, Verdict, curate, duplicates, settled, united
+from tasks.custody import erase
 from tasks.training.collection import read_collection
 from tests.command import Ended, visage
 from tests.reference import shared

@@ -11,13 +11,15 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
-from infra.catalog import audit, obedience, retention, views
 from infra.catalog.checking import check
+from infra.catalog.custody import audit, retention
 from infra.catalog.database import Catalog
-from infra.catalog.people_tables import Person
-from infra.catalog.schema import Collection, Identity
-from tasks import decisions
-from tasks.decisions import Decided, DecisionError, UnknownSubject
+from infra.catalog.identities import enforcement
+from infra.catalog.queries import views
+from infra.catalog.tables.people import Person
+from infra.catalog.tables.schema import Collection, Identity
+from tasks.identities import decisions
+from tasks.identities.decisions import Decided, DecisionError, UnknownSubject
 from tests.made_up import VERSIONS, Crowd
 
 ADA, BOB, CAROL = 1, 2, 3
@@ -191,7 +193,7 @@ def test_faces_whose_embeddings_have_expired_keep_their_place_under_a_new_versio
     crowd.night(VERSIONS[1])
     for _ in range(2):  # a second time finds nothing left to do
         with crowd.catalog.write() as session:
-            obedience.carry_expired(session, *(crowd.versions[v] for v in VERSIONS))
+            enforcement.carry_expired(session, *(crowd.versions[v] for v in VERSIONS))
         places = crowd.places(VERSIONS[1])
         assert places[ada[0]] == places[ada[2]] == places[together[0]] is not None
         assert {places[face] for face in (*bob, together[1])} == set(crowd.names(VERSIONS[1]))

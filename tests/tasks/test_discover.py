@@ -12,15 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event, select
 
-from infra.catalog import collections, views
+from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known
-from infra.catalog.runs import FailureRecord, close_run, record_failures
-from infra.catalog.schema import Content, Image, ImageStatus, RunStatus
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import Content, Image, ImageStatus, RunStatus
+from infra.catalog.work.runs import FailureRecord, close_run, record_failures
 from infra.settings import Settings
 from infra.storage import Entry, Filter, Folder, ListingProblem, StoreEmpty, StoreUnavailable
-from tasks.collections import InvalidCollection, check, own_places
 from tasks.discover import Discovery, discover, merge
+from tasks.nights.collections import InvalidCollection, check, own_places
 from tests.infra.test_catalog import WHEN, a_run
 
 KEYS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True)

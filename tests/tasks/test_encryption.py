@@ -9,18 +9,19 @@ import pytest
 from sqlalchemy import delete, insert, select, text
 from sqlalchemy.orm import Session
 
-from infra.catalog import encryption, sealed
-from infra.catalog.backfill_claims import claim, release, this_process
 from infra.catalog.checking import check
-from infra.catalog.copying import copy_catalog
+from infra.catalog.custody import encryption
+from infra.catalog.custody.encryption import EmbeddingsLocked
 from infra.catalog.database import Catalog
-from infra.catalog.encryption import EmbeddingsLocked
-from infra.catalog.projection import Projection, build
-from infra.catalog.schema import Embedding, Face, ModelVersion
-from infra.catalog.upgrade_tables import Upgrade
-from infra.catalog.vectors import put_embeddings
+from infra.catalog.exchange.copying import copy_catalog
+from infra.catalog.search import sealed
+from infra.catalog.search.projection import Projection, build
+from infra.catalog.search.vectors import put_embeddings
+from infra.catalog.tables.schema import Embedding, Face, ModelVersion
+from infra.catalog.tables.upgrades import Upgrade
+from infra.catalog.versioning.backfill_claims import claim, release, this_process
 from infra.settings import Settings
-from tasks.encryption import switch
+from tasks.custody.encryption import switch
 from tasks.search import Query, search_faces
 from tests.catalogs import FreshUrl
 from tests.command import visage

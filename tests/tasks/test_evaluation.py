@@ -12,16 +12,16 @@ import torch
 
 from infra.settings import Settings
 from models.spec import Role
-from tasks import evaluation, grouping_evaluation, timing
-from tasks import seen as looking
-from tasks.comparison import columns, compare, plot_accuracy_over_ms, plot_rocs
 from tasks.detect import Decoded, Detect
-from tasks.evaluation import ImagesMissing, calibrate, evaluate_verification
-from tasks.install import ModelVersion
+from tasks.evaluation import grouping, recognition, timing
+from tasks.evaluation import seen as looking
+from tasks.evaluation.comparison import columns, compare, plot_accuracy_over_ms, plot_rocs
+from tasks.evaluation.recognition import ImagesMissing, calibrate, evaluate_verification
+from tasks.evaluation.timing import median_ms
+from tasks.evaluation.verification import Pairs, UnusablePairs, read_pairs
+from tasks.execution.side_by_side import torch_threads
 from tasks.recipe import WrongRole, version_for
-from tasks.side_by_side import torch_threads
-from tasks.timing import median_ms
-from tasks.verification import Pairs, UnusablePairs, read_pairs
+from tasks.versioning.install import ModelVersion
 from tests.pairs import few_pairs, pictures
 
 
@@ -57,7 +57,7 @@ def test_evaluations_compute_on_the_device_that_nights_compute_on(
 
         return call
 
-    for module in (evaluation, looking, grouping_evaluation):
+    for module in (recognition, looking, grouping):
         monkeypatch.setattr(module, "device", lambda: "cpu:0")
         for name in ("Detect", "load_for_inference", "embed", "describe_crops", "measure"):
             if hasattr(module, name):
@@ -66,7 +66,7 @@ def test_evaluations_compute_on_the_device_that_nights_compute_on(
     names = sorted({*pairs.a[:2], *pairs.b[:2]})
     evaluate_verification(machine, detector, embedders[:1], pictures(), pairs)
     looking.look_at(machine, detector, pictures(), names, [describer], embedders[0])
-    grouping_evaluation.embed_labelled(machine, detector, embedders[0], pictures(), names, lambda done, total: None)
+    grouping.embed_labelled(machine, detector, embedders[0], pictures(), names, lambda done, total: None)
     assert used.keys() == {"Detect", "load_for_inference", "embed", "describe_crops", "measure"}
     assert set().union(*used.values()) == {"cpu:0"}
 

@@ -11,14 +11,14 @@ import pyarrow.parquet
 import pytest
 from sqlalchemy import select
 
-from infra.catalog.custody_tables import Exhibit
 from infra.catalog.database import Catalog
-from infra.catalog.questions import ask
-from infra.catalog.views import FaceView
+from infra.catalog.queries.questions import ask
+from infra.catalog.queries.views import FaceView
+from infra.catalog.tables.custody import Exhibit
 from infra.settings import Settings
 from infra.storage import StoreError
-from tasks.decisions import ignore_identity
-from tasks.exports import CannotExport, Format, export
+from tasks.exchange.exports import CannotExport, Format, export
+from tasks.identities.decisions import ignore_identity
 from tasks.training.collection import find_faces
 from tasks.training.options import TrainingOptions
 from tasks.training.train import plan

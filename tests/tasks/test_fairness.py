@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flows.measure_fairness import render
-from tasks.attribute_metrics import wilson
-from tasks.fairness import (
+from tasks.evaluation.attribute_metrics import wilson
+from tasks.evaluation.fairness import (
     MINIMUM,
     Cell,
     FairnessReport,
@@ -25,8 +25,8 @@ from tasks.fairness import (
     verification,
     widest_gap,
 )
-from tasks.fairness_plot import plot_measure
-from tasks.verification import Pairs, UnusablePairs
+from tasks.evaluation.fairness_plot import plot_measure
+from tasks.evaluation.verification import Pairs, UnusablePairs
 
 INFO = MeasureInfo(name="right", of="faces", higher_is_better=True, unit="")
 

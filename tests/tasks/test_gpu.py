@@ -20,18 +20,18 @@ from models.table import MODELS
 from models.template import ARCFACE_112, DLIB_64, DLIB_150
 from tasks.align import align_faces
 from tasks.assess import measure
-from tasks.cuda_graph import Recorded, example
 from tasks.decode import DecodeLimits, decode
 from tasks.describe import Describe, batch_of, describe_crops
 from tasks.detect import Decoded, Detect
 from tasks.embed import BATCH, Embed
-from tasks.inference import bfloat16_parts, load_for_inference
-from tasks.install import ModelVersion, find_version
+from tasks.execution.cuda_graph import Recorded, example
+from tasks.execution.inference import bfloat16_parts, load_for_inference
+from tasks.execution.restorer import Restorer
+from tasks.execution.transfer import download, upload
 from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, SCORES, PhotoFaces, crop
 from tasks.recipe import version_for
-from tasks.register import add_checkpoint
-from tasks.restorer import Restorer
-from tasks.transfer import download, upload
+from tasks.versioning.install import ModelVersion, find_version
+from tasks.versioning.register import add_checkpoint
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait
 
 pytestmark = pytest.mark.gpu

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 from sqlalchemy import event, insert, select, update
 
-from infra.catalog import hnsw, people, projection, retention
+from infra.catalog.custody import retention
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
-from infra.catalog.obedience import EXEMPLARS
-from infra.catalog.people import FaceVectors
-from infra.catalog.schema import Collection, Embedding, Face, FaceIdentity, Identity, Image, ModelVersion
-from infra.catalog.vectors import put_embeddings
+from infra.catalog.identities import people
+from infra.catalog.identities.enforcement import EXEMPLARS
+from infra.catalog.identities.people import FaceVectors
+from infra.catalog.search import hnsw, projection
+from infra.catalog.search.vectors import put_embeddings
+from infra.catalog.tables.schema import Collection, Embedding, Face, FaceIdentity, Identity, Image, ModelVersion
 from infra.settings import Settings
-from tasks import decisions
 from tasks import group as grouping
-from tasks.grouping import PEOPLE, Exemplars, Policy, representatives
-from tasks.hubness import COHORT
+from tasks.identities import decisions
+from tasks.identities.grouping import PEOPLE, Exemplars, Policy, representatives
+from tasks.identities.hubness import COHORT
 from tasks.search import open_index
 from tests import crowd as crowds
 from tests.catalogs import counted_steps

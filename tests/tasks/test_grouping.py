@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tasks.agglomeration import Groups
-from tasks.calibration import fit
-from tasks.grouping import (
+from tasks.evaluation.calibration import fit
+from tasks.identities.agglomeration import Groups
+from tasks.identities.grouping import (
     NOBODY,
     Exemplars,
     Faces,

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from infra.settings import Settings
-from tasks.grouping_evaluation import UnusableLabels, evaluate_grouping, read_labels
+from tasks.evaluation.grouping import UnusableLabels, evaluate_grouping, read_labels
 from tests.command import visage
 from tests.made_up import calibration
 from tests.pairs import pictures

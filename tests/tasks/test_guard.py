@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks import guard
-from tasks.guard import guarded, halving, set_time_limit
+from tasks.execution import guard
+from tasks.execution.guard import guarded, halving, set_time_limit
 from tasks.photo_faces import PhotoFaces
 
 BATCHES = st.integers(0, 40).flatmap(
@@ -99,7 +99,7 @@ def test_a_given_up_photo_says_which_why_and_that_it_is_tried_again(caplog: pyte
 
 def test_the_time_of_a_stage_is_shared_out_among_its_photos(monkeypatch: pytest.MonkeyPatch) -> None:
     times = iter([10.0, 13.0])
-    monkeypatch.setattr("tasks.guard.time.perf_counter", lambda: next(times))
+    monkeypatch.setattr("tasks.execution.guard.time.perf_counter", lambda: next(times))
     results = guarded("embed", photos(3), list)
     assert [photo.seconds["embed"] for photo in results] == pytest.approx([1.0, 1.0, 1.0])
 

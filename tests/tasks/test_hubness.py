@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from tasks.grouping import Exemplars, Faces, Policy, group, representatives
-from tasks.hubness import COHORT, FEWEST, STRANGERS, hubness
+from tasks.identities.grouping import Exemplars, Faces, Policy, group, representatives
+from tasks.identities.hubness import COHORT, FEWEST, STRANGERS, hubness
 
 D = 128
 Vectors = NDArray[np.float32]

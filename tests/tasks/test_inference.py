@@ -14,15 +14,15 @@ from torch import Tensor
 from infra.settings import Settings
 from models.spec import Role
 from models.table import MODELS
-from tasks import inference
 from tasks.align import align_faces
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed, embed
-from tasks.inference import InBfloat16, bfloat16_parts, has_bfloat16, load_for_inference
-from tasks.install import ModelVersion, load_network
+from tasks.execution import inference
+from tasks.execution.inference import InBfloat16, bfloat16_parts, has_bfloat16, load_for_inference
 from tasks.photo_faces import PhotoFaces, crop
 from tasks.recipe import version_for
+from tasks.versioning.install import ModelVersion, load_network
 from tests.portraits import jpeg, mirrored, pair, portrait
 
 needs_bfloat16 = pytest.mark.skipif(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models.vocabulary import AGE, ATTRIBUTES, EXPRESSION
-from tasks.labels import Table, UnusableLabels, classes_of, labelled_attributes, numbers, read_table
+from tasks.evaluation.labels import Table, UnusableLabels, classes_of, labelled_attributes, numbers, read_table
 
 
 def table(folder: Path, content: str) -> Table:

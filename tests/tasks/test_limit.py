@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.limit import TimedOut, Workers
+from tasks.execution.time_limit import TimedOut, Workers
 
 LIMIT = 0.3
 
@@ -66,7 +66,7 @@ def test_what_was_given_up_may_end_later_without_harm(workers: Workers) -> None:
 
 def test_threads_that_hang_do_not_keep_the_process_from_ending() -> None:
     code = (
-        "import threading; from tasks.limit import Workers; workers = Workers(1, 9, 'test')\n"
+        "import threading; from tasks.execution.time_limit import Workers; workers = Workers(1, 9, 'test')\n"
         "workers.submit(threading.Event().wait); print('end')"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)

@@ -7,15 +7,16 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from infra.catalog import collections, images, ledger, runs
+from infra.catalog import collections, images
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, PhotoRecord, link_duplicates, record_photos
 from infra.catalog.images import Listed, put_pending
-from infra.catalog.key_range import KeyRange
-from infra.catalog.runs import FailureRecord, RunInProgress, open_run
-from infra.catalog.schema import Image, ModelVersion, RunStatus
+from infra.catalog.tables.schema import Image, ModelVersion, RunStatus
+from infra.catalog.work import ledger, runs
+from infra.catalog.work.key_range import KeyRange
+from infra.catalog.work.runs import FailureRecord, RunInProgress, open_run
 from infra.settings import Settings
-from tasks.parts import SAMPLE, UnusablePart, cut, keys_of, split
+from tasks.nights.parts import SAMPLE, UnusablePart, cut, keys_of, split
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 

@@ -4,7 +4,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from tasks.perceptual_hash import perceptual_hash
+from tasks.images.perceptual_hash import perceptual_hash
 from tests.photographs import scene
 from tests.portraits import landscape, portrait
 

@@ -11,13 +11,15 @@ import pytest
 from PIL import Image as PillowImage
 from sqlalchemy import event, select
 
-from infra.catalog import collections, images, runs, views
+from infra.catalog import collections, images
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Attribute, Base, Content, Embedding, Face, Failure, Image, Restoration
+from infra.catalog.queries import views
+from infra.catalog.tables.schema import Attribute, Base, Content, Embedding, Face, Failure, Image, Restoration
+from infra.catalog.work import runs
 from infra.settings import Settings
 from infra.storage import Folder
 from tasks.assess import EYE_DISTANCE
-from tasks.embedding_decision import TAG, Decision, SizeDecision
+from tasks.evaluation.embedding_decision import TAG, Decision, SizeDecision
 from tasks.job import Job
 from tasks.photo_faces import (
     BOXES,

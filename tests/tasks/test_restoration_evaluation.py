@@ -15,10 +15,8 @@ from infra.settings import Settings
 from models import table
 from models.restoration.restoreformer import RESTORER_PLUS_PLUS, Architecture, RestoreFormer
 from models.template import BoxTemplate
-from tasks.embedding_decision import TAG, Decision, decision_for, keep
-from tasks.install import ModelVersion, register
-from tasks.recipe import PORTRAIT_TEMPLATE, current_recipe
-from tasks.restoration_evaluation import (
+from tasks.evaluation.embedding_decision import TAG, Decision, decision_for, keep
+from tasks.evaluation.restoration import (
     MIN_FACES,
     NOTHING,
     SIZES,
@@ -30,7 +28,9 @@ from tasks.restoration_evaluation import (
     decision,
     degraded,
 )
-from tasks.verification import Pairs, read_pairs
+from tasks.evaluation.verification import Pairs, read_pairs
+from tasks.recipe import PORTRAIT_TEMPLATE, current_recipe
+from tasks.versioning.install import ModelVersion, register
 from tests.pairs import few_pairs, pictures
 from tests.portraits import portrait
 

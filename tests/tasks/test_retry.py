@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from infra.catalog import collections, images, ledger, runs
+from infra.catalog import collections, images
 from infra.catalog.database import Catalog
-from infra.catalog.runs import FailureRecord
-from infra.catalog.schema import Image, RunStatus
+from infra.catalog.tables.schema import Image, RunStatus
+from infra.catalog.work import ledger, runs
+from infra.catalog.work.runs import FailureRecord
 from infra.settings import Settings
-from tasks.retry import NothingFailed, plan, retry
+from tasks.nights.retry import NothingFailed, plan, retry
 from tests.command import visage
 
 FAILED = {

@@ -10,10 +10,10 @@ from sqlalchemy import select, update
 from infra.catalog import collections
 from infra.catalog.collections import UnknownCollection
 from infra.catalog.database import Catalog
-from infra.catalog.runs import SlotTaken, close_run, open_run
-from infra.catalog.schedules import ScheduleExists, UnknownSchedule, by_name
-from infra.catalog.schema import Run, RunStatus, Schedule
-from tasks.schedules import (
+from infra.catalog.tables.schema import Run, RunStatus, Schedule
+from infra.catalog.work.runs import SlotTaken, close_run, open_run
+from infra.catalog.work.schedules import ScheduleExists, UnknownSchedule, by_name
+from tasks.nights.schedules import (
     Due,
     UnusableSchedule,
     add_schedule,

@@ -16,11 +16,10 @@ from PIL import Image as PillowImage
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from infra.catalog import vectors
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Collection, Content, Embedding, Face, Image, ImageStatus, ModelVersion
+from infra.catalog.search import vectors
+from infra.catalog.tables.schema import Collection, Content, Embedding, Face, Image, ImageStatus, ModelVersion
 from infra.settings import Settings
-from tasks.install import NotInstalled
 from tasks.search import (
     Answer,
     InvalidQuery,
@@ -33,6 +32,7 @@ from tasks.search import (
     search_faces,
     search_photo,
 )
+from tasks.versioning.install import NotInstalled
 from tests.archive import calibration
 from tests.catalogs import ENGINES, FreshUrl
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, select, text, update
 
-from infra.catalog import encryption, erasing, hnsw, neighbours, projection
+from infra.catalog.custody import encryption, erasing
 from infra.catalog.database import Catalog
-from infra.catalog.filters import AttributeFilter, FaceFilter
-from infra.catalog.projection import folder_of, remove
-from infra.catalog.schema import Content, Embedding, Face, FaceIdentity, Identity, Image
-from infra.catalog.vectors import put_embeddings
+from infra.catalog.queries.filters import AttributeFilter, FaceFilter
+from infra.catalog.search import hnsw, neighbours, projection
+from infra.catalog.search.projection import folder_of, remove
+from infra.catalog.search.vectors import put_embeddings
+from infra.catalog.tables.schema import Content, Embedding, Face, FaceIdentity, Identity, Image
 from infra.settings import Settings
-from tasks.encryption import switch
+from tasks.custody.encryption import switch
 from tasks.search import (
     Answer,
     InvalidQuery,

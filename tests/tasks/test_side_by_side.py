@@ -8,7 +8,7 @@ import pytest
 import torch
 from structlog.contextvars import bound_contextvars, get_contextvars
 
-from tasks.side_by_side import side_by_side, torch_threads
+from tasks.execution.side_by_side import side_by_side, torch_threads
 
 
 def test_results_come_in_the_order_of_the_items_whoever_is_done_first() -> None:

@@ -18,14 +18,14 @@ from sqlalchemy import update
 from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import Listed, put_pending
-from infra.catalog.key_range import EVERY_KEY, KeyRange
-from infra.catalog.runs import FailureRecord, close_run, enter_unopened, open_run, record_failures
-from infra.catalog.schema import Image, Run, RunStatus, Schedule
+from infra.catalog.tables.schema import Image, Run, RunStatus, Schedule
+from infra.catalog.work.key_range import EVERY_KEY, KeyRange
+from infra.catalog.work.runs import FailureRecord, close_run, enter_unopened, open_run, record_failures
 from infra.metrics import render, serve_metrics
 from infra.settings import PREFIX, Settings
-from tasks.problems import NotTold, tell_problems
-from tasks.schedules import add_schedule
-from tasks.status import CollectionStatus, status
+from tasks.nights.problems import NotTold, tell_problems
+from tasks.nights.schedules import add_schedule
+from tasks.nights.status import CollectionStatus, status
 from tests.command import visage
 
 GOOD = {"processed": 5, "failed": {}, "unlisted": 0}

@@ -10,13 +10,13 @@ from sqlalchemy import select, update
 
 from infra.catalog import collections, images
 from infra.catalog.database import Catalog
-from infra.catalog.key_range import KeyRange
-from infra.catalog.runs import before, close_run, open_run
-from infra.catalog.schema import Content, Face, Image, ModelVersion, Run, RunStatus
+from infra.catalog.tables.schema import Content, Face, Image, ModelVersion, Run, RunStatus
+from infra.catalog.work.key_range import KeyRange
+from infra.catalog.work.runs import before, close_run, open_run
 from infra.settings import Settings
 from infra.storage import Folder
+from tasks.nights.sweep import sweep
 from tasks.pipeline import engine_for
-from tasks.sweep import sweep
 
 DIGESTS = {"a.jpg": "a" * 64, "b.jpg": "b" * 64}
 

@@ -18,8 +18,7 @@ from infra.settings import Settings
 from models import table
 from tasks.describe import describe_crops, describe_embeddings
 from tasks.embed import embed
-from tasks.install import champion, find_version, load_network
-from tasks.labels import Table, UnusableLabels, read_table
+from tasks.evaluation.labels import Table, UnusableLabels, read_table
 from tasks.photo_faces import estimate
 from tasks.recipe import Recipe
 from tasks.training.attributes.fitting import Fit, class_weights, parts_of, share_of
@@ -38,6 +37,7 @@ from tasks.training.attributes.train import (
 from tasks.training.attributes.worker import DRAWS, Heads, Job
 from tasks.training.collection import CROPS, FACES
 from tasks.training.run import FOLDER
+from tasks.versioning.install import champion, find_version, load_network
 from tests.tasks.training_program import PEOPLE, PICTURES, enter_tiny, synthetic_faces
 
 QUICK = AttributeOptions(

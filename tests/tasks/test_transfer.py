@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from tasks.transfer import download, upload
+from tasks.execution.transfer import download, upload
 
 
 def test_on_a_cpu_nothing_is_copied() -> None:

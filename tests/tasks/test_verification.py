@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from tasks.verification import (
+from tasks.evaluation.verification import (
     VerificationReport,
     best_accuracy_threshold,
     evaluate,

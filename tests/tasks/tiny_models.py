@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from models import table
 from models.checkpoint import load
 from models.spec import BundledWeights, CheckpointMismatch, ModelSpec, Role, StateDict, Wheel, WheelFile
-from tasks.install import install
+from tasks.versioning.install import install
 
 FILENAME = "tiny-1.0-py3-none-any.whl"
 METADATA = {

@@ -23,10 +23,10 @@ from models.checkpoint import load
 from models.lora import Adapted, adapted
 from models.spec import Color, ModelSpec, Preprocess, Role, StateDict
 from models.template import ARCFACE_112
-from tasks.install import register
 from tasks.training.collection import CROPS, FACES
 from tasks.training.options import TrainingOptions
 from tasks.training.train import Plan, Progress, Trained, fit, plan, prepare, publish, tracked
+from tasks.versioning.install import register
 
 TEMPLATE = ARCFACE_112.scaled("tiny-40", 40)
 PEOPLE, PICTURES = 12, 6

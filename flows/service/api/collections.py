@@ -13,9 +13,9 @@ from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import CollectionIn
 from flows.service.problems import Problem
 from infra.catalog import collections as stored
-from infra.catalog import jobs as job_book
-from infra.catalog.schema import Collection
-from infra.catalog.views import image_counts
+from infra.catalog.queries.views import image_counts
+from infra.catalog.service import jobs as job_book
+from infra.catalog.tables.schema import Collection
 from infra.storage import StoreError
 
 router = APIRouter(prefix="/collections", tags=["collections"], route_class=IdempotentRoute)
@@ -32,7 +32,7 @@ def list_collections(service: Here, who: Reader) -> Page[CollectionOut]:
 @router.post("", status_code=201, responses={201: LOCATION})
 def add_collection(service: Here, who: Admin, new: CollectionIn, response: Response) -> CollectionOut:
     """Add a collection. The server may read any folder that it is given: only an admin may say which."""
-    from tasks.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
 
     try:
         checked = check(service.settings, new.name, new.uri, new.include, new.exclude, new.sensitive_attributes)

@@ -11,8 +11,8 @@ from flows.service.dto import AlikeOut, AuditOut, CertificateOut, Page, PlanOut
 from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import ErasureIn, ErasureOrder
 from flows.service.upload import PHOTO_BODY, Photo
-from infra.catalog import audit
-from tasks import erase
+from infra.catalog.custody import audit
+from tasks.custody import erase
 
 router = APIRouter(route_class=IdempotentRoute)
 Few = Annotated[int, Query(ge=1, le=500)]

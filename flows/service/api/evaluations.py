@@ -11,7 +11,7 @@ from flows.service.api.images import Cursor, Limit
 from flows.service.dto import EvaluationOut, Page
 from flows.service.state import Service
 from infra.evaluations import Evaluation, milliseconds
-from tasks.fairness import FairnessReport
+from tasks.evaluation.fairness import FairnessReport
 
 router = APIRouter(prefix="/evaluations", tags=["evaluations"])
 RunId = Annotated[str, Path(pattern="^[0-9a-f]{32}$")]

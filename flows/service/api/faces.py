@@ -10,8 +10,9 @@ from flows.service.api.images import PICTURE, Cursor, Limit
 from flows.service.dto import AnswerOut, AttributeOut, FaceOut, Id, Page, RestorationOut
 from flows.service.problems import LARGEST_ID, not_found
 from flows.service.state import Service
-from infra.catalog import collections, photographs, views
-from infra.catalog.versions import serving
+from infra.catalog import collections
+from infra.catalog.queries import photographs, views
+from infra.catalog.versioning.versions import serving
 
 router = APIRouter(prefix="/faces", tags=["faces"])
 FaceId = Annotated[Id, Path()]

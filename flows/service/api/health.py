@@ -5,7 +5,7 @@ from sqlalchemy import select
 
 from flows.service.access import Here, Reader
 from flows.service.dto import HealthOut, Me, ReadyOut
-from infra.catalog.schema import Collection
+from infra.catalog.tables.schema import Collection
 
 router = APIRouter()
 

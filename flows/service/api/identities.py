@@ -14,10 +14,10 @@ from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import FacesIn, NameIn, OtherIn, PairIn
 from flows.service.problems import LARGEST_ID, not_found
 from flows.service.state import Service
-from infra.catalog import portraits
-from infra.catalog.portraits import PersonView
-from tasks import decisions
-from tasks.decisions import Decided
+from infra.catalog.identities import portraits
+from infra.catalog.identities.portraits import PersonView
+from tasks.identities import decisions
+from tasks.identities.decisions import Decided
 
 router = APIRouter(route_class=IdempotentRoute)
 IdentityId = Annotated[Id, Path()]

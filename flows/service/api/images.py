@@ -10,11 +10,11 @@ from flows.service import paging, pictures
 from flows.service.access import Here, Reader
 from flows.service.dto import BoxOut, Id, ImageOut, Page
 from flows.service.problems import LARGEST_ID, Problem, not_found
-from infra.catalog import photographs
-from infra.catalog.language import LONGEST
-from infra.catalog.photographs import Order, PhotoFilter, PhotoView
-from infra.catalog.schema import ImageStatus
-from tasks.thumbnails import Size
+from infra.catalog.queries import photographs
+from infra.catalog.queries.language import LONGEST
+from infra.catalog.queries.photographs import Order, PhotoFilter, PhotoView
+from infra.catalog.tables.schema import ImageStatus
+from tasks.images.thumbnails import Size
 
 router = APIRouter(prefix="/images", tags=["images"])
 Limit = Annotated[int, Query(ge=1, le=200)]

@@ -6,7 +6,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from flows.service.access import Here, Reader
 from flows.service.dto import StatusOut
 from infra.metrics import render
-from tasks.status import status
+from tasks.nights.status import status
 
 router = APIRouter(tags=["metrics"])
 TEXT = {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}}

@@ -10,7 +10,7 @@ from flows.service.dto import LOCATION, JobOut, ModelOut, Page, RolledBackOut, U
 from flows.service.idempotency import IdempotentRoute
 from flows.service.problems import Problem, not_found
 from flows.service.state import Service
-from infra.catalog.upgrade_tables import UpgradeStatus
+from infra.catalog.tables.upgrades import UpgradeStatus
 
 router = APIRouter(route_class=IdempotentRoute)
 Name = Annotated[str, Path(max_length=100)]
@@ -72,7 +72,7 @@ def start_backfill(service: Here, who: Admin, response: Response) -> JobOut:
 
 def models(service: Service) -> list[ModelOut]:
     """All models as the API gives them."""
-    from tasks.model_overview import overview  # noqa: PLC0415 - imports torch
+    from tasks.versioning.model_overview import overview  # noqa: PLC0415 - imports torch
 
     with service.catalog.read() as session:
         rows = overview(session, service.registry)
@@ -107,7 +107,7 @@ def promote_to_champion(service: Service, name: str, version: int, force: bool =
         Problem: 404 if there is no such model or version.
         PromotionRefused: if it would replace one that is at work, and is measured worse, or not at all.
     """
-    from tasks.upgrade import start  # noqa: PLC0415 - imports torch
+    from tasks.versioning.upgrade import start  # noqa: PLC0415 - imports torch
 
     there = [known.version for known in model(service, name).versions]
     if version not in there:
@@ -121,7 +121,7 @@ def promote_to_champion(service: Service, name: str, version: int, force: bool =
 
 def roll_back(service: Service, name: str) -> RolledBackOut:
     """Go back to the version that was replaced."""
-    from tasks.upgrade import rollback  # noqa: PLC0415 - imports torch
+    from tasks.versioning.upgrade import rollback  # noqa: PLC0415 - imports torch
 
     replaced, serving = rollback(service.catalog, service.settings, name)
     return RolledBackOut(replaced=replaced, serving=serving)
@@ -129,7 +129,7 @@ def roll_back(service: Service, name: str) -> RolledBackOut:
 
 def upgrade_of(service: Service) -> UpgradeOut | None:
     """The latest upgrade; None if there has been none."""
-    from tasks.upgrade import NoUpgrade, progress  # noqa: PLC0415 - imports torch
+    from tasks.versioning.upgrade import NoUpgrade, progress  # noqa: PLC0415 - imports torch
 
     try:
         with service.catalog.read() as session:
@@ -153,7 +153,7 @@ def backfill(service: Service, who: str) -> JobOut:
         NoUpgrade: if none is.
         JobRunning: if it is at work already.
     """
-    from tasks.upgrade import under_way  # noqa: PLC0415 - imports torch
+    from tasks.versioning.upgrade import under_way  # noqa: PLC0415 - imports torch
 
     with service.catalog.read() as session:
         under_way(session)

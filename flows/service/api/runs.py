@@ -13,10 +13,13 @@ from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import RetryIn
 from flows.service.problems import LARGEST_ID, not_found
 from flows.service.state import Service
-from infra.catalog import collections, jobs, nights, photographs
-from infra.catalog.nights import RunRow
-from infra.catalog.service_tables import Job
-from tasks import retry
+from infra.catalog import collections
+from infra.catalog.queries import photographs
+from infra.catalog.service import jobs
+from infra.catalog.tables.service import Job
+from infra.catalog.work import nights
+from infra.catalog.work.nights import RunRow
+from tasks.nights import retry
 
 router = APIRouter(route_class=IdempotentRoute)
 RunId = Annotated[Id, Path()]

@@ -10,7 +10,7 @@ from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import ScheduleIn
 from flows.service.problems import not_found
 from flows.service.state import Service
-from tasks import schedules
+from tasks.nights import schedules
 
 router = APIRouter(prefix="/schedules", tags=["schedules"], route_class=IdempotentRoute)
 Name = Annotated[str, Path(max_length=100)]

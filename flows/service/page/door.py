@@ -8,7 +8,7 @@ from flows.service.page.render import STATIC, Form, go, page, set_cookie
 from flows.service.problems import Problem, not_found
 from flows.service.state import Service
 from flows.service.upload import read_form
-from infra.catalog import tokens
+from infra.catalog.service import tokens
 
 router = APIRouter(include_in_schema=False)
 KINDS = {"css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}

@@ -12,8 +12,8 @@ from flows.service.page.render import Form, Submitted, Visitor, go, page
 from flows.service.problems import LARGEST_ID, Problem, problem_of
 from flows.service.state import Service
 from flows.service.upload import photo_of
-from infra.catalog.tokens import Role
-from tasks import erase
+from infra.catalog.service.tokens import Role
+from tasks.custody import erase
 
 router = APIRouter(include_in_schema=False)
 Chosen = Annotated[int | None, Query(ge=1, le=LARGEST_ID)]

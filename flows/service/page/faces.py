@@ -9,8 +9,8 @@ from flows.service.access import Here
 from flows.service.api.faces import face_of
 from flows.service.dto import Id
 from flows.service.page.render import Visitor, page
-from infra.catalog import photographs
-from infra.catalog.schema import Face
+from infra.catalog.queries import photographs
+from infra.catalog.tables.schema import Face
 from tasks.probe import NothingToSearch
 from tasks.search import UnknownFace
 

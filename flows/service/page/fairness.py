@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request, Response
 from flows.service.access import Here
 from flows.service.api.evaluations import RunId, fairness_report
 from flows.service.page.render import Visitor, page
-from tasks.fairness import Cell, FairnessReport, Gap, MeasureInfo
+from tasks.evaluation.fairness import Cell, FairnessReport, Gap, MeasureInfo
 
 router = APIRouter(include_in_schema=False)
 ROOM = 4.0  # percent of a plot's width beside its outermost intervals

@@ -14,9 +14,10 @@ from flows.service.api.models import upgrade_of
 from flows.service.api.runs import run_of
 from flows.service.dto import Dto, Id, UpgradeOut
 from flows.service.page.render import Visitor
-from infra.catalog import jobs, photographs
-from infra.catalog.service_tables import JobStatus
-from infra.catalog.upgrade_tables import UpgradeStatus
+from infra.catalog.queries import photographs
+from infra.catalog.service import jobs
+from infra.catalog.tables.service import JobStatus
+from infra.catalog.tables.upgrades import UpgradeStatus
 
 router = APIRouter(include_in_schema=False)
 MOST = 100  # of each kind on one page

@@ -8,8 +8,8 @@ from flows.service.access import Here, check_role
 from flows.service.api import models as api
 from flows.service.api.evaluations import RunId
 from flows.service.page.render import Form, Visitor, go, page
-from infra.catalog import jobs
-from infra.catalog.tokens import Role
+from infra.catalog.service import jobs
+from infra.catalog.service.tokens import Role
 
 router = APIRouter(include_in_schema=False)
 ROLES = {

@@ -15,14 +15,16 @@ from flows.service.orders import RetryIn
 from flows.service.page.render import Form, Visitor, go, page
 from flows.service.problems import Problem, not_found
 from flows.service.state import Service
-from infra.catalog import collections, nights, photographs
-from infra.catalog import jobs as job_book
-from infra.catalog.nights import RunRow
-from infra.catalog.schema import RunStatus
-from infra.catalog.service_tables import Job, JobStatus
-from infra.catalog.tokens import Role
-from tasks import schedules
-from tasks.status import status
+from infra.catalog import collections
+from infra.catalog.queries import photographs
+from infra.catalog.service import jobs as job_book
+from infra.catalog.service.tokens import Role
+from infra.catalog.tables.schema import RunStatus
+from infra.catalog.tables.service import Job, JobStatus
+from infra.catalog.work import nights
+from infra.catalog.work.nights import RunRow
+from tasks.nights import schedules
+from tasks.nights.status import status
 
 router = APIRouter(include_in_schema=False)
 RUNS, FAILURES, JOBS = 30, 100, 5

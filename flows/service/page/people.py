@@ -15,10 +15,11 @@ from flows.service.dto import Id
 from flows.service.page.render import Form, Submitted, Visitor, go, page
 from flows.service.problems import LARGEST_ID, Problem, not_found
 from flows.service.state import Service
-from infra.catalog import portraits, views
-from infra.catalog.tokens import Role
-from tasks import decisions
-from tasks.decisions import DecisionView
+from infra.catalog.identities import portraits
+from infra.catalog.queries import views
+from infra.catalog.service.tokens import Role
+from tasks.identities import decisions
+from tasks.identities.decisions import DecisionView
 
 router = APIRouter(include_in_schema=False)
 CARDS, FACES, PROPOSALS, HISTORY = 60, 120, 20, 12

@@ -26,7 +26,7 @@ from flows.service.dto import AttributeOut
 from flows.service.paging import cursor
 from flows.service.problems import Problem
 from flows.service.upload import read_form
-from infra.catalog.tokens import SESSION_LIFE, Role
+from infra.catalog.service.tokens import SESSION_LIFE, Role
 
 HERE = Path(__file__).parent
 STATIC = {path.name: path.read_bytes() for path in (HERE / "static").iterdir()}

@@ -13,11 +13,13 @@ from flows.service.dto import Id
 from flows.service.page.render import Visitor, page
 from flows.service.problems import not_found
 from flows.service.state import Service
-from infra.catalog import collections, nights, photographs
-from infra.catalog.language import LONGEST, InvalidQuestion
-from infra.catalog.photographs import PhotoFilter
-from infra.catalog.schema import ImageStatus
-from infra.catalog.views import image_counts
+from infra.catalog import collections
+from infra.catalog.queries import photographs
+from infra.catalog.queries.language import LONGEST, InvalidQuestion
+from infra.catalog.queries.photographs import PhotoFilter
+from infra.catalog.queries.views import image_counts
+from infra.catalog.tables.schema import ImageStatus
+from infra.catalog.work import nights
 
 router = APIRouter(include_in_schema=False)
 TILES = 60

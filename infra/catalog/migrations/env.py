@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from alembic import context
 
-from infra.catalog.schema import Base, UtcDateTime, Vector
+from infra.catalog.tables.schema import Base, UtcDateTime, Vector
 
 
 def _render(kind: str, item: Any, _: Any) -> str | Literal[False]:

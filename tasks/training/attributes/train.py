@@ -20,10 +20,9 @@ from infra.tracking import Run
 from models import table
 from models.attributes.head import classes_of
 from models.spec import Attribute, ModelSpec, Role
-from tasks.attribute_evaluation import AttributeEvaluation, evaluate_attributes
-from tasks.attribute_metrics import Difference, paired_difference
-from tasks.install import Installed, ModelVersion
-from tasks.labels import IMAGE, Table, UnusableLabels, numbers, read_table
+from tasks.evaluation.attribute_metrics import Difference, paired_difference
+from tasks.evaluation.attributes import AttributeEvaluation, evaluate_attributes
+from tasks.evaluation.labels import IMAGE, Table, UnusableLabels, numbers, read_table
 from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.attributes.options import AttributeOptions
@@ -32,6 +31,7 @@ from tasks.training.collection import Labelled, find_faces, picture_state
 from tasks.training.holdout import TooFewPeople, by_person, in_order_of_chance
 from tasks.training.loop import RECIPE
 from tasks.training.run import FOLDER, Progress
+from tasks.versioning.install import Installed, ModelVersion
 
 IDENTITY = "identity"
 MIN_HELD, MIN_TRAINED = 20, 40  # faces

@@ -17,7 +17,6 @@ from models import table
 from models.restoration.st_lpips import ST_LPIPS
 from models.spec import ModelSpec, Role
 from models.template import LandmarkTemplate
-from tasks.install import Installed, ModelVersion
 from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.collection import Labelled, find_faces, read_collection
@@ -26,6 +25,7 @@ from tasks.training.loop import RECIPE
 from tasks.training.restoration.options import RestorationOptions
 from tasks.training.restoration.worker import Job, work
 from tasks.training.run import FOLDER, Progress
+from tasks.versioning.install import Installed, ModelVersion
 
 MIN_HELD = 4  # faces
 

@@ -13,12 +13,13 @@ from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Limiter, Rate, Rates
 from flows.service.orders import CollectionIn
 from flows.service.problems import Problem
-from infra.catalog import collections, tokens
+from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.runs import close_run, open_run
-from infra.catalog.schema import RunStatus, now
-from infra.catalog.service_tables import AccessToken
-from infra.catalog.tokens import Role
+from infra.catalog.service import tokens
+from infra.catalog.service.tokens import Role
+from infra.catalog.tables.schema import RunStatus, now
+from infra.catalog.tables.service import AccessToken
+from infra.catalog.work.runs import close_run, open_run
 from infra.settings import PREFIX, Settings
 from tests.command import visage
 from tests.serving import serving

@@ -23,9 +23,9 @@ from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
 from flows.service.orders import CollectionIn
 from infra.catalog.database import Catalog
-from infra.catalog.schema import Attribute, Face, Identity, ModelVersion
+from infra.catalog.tables.schema import Attribute, Face, Identity, ModelVersion
 from infra.settings import Settings
-from tasks import decisions
+from tasks.identities import decisions
 from tests.archive import BROKEN
 from tests.hostile import hostile_files
 from tests.portraits import jpeg, landscape, mirrored, pair

@@ -17,9 +17,9 @@ from sqlalchemy import func, inspect, select, text
 
 from flows.service.limits import Rate, Rates
 from flows.service.state import PROBES
-from infra.catalog import tokens
 from infra.catalog.database import Catalog
-from infra.catalog.tokens import Role
+from infra.catalog.service import tokens
+from infra.catalog.service.tokens import Role
 from infra.settings import Settings
 from tests.hostile import hostile_files
 from tests.portraits import jpeg, landscape, mirrored

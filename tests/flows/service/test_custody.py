@@ -10,12 +10,12 @@ import pytest
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
 from flows.service.orders import ErasureIn, ErasureOrder
-from infra.catalog import tokens
 from infra.catalog.database import Catalog
-from infra.catalog.tokens import Role
+from infra.catalog.service import tokens
+from infra.catalog.service.tokens import Role
 from infra.settings import Settings
-from tasks import thumbnails
-from tasks.exports import Format, export
+from tasks.exchange.exports import Format, export
+from tasks.images import thumbnails
 from tests.portraits import jpeg, landscape, pair, portrait
 from tests.serving import serving
 

@@ -14,7 +14,7 @@ from flows.service.paging import cursor
 from flows.service.problems import LARGEST_ID
 from infra.settings import Settings
 from infra.tracking import track
-from tasks.fairness import FairnessReport, Measure, MeasureInfo, errors, report, share
+from tasks.evaluation.fairness import FairnessReport, Measure, MeasureInfo, errors, report, share
 from tests.browser import barriers, complaints
 from tests.serving import serving
 

@@ -11,12 +11,12 @@ from sqlalchemy import select, update
 
 from flows.service.client import Client
 from flows.service.limits import Rate, Rates
-from infra.catalog import jobs
 from infra.catalog.database import Catalog
-from infra.catalog.runs import close_run, open_run
-from infra.catalog.schema import Collection, Embedding, ModelVersion, RunStatus
-from infra.catalog.service_tables import Job, JobStatus
-from infra.catalog.upgrade_tables import Upgrade, UpgradeStatus
+from infra.catalog.service import jobs
+from infra.catalog.tables.schema import Collection, Embedding, ModelVersion, RunStatus
+from infra.catalog.tables.service import Job, JobStatus
+from infra.catalog.tables.upgrades import Upgrade, UpgradeStatus
+from infra.catalog.work.runs import close_run, open_run
 from infra.settings import Settings
 from tests.browser import barriers, complaints
 from tests.serving import serving

@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import func, select, update
 
 from flows.service.limits import Rate, Rates
-from infra.catalog import tokens
 from infra.catalog.database import Catalog
-from infra.catalog.people_tables import Decision
-from infra.catalog.runs import close_run, open_run
-from infra.catalog.schema import (
+from infra.catalog.service import tokens
+from infra.catalog.service.tokens import Role
+from infra.catalog.tables.people import Decision
+from infra.catalog.tables.schema import (
     Collection,
     Content,
     Embedding,
@@ -30,9 +30,10 @@ from infra.catalog.schema import (
     RunStatus,
     now,
 )
-from infra.catalog.tokens import Role
+from infra.catalog.work.runs import close_run, open_run
 from infra.settings import Settings
-from tasks import decisions, schedules
+from tasks.identities import decisions
+from tasks.nights import schedules
 from tests import crowd
 from tests.browser import barriers, complaints
 from tests.portraits import jpeg, landscape, pair

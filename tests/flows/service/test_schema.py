@@ -13,7 +13,7 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 from flows.service.client import Client
 from flows.service.limits import Rate, Rates
 from infra.catalog.database import Catalog
-from infra.catalog.service_tables import Job
+from infra.catalog.tables.service import Job
 from infra.settings import Settings
 from tests.serving import serving
 

@@ -3,7 +3,7 @@
 import sqlalchemy as sa
 from alembic import op
 
-from infra.catalog.vectors import create_index, prepare_pgvector
+from infra.catalog.search.vectors import create_index, prepare_pgvector
 
 revision = "0002"
 down_revision = "0001"

@@ -2,7 +2,7 @@
 
 from alembic import op
 
-from infra.catalog.vectors import build_outdated_anew
+from infra.catalog.search.vectors import build_outdated_anew
 
 revision = "0012"
 down_revision = "0011"

@@ -1,0 +1,112 @@
+"""Exhibits: files outside the catalog that show or hold faces. Noted, so that an erasure removes them and nothing else.
+
+Each bears a mark that only this catalog can make, and for no other place: among the first bytes of a file, or in a file of its
+own in a folder. What lies in an exhibit's place without its mark is not ours.
+"""
+
+import shutil
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sqlalchemy import delete, or_, select
+from sqlalchemy.orm import Session
+
+from infra.catalog.custody import keyed
+from infra.catalog.database import Catalog
+from infra.catalog.tables.custody import Errand, Exhibit
+
+MARK = ".visage"  # the file in a folder that bears its mark
+HEAD = 4096  # bytes at the beginning of a file among which its mark is
+SECRET = "exhibit"
+
+
+class NotOurs(RuntimeError):
+    """What lies in an exhibit's place does not bear its mark."""
+
+
+def note(session: Session, kind: str, place: Path, collection_id: int | None) -> str:
+    """Remember a file or folder that is about to be written; returns the mark that it must bear.
+
+    Without a collection it may show anybody.
+    """
+    absolute = str(place.absolute())
+    session.add(Exhibit(kind=kind, errand=Errand.FILE.value, place=absolute, collection_id=collection_id))
+    return keyed.digest(keyed.secret(session, SECRET), absolute)
+
+
+def make_folder(session: Session, kind: str, folder: Path, collection_id: int | None) -> None:
+    """Make a new folder, remember it and mark it.
+
+    Raises:
+        FileExistsError: if something is there already.
+    """
+    folder.mkdir(parents=True)
+    mark = note(session, kind, folder, collection_id)
+    (folder / MARK).write_text(f"Visage wrote this folder. An erasure removes it with all that is in it.\n{mark}\n")
+
+
+@contextmanager
+def whole(catalog: Catalog, folder: Path) -> Iterator[None]:
+    """Fill a folder that was made; if that fails, nothing is left of it."""
+    try:
+        yield
+    except BaseException:
+        remove(folder)
+        with catalog.write() as session:
+            forget_missing(session, folder)
+        raise
+
+
+def forget_missing(session: Session, *places: Path) -> None:
+    """Forget those of some exhibits that are not there: what comes to lie in their place is somebody else's."""
+    missing = [str(place.absolute()) for place in places if not place.exists()]
+    session.execute(delete(Exhibit).where(Exhibit.place.in_(missing)))
+
+
+def concerning(session: Session, collection_ids: Collection[int]) -> list[Exhibit]:
+    """Exhibits that may show faces of some collections."""
+    showing = or_(Exhibit.collection_id.is_(None), Exhibit.collection_id.in_(collection_ids))
+    return list(session.scalars(select(Exhibit).where(showing).order_by(Exhibit.place)))
+
+
+def known_mark(session: Session, place: str) -> str | None:
+    """The mark of an exhibit; none if this catalog has never marked any."""
+    secret = keyed.known_secret(session, SECRET)
+    return None if secret is None else keyed.digest(secret, place)
+
+
+def remove_marked(place: str, mark: str | None) -> None:
+    """Delete an exhibit. One that is gone already is no error.
+
+    Raises:
+        NotOurs: if what lies there does not bear the mark.
+    """
+    path = Path(place).resolve()
+    if not path.exists():
+        return
+    if not _bears(path, mark):
+        raise NotOurs(
+            "this does not bear the mark of what Visage wrote here: it is something else, or an earlier Visage made it. "
+            "Delete it; if it is yours, move it away. Then run 'visage retention'"
+        )
+    for part in path.iterdir() if path.is_dir() else ():
+        if part.name != MARK:  # which goes last, so that a second attempt still finds it
+            remove(part)
+    remove(path)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, a link or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _bears(path: Path, mark: str | None) -> bool:
+    file = path / MARK if path.is_dir() else path
+    if mark is None or not file.is_file():
+        return False
+    with file.open("rb") as content:
+        return mark.encode() in content.read(HEAD)

@@ -1,0 +1,1 @@
+"""Rows that leave for another catalog, or come from one under other numbers."""

@@ -1,0 +1,1 @@
+"""Who is who in the catalog: identities, what people decided, and how the one follows the other."""

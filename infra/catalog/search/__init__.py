@@ -1,0 +1,1 @@
+"""The nearest faces: vectors, and the indexes that follow them inside and outside of the database."""

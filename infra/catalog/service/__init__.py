@@ -1,0 +1,1 @@
+"""What the web service keeps: tokens, requests that were answered, jobs in processes of their own."""

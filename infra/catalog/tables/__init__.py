@@ -1,0 +1,1 @@
+"""The tables, the same for SQLite and PostgreSQL."""

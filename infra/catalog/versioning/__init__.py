@@ -1,0 +1,1 @@
+"""Which embedding version answers, which is to follow, and who is at work on it."""

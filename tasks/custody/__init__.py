@@ -1,0 +1,1 @@
+"""What is owed to those whose faces these are: erasure, retention, encryption."""

@@ -1,0 +1,1 @@
+"""To and from other programs and other catalogs: exports, and the portable archive of a collection."""

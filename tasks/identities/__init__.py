@@ -1,0 +1,1 @@
+"""Who is who: the engine that groups faces, and what people decide about it."""
