@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from infra.catalog.custody import places
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.tables.upgrades import Upgrade, UpgradeStatus
@@ -59,6 +60,7 @@ def run_backfill(
     """
     catalog = Catalog(settings.catalog_url)
     try:
+        places.index_here(catalog, settings)
         with catalog.read() as session:
             upgrade = under_way(session)
             target = version_of_row(session.get_one(ModelVersionRow, upgrade.target_id), settings)

@@ -14,10 +14,12 @@ from structlog.contextvars import bound_contextvars
 from flows.opening import open_job, said_by
 from infra import logs
 from infra.catalog import collections
+from infra.catalog.custody import places
 from infra.catalog.custody.erasing import drop_returned
 from infra.catalog.database import Catalog, exclusive
 from infra.catalog.images import count_pending
 from infra.catalog.queries import views
+from infra.catalog.tables.custody import Keeps
 from infra.catalog.tables.schema import Collection, Run, RunStatus, now
 from infra.catalog.versioning.upgrades import SERVING
 from infra.catalog.versioning.versions import serve_when_complete, serving_id
@@ -142,8 +144,13 @@ def night(
     try:
         with catalog.read() as session:
             collection = collections.by_name(session, collection_name)
-        for problem in finish(catalog, settings).left:  # of erasures whose process died, or which could not do it then
+        places.enter(catalog, settings, Keeps.OBJECTS, Keeps.REPORTS)
+        places.index_here(catalog, settings)
+        erasures = finish(catalog, settings)  # whose process died, or which could not do it then or there
+        for problem in erasures.left:
             log.warning("erasure not finished", problem=problem)
+        for place in erasures.waiting:
+            log.info("erasure waits", place=place)
         job, earlier = open_job(settings, catalog, collection, keys, slot)
         state = Night(settings, catalog, collection, job, observer or Silent(), earlier)
         with bound_contextvars(run=job.run_id, collection=collection.name):

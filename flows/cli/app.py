@@ -31,6 +31,7 @@ from flows.cli import (
     models,
     nights,
     people,
+    places,
     query,
     restore,
     retry,
@@ -62,7 +63,9 @@ for judge in (
 ):
     evaluate.app.command()(judge)
 train.app.command()(train_attributes.attributes)
-for module in (collections, people, schedules, models, backfill, evaluate, train, serve, database, encryption, audit):
+for module in (
+    collections, people, schedules, models, backfill, evaluate, train, serve, database, encryption, audit, places
+):  # fmt: skip
     app.add_typer(module.app)
 COMMANDS: tuple[Callable[..., None], ...] = (
     nights.run,

@@ -1,6 +1,5 @@
 """`visage erase`, `erasures`, `retention`: forgetting, at once or when the time has come."""
 
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -14,7 +13,7 @@ from infra.settings import Settings, load_settings
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from tasks.custody.erase import Plan
+    from tasks.custody.erase import Finished, Plan
 
 SHOWN = 20  # keys and faces listed in a preview
 
@@ -53,7 +52,7 @@ def erase(
         print_json({"certificate": certificate, "finished": finished, "notes": plan.notes})
     else:
         console.print(literal(f"Erased: certificate {certificate.erasure_id} ({len(plan.faces)} faces)"))
-    _say_what_is_left(finished.left)
+    _say_what_is_left(finished)
 
 
 def _plan(
@@ -93,10 +92,12 @@ def _preview(plan: "Plan", as_json: bool) -> None:
         console.print(literal(f"- {note}"))
 
 
-def _say_what_is_left(left: Sequence[str]) -> None:
-    for problem in left:
+def _say_what_is_left(finished: "Finished") -> None:
+    for place in finished.waiting:
+        errors.print(literal(f"waits for another machine: {place}"))
+    for problem in finished.left:
         errors.print(literal(f"left to do by the next run or 'visage retention': {problem}"))
-    if left:
+    if finished.left:
         raise typer.Exit(1)
 
 
@@ -113,8 +114,20 @@ def erasures(
         return
     print_table(
         "Erasures",
-        ["certificate", "kind", "reason", "who", "requested", "completed", "rows"],
-        [[r.erasure_id, r.kind, r.reason, r.who, r.requested_at, r.completed_at, sum(r.counts.values())] for r in rows],
+        ["certificate", "kind", "reason", "who", "requested", "completed", "rows", "waits for"],
+        [
+            [
+                r.erasure_id,
+                r.kind,
+                r.reason,
+                r.who,
+                r.requested_at,
+                r.completed_at,
+                sum(r.counts.values()),
+                ", ".join(r.waits_for) or None,
+            ]
+            for r in rows
+        ],
     )
 
 
@@ -128,7 +141,7 @@ def retention(
     settings = load_settings()
     with closing(Catalog(settings.catalog_url)) as catalog:
         counts = expire(catalog, settings, settings.acting, collection)
-        left = finish(catalog, settings).left
+        finished = finish(catalog, settings)
     if as_json:
         print_json(counts)
     elif counts:
@@ -136,4 +149,4 @@ def retention(
             console.print(literal(f"{name}: the embeddings of {faces} faces were deleted"))
     else:
         console.print("No embedding's time is over.")
-    _say_what_is_left(left)
+    _say_what_is_left(finished)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from flows.cli.output import Json, console, literal, print_json, print_table
-from infra.catalog.custody import audit
+from infra.catalog.custody import audit, places
 from infra.catalog.database import Catalog
 from infra.catalog.queries.filters import AttributeFilter, FaceFilter
 from infra.settings import load_settings
@@ -55,6 +55,7 @@ def search(
 
     settings = load_settings()
     catalog = Catalog(settings.catalog_url)
+    places.index_here(catalog, settings)
     if photos and len(photos) == 1 and number is None and not face and person is None and after is None:
         with catalog.read() as session:
             answers = tasks.search_photo(session, settings, photos[0], limit, conditions)

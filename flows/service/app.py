@@ -9,7 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 
-from flows.service import jobs, problems
+from flows.service import errands, jobs, problems
 from flows.service.api import (
     collections,
     erasure,
@@ -67,7 +67,7 @@ def create_app(settings: Settings, *, exposed: bool = False, rates: Rates | None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        with jobs.kept(service):
+        with jobs.kept(service), errands.done_here(service):
             yield
         service.close()
 

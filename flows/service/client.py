@@ -20,6 +20,7 @@ from flows.service.dto import (
     EvaluationOut,
     FaceOut,
     FailureOut,
+    ForgottenOut,
     HealthOut,
     IdentityOut,
     ImageOut,
@@ -27,6 +28,7 @@ from flows.service.dto import (
     Me,
     ModelOut,
     Page,
+    PlaceOut,
     PlanOut,
     ProgressOut,
     ProposalOut,
@@ -221,6 +223,14 @@ class Client:
 
     def erasures(self, **wanted: Any) -> Iterator[CertificateOut]:
         return self._all("/erasures", CertificateOut, wanted)
+
+    def places(self) -> list[PlaceOut]:
+        """Where content lies outside of the catalog, and what waits there to be removed."""
+        return self._get("/places", Page[PlaceOut]).items
+
+    def forget_place(self, place_id: int) -> ForgottenOut:
+        """Say that a place is no more."""
+        return ForgottenOut.model_validate_json(self._request("DELETE", f"/places/{place_id}").content)
 
     def audit(self, action: str = "", **wanted: Any) -> Iterator[AuditOut]:
         """Who did what, the latest first; of one kind of action, or its beginning."""

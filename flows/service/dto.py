@@ -344,7 +344,10 @@ class AlikeOut(Dto):
 
 
 class CertificateOut(Dto):
-    """Proof that something was erased, without biometric content. `completed_at` is None while files are left to remove."""
+    """Proof that something was erased, without biometric content. `completed_at` is None while files are left to remove.
+
+    `waits_for`: home folders of other machines whose own processes remove them.
+    """
 
     erasure_id: int
     kind: str
@@ -353,6 +356,27 @@ class CertificateOut(Dto):
     counts: dict[str, Any]
     requested_at: datetime
     completed_at: datetime | None
+    waits_for: list[str] = []
+
+
+class PlaceOut(Dto):
+    """Where content lies outside of the catalog. Without a home it is shared, as a bucket is. `errands`: files to remove."""
+
+    place_id: int
+    keeps: str
+    address: str
+    home_id: int | None
+    host: str | None
+    folder: str | None
+    seen_at: datetime | None
+    errands: int
+
+
+class ForgottenOut(Dto):
+    """A place that was forgotten, and how many files will never be removed there."""
+
+    place_id: int
+    unreached: int
 
 
 class AuditOut(Dto):

@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from infra.catalog.collections import CollectionExists, UnknownCollection
+from infra.catalog.custody.places import UnknownPlace
 from infra.catalog.database import CatalogTooNew
 from infra.catalog.faults import CatalogUnavailable, CatalogUnreachable
 from infra.catalog.identities.decisions import DecisionError, UnknownSubject
@@ -73,6 +74,7 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     ObjectMissing: (404, "picture-gone", "The picture is not there any more"),
     StoreError: (503, "store", "The object store did not give it"),
     DecisionError: (409, "decision", "This cannot be decided so"),
+    UnknownPlace: (404, "not-found", "There is no such place"),
     UnknownSubject: (404, "not-found", "There is no such thing"),
     UnknownSchedule: (404, "not-found", "There is no such schedule"),
     ScheduleExists: (409, "exists", "The name is taken"),

@@ -62,7 +62,7 @@ def curate_collection(
     identities = read_identities(labels)
     with catalog.write() as session:
         collection = collections.by_name(session, name)
-        exhibits.make_folder(session, "curation", out, collection.id)
+        exhibits.make_folder(session, settings, "curation", out, collection.id)
         audit.append(session, who, "curate", {"collection": collection.id})
     with exhibits.whole(catalog, out):
         with catalog.read() as session:

@@ -1,9 +1,9 @@
 """Switch the encryption of a catalog's embeddings on or off: all in one transaction; the old bytes are scrubbed."""
 
-from infra.catalog.custody import audit, encryption, erasing
+from infra.catalog.custody import audit, encryption, erasing, places
 from infra.catalog.custody.encryption import EmbeddingsLocked
 from infra.catalog.database import Catalog
-from infra.catalog.tables.custody import Errand
+from infra.catalog.tables.custody import Errand, Keeps
 from infra.catalog.tables.schema import Erasure
 from infra.catalog.versioning import backfill_claims
 from infra.catalog.work.runs import close_dead_runs
@@ -26,6 +26,7 @@ def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]
         )
     catalog = Catalog(settings.catalog_url, unlock=False)
     try:
+        places.enter_what_is_there(catalog, settings)
         with catalog.write() as session:
             if alive := close_dead_runs(session):
                 raise EmbeddingsLocked(
@@ -38,8 +39,8 @@ def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]
             erasure = Erasure(kind=kind, reason="embeddings are stored anew", who=who, counts={"embedding": count})
             session.add(erasure)
             session.flush()
-            erasing.post(session, erasure.id, Errand.FILE, ["index"])
-            erasing.post(session, erasure.id, Errand.SCRUB, [""])
+            places.post(session, erasure.id, Errand.FILE, Keeps.CACHE, ["index"])
+            erasing.post_scrub(session, erasure.id)
             audit.append(session, who, f"embeddings.{kind}", {"embeddings": count})
         return count, erase.finish(catalog, settings)
     finally:

@@ -16,13 +16,13 @@ import numpy as np
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog.custody import audit, erasing, exhibits
+from infra.catalog.custody import audit, erasing, exhibits, places
 from infra.catalog.database import Catalog, exclusive
 from infra.catalog.identities import decisions as stored
 from infra.catalog.identities import enforcement
 from infra.catalog.identities.decisions import UnknownSubject
 from infra.catalog.search.vectors import stored_vectors
-from infra.catalog.tables.custody import Errand, Outbox
+from infra.catalog.tables.custody import Errand, Keeps, Outbox
 from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import Erasure, Identity, Image, ModelVersion
@@ -70,7 +70,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Proof that something was erased, without biometric content. `completed_at` is None while errands are open."""
+    """Proof that something was erased, without biometric content. `completed_at` is None while errands are open.
+
+    `waits_for`: home folders, with their machines, whose own processes have files to remove.
+    """
 
     erasure_id: int
     kind: str
@@ -79,14 +82,16 @@ class Certificate:
     counts: dict[str, Any]
     requested_at: datetime
     completed_at: datetime | None
+    waits_for: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Finished:
-    """What became of the outbox: errands done, and those that are left, with what stood in the way."""
+    """What became of the outbox: errands done, those that are left, with what stood in the way, and those for other homes."""
 
     done: int
     left: tuple[str, ...]
+    waiting: tuple[str, ...] = ()
 
 
 def plan_faces(session: Session, face_ids: Collection[int], kind: str = "face") -> Plan:
@@ -248,6 +253,7 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
         CannotErase: while a run is at work on the same collection, or if a person of the plan has more faces since.
         UnknownSubject: if faces of the plan are gone since.
     """
+    places.enter_what_is_there(catalog, settings)
     with catalog.write() as session:
         exclusive(session, enforcement.PEOPLE)
         for collection_id in plan.collection_ids:
@@ -267,43 +273,63 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
         audit.append(session, who, "erase", {"erasure": erasure.id, "kind": plan.kind, "counts": plan.counts})
     finished = finish(catalog, settings)
     with catalog.read() as session:
-        return _certificate(session.get_one(Erasure, erasure.id)), finished
+        return _certificate(session, session.get_one(Erasure, erasure.id)), finished
 
 
 def finish(catalog: Catalog, settings: Settings) -> Finished:
     """Do the errands that erasures have left, also those of a process that died. Costs a look into an empty table otherwise."""
+    found = run_errands(catalog, settings)
+    with catalog.read() as session:
+        to_scrub = erasing.scrubs(session)
+    if not to_scrub:
+        return found
+    try:
+        erasing.scrub(catalog.engine)
+    except erasing.NotScrubbed as error:
+        return replace(found, left=(*found.left, f"the database's files: {error}"))
+    with catalog.write() as session:
+        erasing.close(session, to_scrub)
+    return replace(found, done=found.done + len(to_scrub))
+
+
+def run_errands(catalog: Catalog, settings: Settings) -> Finished:
+    """Do what erasures have left to do in this home and in shared places, and complete certificates; scrub nothing."""
     done, after, left = 0, 0, []
+    with catalog.read() as session:
+        home_id = places.here(session, settings)
     while True:
         with catalog.read() as session:
-            errands = erasing.open_errands(session, after)
+            errands = erasing.open_errands(session, home_id, after)
         if not errands:
             break
         finished = []
-        for errand in errands:
-            problem = _run(catalog, settings, errand)
+        for errand, address in errands:
+            problem = _run(catalog, settings, errand, address)
             if problem:
                 left.append(f"{errand.errand} {errand.place}: {problem}")
             else:
                 finished.append(errand.id)
         with catalog.write() as session:
             erasing.done(session, finished)
-        done, after = done + len(finished), errands[-1].id
-    with catalog.read() as session:
-        to_scrub = erasing.scrubs(session)
-    if to_scrub:
-        try:
-            erasing.scrub(catalog.engine)
-        except erasing.NotScrubbed as error:
-            return Finished(done, (*left, f"the database's files: {error}"))
-    if done or to_scrub:
+        done, after = done + len(finished), errands[-1][0].id
+    if done:
         with catalog.write() as session:
-            erasing.close(session, to_scrub)
-    return Finished(done + len(to_scrub), tuple(left))
+            erasing.close(session, ())
+    with catalog.read() as session:
+        waiting = places.waiting_elsewhere(session, home_id)
+    return Finished(done, tuple(left), tuple(map(_waits, waiting)))
+
+
+def _waits(place: places.Place) -> str:
+    return (
+        f"place {place.place_id}, {place.keeps} of {place.folder} on {place.host}: {place.errands} to remove; any run, page or "
+        f"'visage retention' there does it. If it is no more: 'visage places forget {place.place_id}'"
+    )
 
 
 def certificates(session: Session, limit: int = 50, before: int | None = None) -> list[Certificate]:
     """Erasures, the latest first."""
-    return [_certificate(row) for row in erasing.certificates(session, limit, before)]
+    return [_certificate(session, row) for row in erasing.certificates(session, limit, before)]
 
 
 def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
@@ -311,13 +337,11 @@ def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
     thumbnails = [f"thumbnails/{r.sha256[:2]}/{r.sha256}" for r in found]
     contents = erasing.contents_of(_images(session, plan.image_ids))
     thumbnails += [f"thumbnails/{sha[:2]}/{sha}" for sha in erasing.digests(session, contents)]
-    erasing.post(session, erasure_id, Errand.OBJECT, erasing.objects_of(session, plan.faces))
-    erasing.post(session, erasure_id, Errand.FILE, [*thumbnails, "index"])
-    erasing.post(session, erasure_id, Errand.ARTIFACT, _revealing(session, plan.collection_ids))
-    for exhibit in exhibits.concerning(session, plan.collection_ids):
-        erasing.post(session, erasure_id, Errand(exhibit.errand), [exhibit.place])
-        session.delete(exhibit)
-    erasing.post(session, erasure_id, Errand.SCRUB, [""])
+    places.post(session, erasure_id, Errand.OBJECT, Keeps.OBJECTS, sorted(erasing.objects_of(session, plan.faces)))
+    places.post(session, erasure_id, Errand.FILE, Keeps.CACHE, [*thumbnails, "index"])
+    places.post(session, erasure_id, Errand.ARTIFACT, Keeps.REPORTS, _revealing(session, plan.collection_ids))
+    exhibits.post_concerning(session, erasure_id, plan.collection_ids)
+    erasing.post_scrub(session, erasure_id)
 
 
 def _tracked(session: Session, collection_ids: Collection[int]) -> list[str]:
@@ -343,14 +367,15 @@ def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
     erasing.forget_images(session, _images(session, plan.image_ids))
 
 
-def _run(catalog: Catalog, settings: Settings, errand: Outbox) -> str:
-    """Do one errand; returns what stood in the way."""
+def _run(catalog: Catalog, settings: Settings, errand: Outbox, address: str | None) -> str:
+    """Do one errand, at an address or (None) where these settings say; returns what stood in the way."""
     try:
         if errand.errand == Errand.OBJECT.value:
-            open_store(settings.crops_uri, settings.storage_options).delete(errand.place)
+            open_store(address or settings.crops_uri, settings.storage_options).delete(errand.place)
         elif errand.errand == Errand.ARTIFACT.value:
             run_id, _, name = errand.place.partition("/")
-            remove_artifact(settings.mlflow_uri, run_id, name)
+            uri = places.tracking_at(settings, address) if address else settings.mlflow_uri
+            remove_artifact(uri, run_id, name)
         elif Path(errand.place).is_absolute():
             with catalog.read() as session:
                 mark = exhibits.known_mark(session, errand.place)
@@ -387,5 +412,9 @@ def _exhibits(session: Session, collections: Collection[int]) -> tuple[str, ...]
     return tuple(sorted({exhibit.place for exhibit in exhibits.concerning(session, collections)}))
 
 
-def _certificate(row: Erasure) -> Certificate:
-    return Certificate(row.id, row.kind, row.reason, row.who, row.counts, row.requested_at, row.completed_at)
+def _certificate(session: Session, row: Erasure) -> Certificate:
+    waiting = () if row.completed_at else places.waiting_elsewhere(session, None, row.id)
+    homes = dict.fromkeys(f"{place.folder} on {place.host}" for place in waiting)
+    return Certificate(
+        row.id, row.kind, row.reason, row.who, row.counts, row.requested_at, row.completed_at, tuple(homes)
+    )

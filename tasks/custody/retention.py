@@ -1,7 +1,7 @@
 """Retention: what collections say about how long embeddings are kept, carried out."""
 
 from infra.catalog import collections
-from infra.catalog.custody import audit, retention
+from infra.catalog.custody import audit, places, retention
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Collection
 from infra.settings import Settings
@@ -49,6 +49,7 @@ def expire(catalog: Catalog, settings: Settings, who: str, only: str | None = No
         UnknownCollection: with the names there are.
     """
     counts: dict[str, int] = {}
+    places.enter_what_is_there(catalog, settings)
     with catalog.read() as session:
         found = [collections.by_name(session, only)] if only is not None else collections.every(session)
         waiting = {c.id: retention.due(session, c) for c in found}

@@ -82,7 +82,7 @@ def archive(
         if alive := close_dead_runs(session, collection.id):
             raise CannotArchive(f"run {alive[0].id} is at work on {name!r}; wait for it, or stop it first")
         places = path, part_of(path)
-        marks = " ".join(exhibits.note(session, "archive", place, collection.id) for place in places)
+        marks = " ".join(exhibits.note(session, settings, "archive", place, collection.id) for place in places)
         audit.append(session, who, "archive", {"collection": collection.id})
     try:
         with catalog.read() as session, ArchiveWriter(path, marks) as file:

@@ -21,8 +21,10 @@ from sqlalchemy.orm import Session
 from infra.archive_file import ArchiveReader, open_archive
 from infra.catalog.collections import CollectionExists
 from infra.catalog.custody import audit, encryption
+from infra.catalog.custody import places as outside
 from infra.catalog.database import Catalog, exclusive
 from infra.catalog.identities import enforcement
+from infra.catalog.tables.custody import Keeps
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import Image, ModelVersion, Run, RunStatus
 from infra.catalog.versioning.upgrades import SERVING
@@ -108,6 +110,7 @@ def import_archive(
         encryption.check_open(session)
         _check_versions(session, file)
         held = held_back(session, file)
+    outside.enter(catalog, settings, Keeps.OBJECTS, Keeps.CACHE)
     with catalog.write() as session:
         stay = _enter(session, row, f"import {file.digest[:16]}")
     try:

@@ -13,7 +13,6 @@ from infra.catalog.exchange.portable import CARRIED, Carried
 from infra.catalog.exchange.renumbering import DanglingReference, Renumbering
 from infra.catalog.queries.filters import visible
 from infra.catalog.search.vectors import create_index
-from infra.catalog.tables.custody import Errand
 from infra.catalog.tables.schema import Content, Erasure, Face, Image, ModelVersion, now
 from infra.catalog.versioning.upgrades import lacks
 from infra.catalog.versioning.versions import serve_when_complete, serving_id
@@ -168,7 +167,7 @@ def _keep_out(
     contents = [numbers.numbers["content"][content] for content in held.contents]
     session.execute(delete(Content).where(Content.id.in_(contents)).execution_options(synchronize_session=False))
     if held.faces or held.images:
-        erasing.post(session, certificate.id, Errand.SCRUB, [""])
+        erasing.post_scrub(session, certificate.id)
     else:
         certificate.completed_at = now()
 

@@ -104,7 +104,7 @@ def export(
         ask(session, question, 1)  # whatever is wrong with the question is said before anything is written
     with catalog.write() as session:
         try:
-            exhibits.make_folder(session, "export", folder, None)
+            exhibits.make_folder(session, settings, "export", folder, None)
         except FileExistsError:
             raise CannotExport(f"{folder} is there already; name a new folder, which an erasure may remove") from None
         audit.append(session, who, "export", {"format": format.value, "embeddings": embeddings})

@@ -75,7 +75,7 @@ def test_every_row_arrives_and_the_copy_works_on_by_itself(source: Catalog, targ
 
 def test_a_copy_that_is_killed_goes_on_where_it_stopped(source: Catalog, target: str) -> None:
     script = (
-        "import os, signal; from infra.catalog import copying; copying.PAGE = 25; seen = []\n"
+        "import os, signal; from infra.catalog.exchange import copying; copying.PAGE = 25; seen = []\n"
         "def progress(table, rows):\n"
         "    seen.append(table)\n"
         "    if seen.count('face') == 3: os.kill(os.getpid(), signal.SIGKILL)\n"

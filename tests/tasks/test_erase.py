@@ -90,7 +90,7 @@ def plant(home: Path, catalog: Catalog) -> Place:
         decisions.decline(session, "curator", place.identity(ada[0]), place.identity(bob[0]))
         session.add(IdempotencyKey(who="x", key="y", request_digest="z", status=200, body=f'{{"name": "{NAME}"}}'))
         export = home.parent / "export" / "faces.parquet"
-        exhibits.make_folder(session, "export", export.parent, crowd.collection_id)
+        exhibits.make_folder(session, settings, "export", export.parent, crowd.collection_id)
         store = open_store(settings.crops_uri)
         for face in session.scalars(select(Face)):
             store.put(face.crop_key, b"crop of face %d " % face.id + bytes(64), "image/jpeg")
@@ -288,11 +288,11 @@ def test_a_kill_in_the_middle_loses_nothing_or_is_made_good(
         plan = erase.plan_identity(session, place.identity(place.ada[0]))
     url, real, calls = place.catalog.url, erase._run, []
 
-    def run(catalog: Catalog, settings: Settings, errand: Outbox) -> str:
+    def run(catalog: Catalog, settings: Settings, errand: Outbox, address: str | None) -> str:
         calls.append(errand)
         if len(calls) == {"first errand": 1, "third errand": 3}.get(moment):
             die()
-        return real(catalog, settings, errand)
+        return real(catalog, settings, errand, address)
 
     place.catalog.close()
     child = os.fork()

@@ -2,17 +2,17 @@
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Path, Query
 
 from flows.service import erasing, paging
 from flows.service.access import Admin, Here
 from flows.service.api.images import Cursor
-from flows.service.dto import AlikeOut, AuditOut, CertificateOut, Page, PlanOut
+from flows.service.dto import AlikeOut, AuditOut, CertificateOut, ForgottenOut, Id, Page, PlaceOut, PlanOut
 from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import ErasureIn, ErasureOrder
 from flows.service.upload import PHOTO_BODY, Photo
-from infra.catalog.custody import audit
-from tasks.custody import erase
+from infra.catalog.custody import audit, places
+from tasks.custody import erase, outside
 
 router = APIRouter(route_class=IdempotentRoute)
 Few = Annotated[int, Query(ge=1, le=500)]
@@ -51,6 +51,19 @@ def list_erasures(service: Here, who: Admin, after: Cursor = None, limit: Few = 
         found = erase.certificates(session, limit + 1, None if place is None else place[0])
     following = paging.cursor([found[limit - 1].erasure_id]) if len(found) > limit else None
     return Page(items=[CertificateOut.model_validate(row) for row in found[:limit]], next=following)
+
+
+@router.get("/places", tags=["erasure"])
+def list_places(service: Here, who: Admin) -> Page[PlaceOut]:
+    """Where content lies outside of the catalog, and what waits there to be removed."""
+    with service.catalog.read() as session:
+        return Page(items=[PlaceOut.model_validate(place) for place in places.every(session)])
+
+
+@router.delete("/places/{place_id}", tags=["erasure"])
+def forget_place(service: Here, who: Admin, place_id: Annotated[Id, Path()]) -> ForgottenOut:
+    """Say that a place is no more: certificates stop waiting for it, and count what was to be removed there."""
+    return ForgottenOut(place_id=place_id, unreached=outside.forget_place(service.catalog, who.name, place_id))
 
 
 @router.get("/audit", tags=["audit"])

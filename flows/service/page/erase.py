@@ -30,6 +30,7 @@ CALLED = {
     "objects": "stored crops",
     "reports": "reports of runs, with contact sheets",
     "exhibits": "pages and exports",
+    "unreached": "files in places that are no more",
 }
 MOST_FACES = 10_000  # of an order
 MOST_CHARACTERS = 20 * MOST_FACES  # of their ids

@@ -15,7 +15,7 @@ from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.identities.decisions import chunks, family, stated
 from infra.catalog.identities.enforcement import drop_stale_proposals, refresh_exemplars
 from infra.catalog.identities.people import remove_empty_identities
-from infra.catalog.tables.custody import Errand, Outbox, Secret, Suppression
+from infra.catalog.tables.custody import Errand, Holding, Outbox, Secret, Suppression
 from infra.catalog.tables.people import DecidedMove, Decision, Person, Says, Statement
 from infra.catalog.tables.schema import (
     Attribute,
@@ -334,15 +334,20 @@ def drop_returned(session: Session, collection_id: int) -> int:
 # --- The outbox
 
 
-def post(session: Session, erasure_id: int, errand: Errand, places: Iterable[str]) -> None:
-    """Leave errands to be done after the transaction."""
-    session.add_all(Outbox(erasure_id=erasure_id, errand=errand.value, place=place) for place in sorted(set(places)))
+def post_scrub(session: Session, erasure_id: int) -> None:
+    """Have the database's files scrubbed after the transaction."""
+    session.add(Outbox(erasure_id=erasure_id, errand=Errand.SCRUB.value, place=""))
 
 
-def open_errands(session: Session, after: int = 0, limit: int = 500) -> list[Outbox]:
-    """What is left to do, in order; scrubbing comes last."""
-    scrub = Outbox.errand == Errand.SCRUB.value
-    return list(session.scalars(select(Outbox).where(not_(scrub), Outbox.id > after).order_by(Outbox.id).limit(limit)))
+def open_errands(
+    session: Session, home_id: int | None, after: int = 0, limit: int = 500
+) -> list[tuple[Outbox, str | None]]:
+    """What is left to do in a home, or anywhere, in order, with the address of its place; scrubbing comes last."""
+    scrub, anywhere = Outbox.errand == Errand.SCRUB.value, Holding.home_id.is_(None)
+    ours = anywhere if home_id is None else or_(anywhere, Holding.home_id == home_id)
+    errands = select(Outbox, Holding.address).outerjoin(Holding, Holding.id == Outbox.holding_id)
+    found = errands.where(not_(scrub), ours, Outbox.id > after).order_by(Outbox.id).limit(limit)
+    return list(session.execute(found).tuples())
 
 
 def scrubs(session: Session) -> list[int]:

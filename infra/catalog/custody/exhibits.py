@@ -12,9 +12,10 @@ from pathlib import Path
 from sqlalchemy import delete, or_, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.custody import keyed
+from infra.catalog.custody import keyed, places
 from infra.catalog.database import Catalog
-from infra.catalog.tables.custody import Errand, Exhibit
+from infra.catalog.tables.custody import Errand, Exhibit, Keeps, Outbox
+from infra.settings import Settings
 
 MARK = ".visage"  # the file in a folder that bears its mark
 HEAD = 4096  # bytes at the beginning of a file among which its mark is
@@ -25,24 +26,33 @@ class NotOurs(RuntimeError):
     """What lies in an exhibit's place does not bear its mark."""
 
 
-def note(session: Session, kind: str, place: Path, collection_id: int | None) -> str:
+def note(session: Session, settings: Settings, kind: str, place: Path, collection_id: int | None) -> str:
     """Remember a file or folder that is about to be written; returns the mark that it must bear.
 
     Without a collection it may show anybody.
     """
     absolute = str(place.absolute())
-    session.add(Exhibit(kind=kind, errand=Errand.FILE.value, place=absolute, collection_id=collection_id))
+    holding = places.entered(session, settings, Keeps.EXHIBITS)
+    session.add(
+        Exhibit(
+            kind=kind,
+            errand=Errand.FILE.value,
+            place=absolute,
+            collection_id=collection_id,
+            holding_id=holding.id,
+        )
+    )
     return keyed.digest(keyed.secret(session, SECRET), absolute)
 
 
-def make_folder(session: Session, kind: str, folder: Path, collection_id: int | None) -> None:
+def make_folder(session: Session, settings: Settings, kind: str, folder: Path, collection_id: int | None) -> None:
     """Make a new folder, remember it and mark it.
 
     Raises:
         FileExistsError: if something is there already.
     """
     folder.mkdir(parents=True)
-    mark = note(session, kind, folder, collection_id)
+    mark = note(session, settings, kind, folder, collection_id)
     (folder / MARK).write_text(f"Visage wrote this folder. An erasure removes it with all that is in it.\n{mark}\n")
 
 
@@ -68,6 +78,20 @@ def concerning(session: Session, collection_ids: Collection[int]) -> list[Exhibi
     """Exhibits that may show faces of some collections."""
     showing = or_(Exhibit.collection_id.is_(None), Exhibit.collection_id.in_(collection_ids))
     return list(session.scalars(select(Exhibit).where(showing).order_by(Exhibit.place)))
+
+
+def post_concerning(session: Session, erasure_id: int, collection_ids: Collection[int]) -> None:
+    """Have an erasure delete the exhibits that may show faces of some collections, and forget them."""
+    for exhibit in concerning(session, collection_ids):
+        session.add(
+            Outbox(
+                erasure_id=erasure_id,
+                errand=exhibit.errand,
+                place=exhibit.place,
+                holding_id=exhibit.holding_id,
+            )
+        )
+        session.delete(exhibit)
 
 
 def known_mark(session: Session, place: str) -> str | None:

@@ -7,10 +7,10 @@ from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.collections import MOST_DAYS
-from infra.catalog.custody import erasing
+from infra.catalog.custody import erasing, places
 from infra.catalog.identities.decisions import chunks
 from infra.catalog.identities.enforcement import drop_stale_proposals, refresh_exemplars
-from infra.catalog.tables.custody import Errand
+from infra.catalog.tables.custody import Errand, Keeps
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import Content, Embedding, Erasure, Face, FaceIdentity, now
 
@@ -39,8 +39,8 @@ def expire(session: Session, who: str, collection: CollectionRow, faces: Collect
     for part in chunks(faces):
         session.execute(update(Face).where(Face.id.in_(part)).values(embeddings_expired_at=now()))
         session.execute(delete(Embedding).where(Embedding.face_id.in_(part)))
-        places = select(FaceIdentity.identity_id).where(FaceIdentity.face_id.in_(part), FaceIdentity.exemplar)
-        touched.update(place for place in session.scalars(places) if place is not None)
+        among = select(FaceIdentity.identity_id).where(FaceIdentity.face_id.in_(part), FaceIdentity.exemplar)
+        touched.update(place for place in session.scalars(among) if place is not None)
     refresh_exemplars(session, touched)
     drop_stale_proposals(session)
     erasure = Erasure(
@@ -51,6 +51,6 @@ def expire(session: Session, who: str, collection: CollectionRow, faces: Collect
     )
     session.add(erasure)
     session.flush()
-    erasing.post(session, erasure.id, Errand.FILE, ["index"])
-    erasing.post(session, erasure.id, Errand.SCRUB, [""])
+    places.post(session, erasure.id, Errand.FILE, Keeps.CACHE, ["index"])
+    erasing.post_scrub(session, erasure.id)
     return erasure

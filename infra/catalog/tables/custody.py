@@ -40,8 +40,45 @@ class AuditEntry(Base):
     digest: Mapped[str]
 
 
+class Home(Base):
+    """A home folder whose processes have opened this catalog, on one machine of several. `token`: in a file of the folder."""
+
+    __tablename__ = "home"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    token: Mapped[str] = mapped_column(unique=True)
+    host: Mapped[str]
+    folder: Mapped[str]
+    seen_at: Mapped[datetime] = mapped_column(default=now)
+    retired_at: Mapped[datetime | None]  # when somebody said that it is no more
+
+
+class Keeps(StrEnum):
+    """What a place outside of the database holds of the catalog's content."""
+
+    OBJECTS = "objects"  # crops and restored pictures, below an address
+    REPORTS = "reports"  # what MLflow at an address was told of runs
+    CACHE = "cache"  # thumbnails and search indexes of a home folder
+    EXHIBITS = "exhibits"  # pages, exports and archives, wherever on a home's machine
+
+
+class Holding(Base):
+    """A place outside of the database that holds content, which an erasure must reach.
+
+    Without a home it can be reached from everywhere, as a bucket can.
+    """
+
+    __tablename__ = "holding"
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    home_id: Mapped[int | None] = mapped_column(ForeignKey("home.id", ondelete="CASCADE"), index=True)
+    keeps: Mapped[str]
+    address: Mapped[str]
+
+
 class Outbox(Base):
-    """An errand of an erasure that is not done yet. A crash leaves it here, and the next run or command goes on."""
+    """An errand of an erasure that is not done yet. A crash leaves it here, and the next run or command goes on.
+
+    Without a holding, anybody may do it.
+    """
 
     __tablename__ = "outbox"
     id: Mapped[int] = mapped_column(Id, primary_key=True)
@@ -49,6 +86,7 @@ class Outbox(Base):
     errand: Mapped[str]
     place: Mapped[str]
     error: Mapped[str | None]
+    holding_id: Mapped[int | None] = mapped_column(ForeignKey("holding.id", ondelete="CASCADE"), index=True)
 
 
 class Suppression(Base):
@@ -73,3 +111,4 @@ class Exhibit(Base):
     place: Mapped[str]
     collection_id: Mapped[int | None] = mapped_column(ForeignKey("collection.id", ondelete="SET NULL"), index=True)
     made_at: Mapped[datetime] = mapped_column(default=now)
+    holding_id: Mapped[int | None] = mapped_column(ForeignKey("holding.id", ondelete="CASCADE"), index=True)

@@ -1,0 +1,233 @@
+"""Places: where content of the catalog lies outside of its database, on whatever machine, so that an erasure reaches it all.
+
+Every process enters what its settings name before it writes there. Errands of an erasure are done where their place is: by
+any process of the same home folder, or, if a place is shared as a bucket is, by any process of the catalog.
+"""
+
+import shutil
+import socket
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+
+from filelock import FileLock
+from sqlalchemy import delete, exists, func, make_url, not_, select
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.orm import Session
+
+from infra.catalog.database import Catalog, exclusive
+from infra.catalog.tables.custody import Errand, Holding, Home, Keeps, Outbox
+from infra.catalog.tables.schema import Erasure, now
+from infra.settings import Settings
+
+TOKEN = "home-id"  # the file by which a home folder is known again, whatever its machine is called
+SEEN_AGAIN = timedelta(hours=1)
+LOCK = "places"
+UNREACHED = "unreached"  # counted on certificates
+
+
+class UnknownPlace(LookupError):
+    """There is no place of that number."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place with the home that it belongs to (None: shared), and how many errands wait there."""
+
+    place_id: int
+    keeps: Keeps
+    address: str
+    home_id: int | None
+    host: str | None
+    folder: str | None
+    seen_at: datetime | None
+    errands: int
+
+
+def enter(catalog: Catalog, settings: Settings, *keeps: Keeps) -> None:
+    """Say that what these settings name may hold content from now on. Writes only if that, or the hour, is new."""
+    with catalog.read() as session:
+        home = _home(session, settings)
+        known = [_known(session, home, settings, kind) for kind in keeps]
+    fresh = home is None or now() - home.seen_at < SEEN_AGAIN
+    if fresh and None not in known:
+        return
+    with catalog.write() as session:
+        for kind in keeps:
+            entered(session, settings, kind)
+
+
+def enter_what_is_there(catalog: Catalog, settings: Settings) -> None:
+    """Enter what these settings name, if content may lie there, as in a home folder from before there was this register."""
+    enter(catalog, settings, *(kind for kind in Keeps if kind != Keeps.EXHIBITS and _may_hold(settings, kind)))
+
+
+def index_here(catalog: Catalog, settings: Settings) -> None:
+    """Enter that this home may keep a search index, if this catalog's database has none of its own."""
+    if catalog.engine.dialect.name == "sqlite":
+        enter(catalog, settings, Keeps.CACHE)
+
+
+def entered(session: Session, settings: Settings, kind: Keeps) -> Holding:
+    """The place of a kind that these settings name, entered if it is new.
+
+    A cache that is new begins empty where anything was ever erased: it may show that, from before it was entered or forgotten.
+    """
+    exclusive(session, LOCK)
+    address, home = address_of(settings, kind), None
+    if not _shared(kind, address):
+        home = _home(session, settings) or Home(token=_token(settings.home_folder))
+        home.host, home.folder, home.seen_at = socket.gethostname(), str(settings.home_folder), now()
+        session.add(home)
+        session.flush()
+    found = _known(session, home, settings, kind)
+    if found is None:
+        if kind == Keeps.CACHE and session.scalar(select(exists(Erasure.id))):
+            for folder in _caches(settings):
+                shutil.rmtree(folder, ignore_errors=True)
+        found = Holding(home_id=None if home is None else home.id, keeps=kind.value, address=address)
+        session.add(found)
+        session.flush()
+    return found
+
+
+def here(session: Session, settings: Settings) -> int | None:
+    """The number of this home, if it was ever entered."""
+    home = _home(session, settings)
+    return None if home is None else home.id
+
+
+def holdings(session: Session, kind: Keeps) -> list[int]:
+    """All places that keep something of a kind."""
+    return list(session.scalars(select(Holding.id).where(Holding.keeps == kind.value).order_by(Holding.id)))
+
+
+def every(session: Session) -> list[Place]:
+    """All places, those of a home together, with what waits there."""
+    waiting = select(func.count()).where(Outbox.holding_id == Holding.id).scalar_subquery()
+    rows = select(Holding, Home, waiting).outerjoin(Home, Home.id == Holding.home_id)
+    return [_place(*row) for row in session.execute(rows.order_by(Home.id, Holding.id)).tuples()]
+
+
+def waiting_elsewhere(session: Session, home_id: int | None, erasure_id: int | None = None) -> list[Place]:
+    """Places of other homes than this one where errands wait, of one erasure or of all."""
+    of_erasure = () if erasure_id is None else (Outbox.erasure_id == erasure_id,)
+    elsewhere = Home.id.is_distinct_from(home_id)
+    rows = (
+        select(Holding, Home, func.count())
+        .join(Home, Home.id == Holding.home_id)
+        .join(Outbox, Outbox.holding_id == Holding.id)
+        .where(elsewhere, *of_erasure)
+        .group_by(Holding.id, Home.id)
+    )
+    return [_place(*row) for row in session.execute(rows.order_by(Home.id, Holding.id)).tuples()]
+
+
+def forget(session: Session, place_id: int) -> int:
+    """Forget a place that is no more; returns how many errands will never be done, which their certificates say.
+
+    Raises:
+        UnknownPlace: if there is none.
+    """
+    found = session.get(Holding, place_id)
+    if found is None:
+        raise UnknownPlace(f"no place {place_id}; 'visage places list' shows those there are")
+    counts = select(Outbox.erasure_id, func.count()).where(Outbox.holding_id == place_id).group_by(Outbox.erasure_id)
+    undone = dict(session.execute(counts).tuples().all())
+    for erasure_id, count in undone.items():
+        erasure = session.get_one(Erasure, erasure_id)
+        erasure.counts = {**erasure.counts, UNREACHED: erasure.counts.get(UNREACHED, 0) + count}
+    session.delete(found)
+    session.flush()
+    left = exists().where(Holding.home_id == Home.id)
+    session.execute(delete(Home).where(not_(left)).execution_options(synchronize_session=False))
+    return sum(undone.values())
+
+
+def post(session: Session, erasure_id: int, errand: Errand, kind: Keeps, names: Sequence[str]) -> None:
+    """Leave errands about what lies under some names, for every place that keeps something of a kind."""
+    session.add_all(
+        Outbox(erasure_id=erasure_id, errand=errand.value, place=name, holding_id=holding)
+        for holding in holdings(session, kind)
+        for name in sorted(set(names))
+    )
+
+
+def address_of(settings: Settings, kind: Keeps) -> str:
+    """Where these settings keep something of a kind, without a password."""
+    if kind == Keeps.OBJECTS:
+        uri = settings.crops_uri
+        return uri if "://" in uri else str(Path(uri).expanduser().absolute())
+    if kind == Keeps.REPORTS:
+        try:
+            return make_url(settings.mlflow_uri).render_as_string(hide_password=True)
+        except ArgumentError:
+            return settings.mlflow_uri
+    return ""
+
+
+def tracking_at(settings: Settings, address: str) -> str:
+    """The tracking URI of a place: with the settings' password, if it is theirs."""
+    return settings.mlflow_uri if address == address_of(settings, Keeps.REPORTS) else address
+
+
+def _shared(kind: Keeps, address: str) -> bool:
+    """Whether a place is the same from every machine. MLflow keeps files in a home folder, if not on a server."""
+    return address.startswith("s3://" if kind == Keeps.OBJECTS else ("http://", "https://"))
+
+
+def _known(session: Session, home: Home | None, settings: Settings, kind: Keeps) -> Holding | None:
+    address = address_of(settings, kind)
+    if home is None and not _shared(kind, address):
+        return None
+    owner = None if home is None or _shared(kind, address) else home.id
+    same = Holding.home_id.is_not_distinct_from(owner), Holding.keeps == kind.value, Holding.address == address
+    return session.scalars(select(Holding).where(*same)).first()
+
+
+def _may_hold(settings: Settings, kind: Keeps) -> bool:
+    address = address_of(settings, kind)
+    if _shared(kind, address):
+        return True
+    if kind == Keeps.OBJECTS:
+        return "://" in address or Path(address).exists()
+    return any(
+        folder.exists() for folder in ([settings.artifacts_folder] if kind == Keeps.REPORTS else _caches(settings))
+    )
+
+
+def _caches(settings: Settings) -> list[Path]:
+    """Folders of a home that fill by themselves."""
+    return [settings.home_folder / "thumbnails", settings.home_folder / "index"]
+
+
+def _home(session: Session, settings: Settings) -> Home | None:
+    file = settings.home_folder / TOKEN
+    if not file.is_file():
+        return None
+    return session.scalar(select(Home).where(Home.token == file.read_text(encoding="ascii").strip()))
+
+
+def _place(holding: Holding, home: Home | None, errands: int) -> Place:
+    return Place(
+        place_id=holding.id,
+        keeps=Keeps(holding.keeps),
+        address=holding.address,
+        home_id=holding.home_id,
+        host=None if home is None else home.host,
+        folder=None if home is None else home.folder,
+        seen_at=None if home is None else home.seen_at,
+        errands=errands,
+    )
+
+
+def _token(folder: Path) -> str:
+    """What a home folder is known by; made at its first use."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / TOKEN
+    with FileLock(folder / f"{TOKEN}.lock"):
+        if not file.is_file():
+            file.write_text(f"{uuid.uuid4().hex}\n", encoding="ascii")
+    return file.read_text(encoding="ascii").strip()
