@@ -369,13 +369,13 @@ def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
 
 def _run(catalog: Catalog, settings: Settings, errand: Outbox, address: str | None) -> str:
     """Do one errand, at an address or (None) where these settings say; returns what stood in the way."""
+    there = settings if address is None else places.at(settings, address)
     try:
         if errand.errand == Errand.OBJECT.value:
-            open_store(address or settings.crops_uri, settings.storage_options).delete(errand.place)
+            open_store(there.crops_uri, there.storage_options).delete(errand.place)
         elif errand.errand == Errand.ARTIFACT.value:
             run_id, _, name = errand.place.partition("/")
-            uri = places.tracking_at(settings, address) if address else settings.mlflow_uri
-            remove_artifact(uri, run_id, name)
+            remove_artifact(there.mlflow_uri, run_id, name)
         elif Path(errand.place).is_absolute():
             with catalog.read() as session:
                 mark = exhibits.known_mark(session, errand.place)

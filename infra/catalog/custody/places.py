@@ -156,21 +156,22 @@ def post(session: Session, erasure_id: int, errand: Errand, kind: Keeps, names: 
 
 
 def address_of(settings: Settings, kind: Keeps) -> str:
-    """Where these settings keep something of a kind, without a password."""
-    if kind == Keeps.OBJECTS:
-        uri = settings.crops_uri
+    """Where these settings keep something of a kind, without a password; empty: in the home folder, wherever that is moved."""
+    if kind == Keeps.OBJECTS and settings.objects_uri:
+        uri = settings.objects_uri
         return uri if "://" in uri else str(Path(uri).expanduser().absolute())
-    if kind == Keeps.REPORTS:
+    if kind == Keeps.REPORTS and settings.tracking_uri:
         try:
-            return make_url(settings.mlflow_uri).render_as_string(hide_password=True)
+            return make_url(settings.tracking_uri).render_as_string(hide_password=True)
         except ArgumentError:
-            return settings.mlflow_uri
+            return settings.tracking_uri
     return ""
 
 
-def tracking_at(settings: Settings, address: str) -> str:
-    """The tracking URI of a place: with the settings' password, if it is theirs."""
-    return settings.mlflow_uri if address == address_of(settings, Keeps.REPORTS) else address
+def at(settings: Settings, address: str) -> Settings:
+    """The settings under which what lies at an address is reached: with their own password, if the address is theirs."""
+    reports = settings.tracking_uri if address == address_of(settings, Keeps.REPORTS) else address
+    return settings.model_copy(update={"objects_uri": address, "tracking_uri": reports})
 
 
 def _shared(kind: Keeps, address: str) -> bool:
@@ -189,13 +190,14 @@ def _known(session: Session, home: Home | None, settings: Settings, kind: Keeps)
 
 def _may_hold(settings: Settings, kind: Keeps) -> bool:
     address = address_of(settings, kind)
-    if _shared(kind, address):
+    if "://" in address:
         return True
-    if kind == Keeps.OBJECTS:
-        return "://" in address or Path(address).exists()
-    return any(
-        folder.exists() for folder in ([settings.artifacts_folder] if kind == Keeps.REPORTS else _caches(settings))
-    )
+    folders = {
+        Keeps.OBJECTS: [Path(settings.crops_uri).expanduser()],
+        Keeps.REPORTS: [settings.artifacts_folder],
+        Keeps.CACHE: _caches(settings),
+    }
+    return any(folder.exists() for folder in folders[kind])
 
 
 def _caches(settings: Settings) -> list[Path]:

@@ -53,7 +53,7 @@ def calls(client: Client, folder: str) -> list[Callable[[], Any]]:
         client.start_backfill, lambda: list(client.evaluations()), lambda: client.evaluation(run), lambda: client.fairness(run),
         lambda: client.evaluation_file(run, "plot.png"), lambda: client.plan_erasure(ErasureIn(faces=[1])),
         lambda: client.plan_erasure_by_photo(b"no picture"), lambda: client.erase(order), lambda: list(client.erasures()),
-        lambda: list(client.audit()),
+        lambda: list(client.audit()), client.places, lambda: client.forget_place(1),
     ]  # fmt: skip
 
 
