@@ -97,6 +97,12 @@ def test_faces_are_erased_after_a_preview_and_certified(crowd: Crowd, tmp_path: 
     assert set(crowd.places()) == {5, 6}
     assert [c["kind"] for c in visage("erasures", "--json").json] == ["image", "identity"]
     assert "asked for" in visage("erasures").out
+    places = visage("places", "list", "--json").json
+    assert {place["keeps"] for place in places} == {"exhibits"}
+    assert visage("places", "forget", places[0]["place_id"], "--yes", "--json").json == {
+        "place": places[0]["place_id"], "unreached": 0,
+    }  # fmt: skip
+    assert "no place" in visage("places", "forget", places[0]["place_id"], "--yes").err
     assert visage("erase", "--face", 5, "--face", 99).code == 1
     assert "exactly one of" in visage("erase").err.replace("\n", " ")
 
