@@ -27,6 +27,7 @@ def done_here(service: Service, every: float = EVERY_SECONDS) -> Iterator[None]:
     def repeat() -> None:
         while True:
             try:
+                places.enter(service.catalog, service.settings, Keeps.CACHE)  # it is seen: this home is there still
                 for problem in run_errands(service.catalog, service.settings).left:
                     log.warning("erasure not finished", problem=problem)
             except (SQLAlchemyError, CatalogUnreachable) as error:
