@@ -12,8 +12,9 @@ from infra.tracking import Run, track
 from infra.wheels import sha256
 from models.spec import Role
 from tasks.evaluation.calibration import Calibration
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.comparison import Comparison, columns, compare, plot_accuracy_over_ms, plot_rocs
-from tasks.evaluation.recognition import Progress, Verification, calibrate, evaluate_verification
+from tasks.evaluation.recognition import Verification, calibrate, evaluate_verification
 from tasks.evaluation.verification import Pairs, VerificationReport, plot_roc, read_pairs
 from tasks.recipe import enter_versions, version_for
 from tasks.versioning.install import ModelVersion

@@ -15,8 +15,8 @@ from infra.tracking import track
 from models import table
 from models.restoration.st_lpips import ST_LPIPS
 from models.spec import Role
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.embedding_decision import keep
-from tasks.evaluation.recognition import Progress
 from tasks.evaluation.restoration import (
     RestorationEvaluation,
     Row,

@@ -12,9 +12,9 @@ from models.attributes.measured import MEASURED
 from models.spec import Attribute, Kind
 from tasks.evaluation import fairness
 from tasks.evaluation.attributes import opinions_on, probabilities_of
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.fairness import FairnessReport, Measure
 from tasks.evaluation.labels import Table, UnusableLabels, classes_of, labelled_attributes, numbers
-from tasks.evaluation.recognition import Progress
 from tasks.evaluation.seen import Seen, look_at
 from tasks.evaluation.verification import Pairs, pair_similarities
 from tasks.photo_faces import estimate

@@ -14,7 +14,7 @@ import numpy as np
 
 from tasks.detect import Decoded
 from tasks.embed import BATCH, embed
-from tasks.evaluation.recognition import FaceFinder, template_of
+from tasks.evaluation.central_face import FaceFinder, template_of
 from tasks.execution.inference import load_for_inference
 from tasks.execution.side_by_side import torch_threads
 from tasks.photo_faces import crop
