@@ -25,7 +25,7 @@ from infra.catalog.work.runs import (
 )
 from infra.ray_cluster import device
 from infra.settings import Settings
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import calibration_of
 from tasks.job import Job
 from tasks.recipe import Recipe, current_recipe, enter
 from tasks.versioning.install import ModelVersion, NotInstalled
@@ -122,5 +122,5 @@ def said_by(error: BaseException) -> str:
 
 
 def _least_similarity(session: Session, embedder_id: int) -> float | None:
-    calibration = session.get_one(ModelVersionRow, embedder_id).calibration
-    return None if calibration is None else Calibration.model_validate(calibration).thresholds.far_1e_3
+    calibration = calibration_of(session.get_one(ModelVersionRow, embedder_id))
+    return None if calibration is None else calibration.thresholds.far_1e_3

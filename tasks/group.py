@@ -11,7 +11,7 @@ from infra.catalog.identities.people import FaceVectors
 from infra.catalog.search.neighbours import HALF_ERROR
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import calibration_of
 from tasks.identities.grouping import NOBODY, PEOPLE, Exemplars, Faces, Grouping, Policy, group, nearest_people
 from tasks.identities.hubness import COHORT
 from tasks.job import Job
@@ -50,10 +50,10 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
     """
     with catalog.read() as session:
         version = session.get_one(ModelVersionRow, version_id)
-        calibration, dimension = version.calibration, version.dimension or 0
+        calibration, dimension = calibration_of(version), version.dimension or 0
     if calibration is None:
         return Grouped(calibrated=False)
-    policy = Policy.of(Calibration.model_validate(calibration))
+    policy = Policy.of(calibration)
     total = Grouped()
     with catalog.write() as session:
         exclusive(session, enforcement.PEOPLE)

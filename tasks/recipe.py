@@ -20,7 +20,7 @@ from models.attributes.measured import MEASURED
 from models.quality import QUALITY_TEMPLATE
 from models.spec import Attribute, Role
 from models.template import Template
-from tasks.evaluation.calibration import shipped_calibration
+from tasks.calibration import shipped_calibration
 from tasks.evaluation.embedding_decision import Decision, decision_for
 from tasks.versioning.install import ModelVersion, NotInstalled, find_version
 

@@ -28,7 +28,7 @@ from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, Face, FaceIde
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.versions import serving
 from infra.settings import Settings
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import calibration_of
 from tasks.probe import NothingToSearch, Probed, Prober, UnreadablePhoto
 
 MOST_MATCHES = 1_000  # of one answer; more come page by page
@@ -372,7 +372,7 @@ def _answer(session: Session, index: VectorIndex, version: ModelVersionRow, quer
 def _matches(session: Session, version: ModelVersionRow, found: Neighbours, scale: float = 1.0) -> tuple[Match, ...]:
     """Matches with similarities times `scale`: the length of the mean vector makes them means of similarities."""
     views = faces_by_id(session, found.ids.tolist(), version.id)
-    calibration = None if version.calibration is None else Calibration.model_validate(version.calibration)
+    calibration = calibration_of(version)
     similarities = np.clip(found.similarities * scale, -1, 1)
     return tuple(
         Match(views[face], similarity, None if calibration is None else float(calibration.probability(similarity)))

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from infra.settings import Settings
 from infra.storage.base import is_image_name
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import Calibration
 from tasks.evaluation.central_face import Progress, Recogniser, central_faces
 from tasks.identities.grouping import NOBODY, Exemplars, Faces, Ints, Policy, bcubed, group
 from tasks.versioning.install import ModelVersion

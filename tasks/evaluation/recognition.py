@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.settings import Settings
-from tasks.evaluation.calibration import Calibration, fit
+from tasks.calibration import Calibration
+from tasks.evaluation.calibration import fit
 from tasks.evaluation.central_face import Progress, Recogniser, central_faces
 from tasks.evaluation.verification import Pairs, VerificationReport, evaluate, pair_similarities
 from tasks.versioning.install import ModelVersion

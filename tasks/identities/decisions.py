@@ -23,7 +23,7 @@ from infra.catalog.tables.people import Decision, DecisionKind, Person, Says
 from infra.catalog.tables.schema import Identity
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.versions import serving
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import Calibration, calibration_of
 from tasks.identities.agglomeration import EVIDENCE
 
 __all__ = [
@@ -277,7 +277,7 @@ def proposals(session: Session, limit: int = 50) -> list[Proposal]:
     version = serving(session)
     if version is None:
         return []
-    calibration = None if version.calibration is None else Calibration.model_validate(version.calibration)
+    calibration = calibration_of(version)
     open_ones = people.open_proposals(session, version.id, limit)
     apart = set(enforcement.kept_apart(session, sorted({i for row in open_ones for i in (row.a.id, row.b.id)})))
     return [

@@ -32,7 +32,8 @@ from infra.catalog.tables.schema import ModelVersion
 from infra.settings import Settings, load_settings
 from models.alignment import align
 from models.detection.mtcnn import MTCNN
-from tasks.evaluation.calibration import Calibration, Thresholds, fit
+from tasks.calibration import Calibration, Thresholds
+from tasks.evaluation.calibration import fit
 from tasks.evaluation.grouping import NIGHTS, ORDERS, People, near_twins
 from tasks.evaluation.verification import pair_similarities, read_pairs
 from tasks.group import group_version

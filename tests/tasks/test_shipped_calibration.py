@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from tasks.evaluation.calibration import Calibration, shipped_calibration
+from tasks.calibration import Calibration, shipped_calibration
 from tasks.versioning.install import champion
 
 
