@@ -14,6 +14,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import any_image
 from infra.catalog.queries import views
+from infra.catalog.work import nights
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings, load_settings
 from infra.storage import StoreError, open_store
@@ -171,7 +172,7 @@ def _print_summary(collection: str, counts: dict[str, Any]) -> None:
 def runs(limit: Limit = 20, as_json: Json = False) -> None:
     """List the latest runs."""
     with Catalog(load_settings().catalog_url).read() as session:
-        rows = views.runs(session, limit)
+        rows = nights.runs(session, limit)
     if as_json:
         print_json(rows)
         return
