@@ -11,8 +11,8 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, exists, not_, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from infra.catalog.chunks import chunks
 from infra.catalog.exchange.copying import pages
-from infra.catalog.identities.decisions import chunks
 from infra.catalog.queries.sides import by_rows, unindexed
 from infra.catalog.tables.people import DecidedMove, Decision, Person, Statement
 from infra.catalog.tables.schema import (

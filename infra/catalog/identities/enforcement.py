@@ -12,11 +12,11 @@ from itertools import count
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog.chunks import chunks
 from infra.catalog.database import upsert
 from infra.catalog.identities.decisions import (
     APART,
     STANDING,
-    chunks,
     family,
     grouped_versions,
     members,

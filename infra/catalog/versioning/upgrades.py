@@ -33,7 +33,6 @@ from infra.catalog.tables.upgrades import BackfillFailure, Upgrade, UpgradeStatu
 # What changes of the serving version, and openings of runs, take turns at (`exclusive`). Whoever wants `PEOPLE` or the rows of
 # runs as well takes this first, then `PEOPLE`, then the rows: in another order, two would wait for each other.
 SERVING = "serving"
-CHUNK = 10_000
 
 
 @dataclass(frozen=True)
