@@ -48,7 +48,7 @@ from tasks.nights.sweep import sweep
 from tasks.photo_faces import PhotoFaces
 from tasks.pipeline import engine_for, process
 from tasks.recipe import Recipe
-from tasks.search import prepare_index
+from tasks.search_index import prepare_index
 
 log = logs.logger()
 

@@ -28,8 +28,8 @@ from infra.settings import Settings
 from tasks.calibration import calibration_of
 from tasks.job import Job
 from tasks.recipe import Recipe, current_recipe, enter
+from tasks.versioning.at_work import companion, embedder_at_work
 from tasks.versioning.install import ModelVersion, NotInstalled
-from tasks.versioning.upgrade import companion, embedder_at_work
 
 log = logs.logger()
 

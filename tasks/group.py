@@ -15,7 +15,7 @@ from tasks.calibration import calibration_of
 from tasks.identities.grouping import NOBODY, PEOPLE, Exemplars, Faces, Grouping, Policy, group, nearest_people
 from tasks.identities.hubness import COHORT
 from tasks.job import Job
-from tasks.search import open_index
+from tasks.search_index import open_index
 
 BLOCK = 4_000  # faces grouped at once: time grows with the square of how many of them are one person
 KNOWN_AT_ONCE = 50_000  # exemplars up to which comparing with all of them is faster than asking an index

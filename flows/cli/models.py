@@ -184,7 +184,7 @@ def promote(
 
 def _evaluate_both(catalog: Catalog, version: str, images: Path, pairs: Path) -> None:
     from flows.measure import measure_verification  # noqa: PLC0415 - imports torch
-    from tasks.versioning.upgrade import champion_at_work  # noqa: PLC0415
+    from tasks.versioning.at_work import champion_at_work  # noqa: PLC0415
 
     settings = load_settings()
     champion = champion_at_work(catalog, settings, version)

@@ -30,7 +30,8 @@ from infra.catalog.search import projection
 from infra.catalog.search.vectors import create_index, index_name
 from infra.catalog.tables.schema import Embedding
 from infra.settings import Settings
-from tasks.search import Query, open_index, search_faces, serving_version
+from tasks.search import Query, search_faces, serving_version
+from tasks.search_index import open_index
 from tests import crowd
 from tests.benchmarks import machine
 from tests.benchmarks.progress import say

@@ -26,11 +26,10 @@ from tasks.search import (
     InvalidQuery,
     Query,
     UnknownFace,
-    forget_erased,
-    open_index,
     search_faces,
     serving_version,
 )
+from tasks.search_index import forget_erased, open_index
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 
