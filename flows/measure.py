@@ -16,8 +16,8 @@ from tasks.evaluation.central_face import Progress
 from tasks.evaluation.comparison import Comparison, columns, compare, plot_accuracy_over_ms, plot_rocs
 from tasks.evaluation.recognition import Verification, calibrate, evaluate_verification
 from tasks.evaluation.verification import Pairs, VerificationReport, plot_roc, read_pairs
+from tasks.model_version import ModelVersion
 from tasks.recipe import enter_versions, version_for
-from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from models.spec import Role
 from tasks.calibration import Calibration, shipped_calibration
 from tasks.evaluation.central_face import Progress
 from tasks.evaluation.grouping import GroupingReport, embed_labelled, evaluate_grouping, read_labels
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
-from tasks.versioning.install import ModelVersion
 
 
 class NotCalibrated(LookupError):

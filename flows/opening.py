@@ -27,9 +27,9 @@ from infra.ray_cluster import device
 from infra.settings import Settings
 from tasks.calibration import calibration_of
 from tasks.job import Job
+from tasks.model_version import ModelVersion, NotInstalled
 from tasks.recipe import Recipe, current_recipe, enter
 from tasks.versioning.at_work import companion, embedder_at_work
-from tasks.versioning.install import ModelVersion, NotInstalled
 
 log = logs.logger()
 

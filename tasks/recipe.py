@@ -21,8 +21,8 @@ from models.quality import QUALITY_TEMPLATE
 from models.spec import Attribute, Role
 from models.template import Template
 from tasks.calibration import shipped_calibration
-from tasks.evaluation.embedding_decision import Decision, decision_for
-from tasks.versioning.install import ModelVersion, NotInstalled, find_version
+from tasks.embedding_decision import Decision, decision_for
+from tasks.model_version import ModelVersion, NotInstalled, find_version
 
 PORTRAIT_TEMPLATE = QUALITY_TEMPLATE  # also wide enough for every other template, should a model be added
 MEASURED_VERSION = ModelVersion(MEASURED.name, 2, "", Path(), MEASURED)  # nothing to load

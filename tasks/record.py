@@ -33,6 +33,7 @@ from models.spec import Attribute, Kind
 from tasks.assess import EYE_DISTANCE
 from tasks.images.mark import marked_png
 from tasks.job import Job
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import (
     BOXES,
     EMBEDDING,
@@ -54,7 +55,6 @@ from tasks.photo_faces import (
     quality_parts,
 )
 from tasks.restore import judge
-from tasks.versioning.install import ModelVersion
 
 JPEG_QUALITY = 95
 WRITERS = 8

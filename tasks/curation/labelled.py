@@ -20,9 +20,9 @@ from tasks.embed import embed
 from tasks.evaluation.central_face import FaceFinder, Progress, template_of
 from tasks.execution.inference import load_for_inference
 from tasks.images.perceptual_hash import perceptual_hash
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import crop, of_all
 from tasks.training.collection import Labelled, UnusableLabels
-from tasks.versioning.install import ModelVersion
 
 QUALITY = 85  # of the faces in the report
 

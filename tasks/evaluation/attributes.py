@@ -15,8 +15,8 @@ from tasks.evaluation.attribute_metrics import ClassReport, NumberReport, class_
 from tasks.evaluation.central_face import Progress
 from tasks.evaluation.labels import Table, UnusableLabels, classes_of, labelled_attributes, numbers
 from tasks.evaluation.seen import Seen, look_at
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import estimate
-from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

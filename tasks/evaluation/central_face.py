@@ -20,8 +20,8 @@ from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
 from tasks.execution.inference import load_for_inference
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import BOXES, PhotoFaces, crop, of_all
-from tasks.versioning.install import ModelVersion
 
 GROUP = 32
 Progress = Callable[[int, int], None]

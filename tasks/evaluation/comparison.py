@@ -15,7 +15,7 @@ from tasks.evaluation.central_face import FaceFinder, Progress, read_images
 from tasks.evaluation.recognition import Verification, evaluate_verification
 from tasks.evaluation.timing import embedding_ms, pipeline_ms, processor
 from tasks.evaluation.verification import Pairs
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 TIMED_PICTURES = 32
 

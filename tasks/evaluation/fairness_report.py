@@ -17,9 +17,9 @@ from tasks.evaluation.fairness import FairnessReport, Measure
 from tasks.evaluation.labels import Table, UnusableLabels, classes_of, labelled_attributes, numbers
 from tasks.evaluation.seen import Seen, look_at
 from tasks.evaluation.verification import Pairs, pair_similarities
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import estimate
 from tasks.recipe import MEASURED_VERSION
-from tasks.versioning.install import ModelVersion
 
 THIRDS = ("third 1 (lowest)", "third 2", "third 3 (highest)")
 Groups = Mapping[str, Mapping[str, str]]  # by column, the group of each picture by name

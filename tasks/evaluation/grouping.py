@@ -19,7 +19,7 @@ from infra.storage.base import is_image_name
 from tasks.calibration import Calibration
 from tasks.evaluation.central_face import Progress, Recogniser, central_faces
 from tasks.identities.grouping import NOBODY, Exemplars, Faces, Ints, Policy, bcubed, group
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 NIGHTS, ORDERS = (1, 5, 20), (0, 1, 2)
 TWINS = 500  # pairs of the most similar faces of different people that are put into one photo each

@@ -15,7 +15,7 @@ from tasks.calibration import Calibration
 from tasks.evaluation.calibration import fit
 from tasks.evaluation.central_face import Progress, Recogniser, central_faces
 from tasks.evaluation.verification import Pairs, VerificationReport, evaluate, pair_similarities
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,11 @@ from models.restoration.degradation import CLASSIC, degrade, draw
 from models.similarity import psnr, ssim
 from models.template import LandmarkTemplate, Template
 from tasks.embed import embed
+from tasks.embedding_decision import Decision, SizeDecision
 from tasks.evaluation.central_face import Progress, central_faces, template_of
-from tasks.evaluation.embedding_decision import Decision, SizeDecision
 from tasks.evaluation.verification import Pairs, UnusablePairs, best_accuracy_threshold
 from tasks.execution.inference import load_for_inference
+from tasks.model_version import ModelVersion, load_network
 from tasks.photo_faces import (
     BOXES,
     FIDELITY,
@@ -42,7 +43,6 @@ from tasks.photo_faces import (
 )
 from tasks.recipe import PORTRAIT_TEMPLATE
 from tasks.restore import Restore, judge
-from tasks.versioning.install import ModelVersion, load_network
 
 SIZES = (8, 12, 16, 24)  # px between the eyes; above, a face is restored only if it is blurred
 SEED = 20260

@@ -13,9 +13,9 @@ from tasks.assess import measure
 from tasks.describe import Columns, describe_crops, joined
 from tasks.evaluation.central_face import Progress, Recogniser, central_faces, template_of
 from tasks.execution.inference import load_for_inference
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import crop, estimate, of_all
 from tasks.recipe import MEASURED_VERSION
-from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

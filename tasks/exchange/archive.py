@@ -29,7 +29,7 @@ from infra.catalog.work.runs import close_dead_runs
 from infra.settings import Settings
 from infra.storage import ObjectMissing, Store, open_store
 from tasks.exchange.arrow_rows import schema_of, write_rows
-from tasks.images.thumbnails import made_thumbnails
+from tasks.thumbnails import made_thumbnails
 
 PAGE = 1000
 READERS = 8  # crops that are read at once: most of the time is waiting for the store

@@ -36,9 +36,9 @@ from tasks.custody import erase
 from tasks.exchange.archive import Progress
 from tasks.exchange.archive_contents import BY_NAME, HeldBack, Places, collection_of, held_back, places, rows_of
 from tasks.exchange.arrival import Arrived, enter_rows
-from tasks.images.thumbnails import forget, take_thumbnail
 from tasks.nights.collections import InvalidCollection, check_name
 from tasks.record import folder_of
+from tasks.thumbnails import forget, take_thumbnail
 
 WRITERS = 8
 GROUP = 64  # objects that are written side by side

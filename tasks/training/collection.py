@@ -12,8 +12,8 @@ import numpy as np
 from infra.settings import Settings
 from models.template import Template
 from tasks.evaluation.central_face import Progress, central_faces
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import crop, of_all
-from tasks.versioning.install import ModelVersion
 
 COLUMNS = ("image", "identity")
 CROPS, FACES = "crops.npy", "faces.json"

@@ -25,10 +25,11 @@ from infra.settings import Settings
 from infra.tracking import Run, track
 from models.spec import ModelSpec
 from tasks.evaluation.central_face import Progress
+from tasks.model_version import ModelVersion
 from tasks.training import collection
 from tasks.training.collection import Faces, Labelled
 from tasks.training.loop import PROGRESS, STATE
-from tasks.versioning.install import Installed, ModelVersion, register
+from tasks.versioning.install import Installed, register
 
 FOLDER, TRACKING_RUN, WATCH_SECONDS = "training", "tracking_run", 1.0
 EXPERIMENT = "training"

@@ -17,6 +17,7 @@ from infra.tracking import Run
 from models import table
 from models.lora import SUFFIX
 from models.spec import ModelSpec, Role
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.collection import read_collection
@@ -25,7 +26,7 @@ from tasks.training.loop import RECIPE
 from tasks.training.options import TrainingOptions
 from tasks.training.run import Progress
 from tasks.training.worker import Job, work
-from tasks.versioning.install import Installed, ModelVersion
+from tasks.versioning.install import Installed
 
 
 class NotAdaptable(ValueError):

@@ -9,8 +9,8 @@ from infra.catalog.versioning import upgrades
 from infra.catalog.versioning.versions import serving
 from infra.settings import Settings
 from models.spec import Role
+from tasks.model_version import ModelVersion, find_version
 from tasks.recipe import version_for, version_of_row
-from tasks.versioning.install import ModelVersion, find_version
 
 
 def embedder_at_work(session: Session, settings: Settings) -> ModelVersion:

@@ -24,13 +24,14 @@ from infra.registry import CHALLENGER, CHAMPION, Registry
 from infra.settings import Settings
 from models.spec import Role
 from tasks.group import group_version
+from tasks.model_version import ModelVersion, find_version, load_network
 from tasks.recipe import current_recipe, enter_versions, version_for, version_of_row
 from tasks.search_index import forget_erased
 from tasks.versioning.at_work import champion_at_work
 from tasks.versioning.backfill import Embedder, Trial, try_out
 from tasks.versioning.bridge import Measures, measures_of
 from tasks.versioning.gate import Verdict, judge
-from tasks.versioning.install import ModelVersion, find_version, load_network, promote
+from tasks.versioning.install import promote
 
 SAMPLE = 16  # faces on which speed and source are measured
 NO_RUN = 0  # stands for the run where no night has grouped a face

@@ -38,8 +38,8 @@ from tasks.evaluation.grouping import NIGHTS, ORDERS, People, near_twins
 from tasks.evaluation.verification import pair_similarities, read_pairs
 from tasks.group import group_version
 from tasks.identities.grouping import BCubed, Exemplars, Faces, Policy, bcubed, exact_neighbours, group
+from tasks.model_version import champion, load_network
 from tasks.search_index import open_index
-from tasks.versioning.install import champion, load_network
 from tests.crowd import EMBEDDER, enter, fill, people_of, vectors
 from tests.reference import shared
 

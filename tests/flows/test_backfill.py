@@ -38,11 +38,11 @@ from infra.storage.base import LITTER
 from infra.tracking import track
 from tasks.evaluation.verification import evaluate
 from tasks.identities import decisions
+from tasks.model_version import ModelVersion as Version
+from tasks.model_version import find_version
 from tasks.search import search_photo
 from tasks.versioning import upgrade
 from tasks.versioning.backfill import Embedder, rest_seconds
-from tasks.versioning.install import ModelVersion as Version
-from tasks.versioning.install import find_version
 from tests.archive import calibration
 from tests.command import visage
 from tests.pairs import few_pairs, pictures

@@ -17,8 +17,8 @@ from infra.registry import CHAMPION, Registry
 from infra.settings import Settings
 from infra.storage.base import LITTER
 from models.recognition.lightcnn import lightcnn_9
+from tasks.model_version import find_version
 from tasks.search import search_photo
-from tasks.versioning.install import find_version
 from tasks.versioning.register import add_checkpoint
 from tests.portraits import small_collection
 

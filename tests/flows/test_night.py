@@ -36,9 +36,9 @@ from infra.settings import Settings
 from infra.storage import open_store
 from infra.storage.base import LITTER
 from tasks.identities import decisions
+from tasks.model_version import NotInstalled
 from tasks.nights.status import status
 from tasks.recipe import MEASURED_VERSION
-from tasks.versioning.install import NotInstalled
 from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait, small_collection

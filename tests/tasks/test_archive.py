@@ -58,9 +58,9 @@ from tasks.exchange.archive import CannotArchive, archive
 from tasks.exchange.archive_contents import rows_of
 from tasks.exchange.archive_import import Imported, VersionConflict, import_archive
 from tasks.identities import decisions
-from tasks.images.thumbnails import Size, thumbnail
 from tasks.nights.collections import InvalidCollection
 from tasks.search import nearest
+from tasks.thumbnails import Size, thumbnail
 from tests.command import visage
 from tests.made_up import Crowd
 

@@ -28,11 +28,11 @@ from tasks.describe import Describe, in_photos
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
 from tasks.job import Job
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import EMBEDDING, LANDMARKS, PhotoFaces, estimate
 from tasks.pipeline import face_stages
 from tasks.recipe import MEASURED_VERSION, Recipe, current_recipe, enter
 from tasks.record import crop_writers, record
-from tasks.versioning.install import ModelVersion
 from tests.coverings import cover
 from tests.models.attributes.golden import empty_checkpoint
 from tests.portraits import Pixels, jpeg, pair, portrait

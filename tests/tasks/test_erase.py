@@ -33,8 +33,8 @@ from infra.storage import open_store
 from tasks.custody import erase, retention
 from tasks.custody.erase import CannotErase, UnknownSubject
 from tasks.identities import decisions
-from tasks.images.thumbnails import Size, thumbnail
 from tasks.nights.report import Tally, contact_sheet
+from tasks.thumbnails import Size, thumbnail
 from tests.catalogs import PostgreSQL
 from tests.made_up import Crowd
 

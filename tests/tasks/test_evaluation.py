@@ -21,8 +21,8 @@ from tasks.evaluation.recognition import calibrate, evaluate_verification
 from tasks.evaluation.timing import median_ms
 from tasks.evaluation.verification import Pairs, UnusablePairs, read_pairs
 from tasks.execution.side_by_side import torch_threads
+from tasks.model_version import ModelVersion
 from tasks.recipe import WrongRole, version_for
-from tasks.versioning.install import ModelVersion
 from tests.pairs import few_pairs, pictures
 
 

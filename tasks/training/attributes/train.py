@@ -22,6 +22,7 @@ from models.spec import Attribute, Role
 from tasks.evaluation.attribute_metrics import Difference, paired_difference
 from tasks.evaluation.attributes import AttributeEvaluation, evaluate_attributes
 from tasks.evaluation.labels import IMAGE, Table, UnusableLabels, numbers, read_table
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.attributes.options import AttributeOptions
@@ -30,7 +31,7 @@ from tasks.training.collection import Labelled, picture_state
 from tasks.training.holdout import TooFewPeople, set_apart
 from tasks.training.loop import RECIPE
 from tasks.training.run import Progress
-from tasks.versioning.install import Installed, ModelVersion
+from tasks.versioning.install import Installed
 
 IDENTITY = "identity"
 MIN_HELD, MIN_TRAINED = 20, 40  # faces

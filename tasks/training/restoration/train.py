@@ -13,6 +13,7 @@ from models import table
 from models.restoration.st_lpips import ST_LPIPS
 from models.spec import Role
 from models.template import LandmarkTemplate
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.collection import read_collection
@@ -21,7 +22,7 @@ from tasks.training.loop import RECIPE
 from tasks.training.restoration.options import RestorationOptions
 from tasks.training.restoration.worker import Job, work
 from tasks.training.run import Progress
-from tasks.versioning.install import Installed, ModelVersion
+from tasks.versioning.install import Installed
 
 MIN_HELD = 4  # faces
 
