@@ -17,13 +17,13 @@ from infra.catalog import collections
 from infra.catalog.custody.erasing import drop_returned
 from infra.catalog.database import Catalog, exclusive
 from infra.catalog.images import count_pending
+from infra.catalog.ledger import Audit, audit, prune, settle
 from infra.catalog.queries import views
 from infra.catalog.tables.schema import Collection, Run, RunStatus, now
 from infra.catalog.versioning.upgrades import SERVING
 from infra.catalog.versioning.versions import serve_when_complete, serving_id
 from infra.catalog.work.heartbeat import beating
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
-from infra.catalog.work.ledger import Audit, audit, prune, settle
 from infra.catalog.work.runs import (
     Before,
     Slot,

@@ -25,7 +25,7 @@ from infra.catalog.faces import (
     link_duplicates,
     record_photos,
 )
-from infra.catalog.work.ledger import fail_contents
+from infra.catalog.ledger import fail_contents
 from infra.catalog.work.runs import hold, record_failures
 from infra.patience import patient
 from infra.storage import Store

@@ -16,12 +16,13 @@ from sqlalchemy import ColumnElement, Integer, bindparam, not_, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.database import Catalog
-from infra.catalog.queries.filters import FaceFilter, of_identity, visible
+from infra.catalog.queries.filters import FaceFilter, of_identity
 from infra.catalog.queries.views import FaceView, faces_by_id
 from infra.catalog.search.neighbours import Neighbours, VectorIndex, nearest_faces
 from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity, Identity
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.versions import serving
+from infra.catalog.visibility import visible
 from infra.settings import Settings
 from tasks.calibration import calibration_of
 from tasks.probe import NothingToSearch, Probed, Prober, UnreadablePhoto

@@ -22,7 +22,7 @@ from infra.catalog.custody import audit, encryption, exhibits
 from infra.catalog.custody.erasing import Erased, suppressions
 from infra.catalog.database import Catalog, head
 from infra.catalog.exchange.portable import CARRIED, Selection
-from infra.catalog.queries.sides import unindexed
+from infra.catalog.sides import unindexed
 from infra.catalog.tables.schema import Attribute, Content, Face, Restoration, now
 from infra.catalog.versioning.versions import serving
 from infra.catalog.work.runs import close_dead_runs

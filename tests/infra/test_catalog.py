@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select, text
 
-from infra.catalog import collections, images
+from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.faces import AttributeRecord, Contract, FaceRecord, PhotoRecord, record_photos
 from infra.catalog.queries import views
@@ -30,7 +30,7 @@ from infra.catalog.tables.schema import (
     RunStatus,
 )
 from infra.catalog.versioning import versions
-from infra.catalog.work import ledger, runs
+from infra.catalog.work import runs
 from infra.catalog.work.runs import FailureRecord
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
-from infra.catalog import collections, images
+from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.queries import views
 from infra.catalog.queries.opinions import UnknownAttribute, opinions
-from infra.catalog.work import ledger, runs
+from infra.catalog.work import runs
 from infra.settings import Settings
 from infra.storage import Folder
 from models.table import MODELS

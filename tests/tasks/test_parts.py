@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from infra.catalog import collections, images
+from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, PhotoRecord, link_duplicates, record_photos
 from infra.catalog.images import Listed, put_pending
 from infra.catalog.tables.schema import Image, ModelVersion, RunStatus
-from infra.catalog.work import ledger, runs
+from infra.catalog.work import runs
 from infra.catalog.work.key_range import KeyRange
 from infra.catalog.work.runs import FailureRecord, RunInProgress, open_run
 from infra.settings import Settings

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from infra.catalog import collections, images
+from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Image, RunStatus
-from infra.catalog.work import ledger, runs
+from infra.catalog.work import runs
 from infra.catalog.work.runs import FailureRecord
 from infra.settings import Settings
 from tasks.nights.retry import NothingFailed, plan, retry

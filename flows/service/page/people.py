@@ -15,8 +15,7 @@ from flows.service.dto import Id
 from flows.service.page.render import Form, Submitted, Visitor, go, page
 from flows.service.problems import LARGEST_ID, Problem, not_found
 from flows.service.state import Service
-from infra.catalog.identities import portraits
-from infra.catalog.queries import views
+from infra.catalog.queries import portraits, views
 from infra.catalog.service.tokens import Role
 from tasks.identities import decisions
 from tasks.identities.decisions import DecisionView

@@ -13,7 +13,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from infra.catalog.chunks import chunks
 from infra.catalog.exchange.copying import pages
-from infra.catalog.queries.sides import by_rows, unindexed
+from infra.catalog.sides import by_rows, unindexed
 from infra.catalog.tables.people import DecidedMove, Decision, Person, Statement
 from infra.catalog.tables.schema import (
     Attribute,

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.chunks import chunks
 from infra.catalog.database import upsert
-from infra.catalog.queries.sides import unindexed
+from infra.catalog.sides import unindexed
 from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import (
     Embedding,

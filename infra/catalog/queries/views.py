@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import BindParameter, Integer, Row, bindparam, func, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.identities.portraits import people
-from infra.catalog.queries.filters import FaceFilter, visible
+from infra.catalog.queries.filters import FaceFilter
+from infra.catalog.queries.portraits import people
 from infra.catalog.tables.schema import (
     Attribute,
     Collection,
@@ -24,6 +24,7 @@ from infra.catalog.tables.schema import (
     Restoration,
 )
 from infra.catalog.versioning.versions import serving
+from infra.catalog.visibility import visible
 
 
 @dataclass(frozen=True)
