@@ -15,10 +15,11 @@ from flows.opening import open_job, said_by
 from infra import logs
 from infra.catalog import collections
 from infra.catalog.custody.erasing import drop_returned
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
 from infra.catalog.images import count_pending
 from infra.catalog.ledger import Audit, audit, prune, settle
 from infra.catalog.queries import views
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection, Run, RunStatus, now
 from infra.catalog.versioning.upgrades import SERVING
 from infra.catalog.versioning.versions import serve_when_complete, serving_id

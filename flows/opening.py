@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from infra import logs
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection, Run, RunStatus
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.upgrades import SERVING

@@ -5,10 +5,11 @@ from functools import partial
 
 import numpy as np
 
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
 from infra.catalog.identities import enforcement, people
 from infra.catalog.identities.people import FaceVectors
 from infra.catalog.search.neighbours import HALF_ERROR
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from tasks.calibration import calibration_of

@@ -11,9 +11,9 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from infra import weights
-from infra.catalog.database import upsert
 from infra.catalog.faces import Contract
 from infra.catalog.search.vectors import create_index
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from models.attributes.measured import MEASURED

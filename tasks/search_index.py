@@ -2,8 +2,8 @@
 
 from sqlalchemy.orm import Session
 
-from infra.catalog.custody.encryption import is_encrypted
 from infra.catalog.database import Catalog
+from infra.catalog.encryption import is_encrypted
 from infra.catalog.search.hnsw import HnswIndex
 from infra.catalog.search.neighbours import VectorIndex
 from infra.catalog.search.projection import KEPT_FROM, folder_of, forget, open_projection, remove

@@ -8,9 +8,9 @@ import numpy as np
 from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import table_of, upsert
 from infra.catalog.identities import inheritance
 from infra.catalog.search.vectors import put_embeddings
+from infra.catalog.statements import table_of, upsert
 from infra.catalog.tables.schema import (
     Attribute,
     Content,

@@ -9,7 +9,7 @@ from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.chunks import chunks
-from infra.catalog.database import upsert
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import Content, ContentStatus, Face, Failure, Image, ImageStatus, Run, RunStatus, now
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 

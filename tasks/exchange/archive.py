@@ -17,8 +17,8 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from infra.archive_file import ArchiveWriter, part_of
-from infra.catalog import collections
-from infra.catalog.custody import audit, encryption, exhibits
+from infra.catalog import collections, encryption
+from infra.catalog.custody import audit, exhibits
 from infra.catalog.custody.erasing import Erased, suppressions
 from infra.catalog.database import Catalog, head
 from infra.catalog.exchange.portable import CARRIED, Selection

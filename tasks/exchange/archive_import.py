@@ -19,10 +19,12 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from infra.archive_file import ArchiveReader, open_archive
+from infra.catalog import encryption
 from infra.catalog.collections import CollectionExists
-from infra.catalog.custody import audit, encryption
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.custody import audit
+from infra.catalog.database import Catalog
 from infra.catalog.identities import enforcement
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import Image, ModelVersion, Run, RunStatus
 from infra.catalog.versioning.upgrades import SERVING

@@ -15,10 +15,10 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from infra.catalog.custody import audit
-from infra.catalog.database import exclusive
 from infra.catalog.identities import decisions as stored
 from infra.catalog.identities import enforcement, people
 from infra.catalog.identities.decisions import DecisionError, DecisionView, UnknownSubject
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.people import Decision, DecisionKind, Person, Says
 from infra.catalog.tables.schema import Identity
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow

@@ -11,8 +11,9 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
 from infra.catalog.identities import enforcement
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection, now
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.tables.upgrades import Upgrade, UpgradeStatus

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, select, text, update
 
-from infra.catalog.custody import encryption, erasing
+from infra.catalog import encryption
+from infra.catalog.custody import erasing
 from infra.catalog.database import Catalog
 from infra.catalog.queries.filters import AttributeFilter, FaceFilter
 from infra.catalog.search import hnsw, neighbours, projection

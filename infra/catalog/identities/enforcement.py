@@ -13,7 +13,6 @@ from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, not_, 
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.chunks import chunks
-from infra.catalog.database import upsert
 from infra.catalog.identities.decisions import (
     APART,
     STANDING,
@@ -23,6 +22,7 @@ from infra.catalog.identities.decisions import (
     person_of,
     stated,
 )
+from infra.catalog.statements import upsert
 from infra.catalog.tables.people import DecidedMove, Decision, Person, Says, Statement
 from infra.catalog.tables.schema import Embedding, Face, FaceIdentity, Identity, MergeProposal
 

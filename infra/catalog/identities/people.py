@@ -8,8 +8,8 @@ from sqlalchemy import ScalarSelect, delete, exists, func, not_, null, or_, sele
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.chunks import chunks
-from infra.catalog.database import upsert
 from infra.catalog.sides import unindexed
+from infra.catalog.statements import upsert
 from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import (
     Embedding,

@@ -27,7 +27,7 @@ from filelock import FileLock
 from sqlalchemy import ColumnElement, exists, not_, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.custody.encryption import is_encrypted
+from infra.catalog.encryption import is_encrypted
 from infra.catalog.search import neighbours
 from infra.catalog.search.neighbours import EXACT
 from infra.catalog.search.vectors import (

@@ -7,8 +7,8 @@ import numpy as np
 from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog.database import upsert
 from infra.catalog.search.vectors import index_name, put_embeddings
+from infra.catalog.statements import upsert
 from infra.catalog.tables.people import DecidedMove
 from infra.catalog.tables.schema import (
     Collection as CollectionRow,

@@ -15,7 +15,7 @@ from sqlalchemy import URL, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import upsert
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import (
     LONGEST_KEY,
     Collection,
