@@ -8,10 +8,10 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from flows.service import paging
 from flows.service.access import Here, check_role
-from flows.service.api.faces import face_out
 from flows.service.api.identities import decide, person_out
 from flows.service.api.images import Cursor
 from flows.service.dto import Id
+from flows.service.faces import face_out
 from flows.service.page.render import Form, Submitted, Visitor, go, page
 from flows.service.problems import LARGEST_ID, Problem, not_found
 from flows.service.state import Service
