@@ -106,12 +106,7 @@ def confirm(session: Session, who: str, face_ids: Collection[int], identity_id: 
         UnknownSubject: if there is no such face or identity.
         DecisionError: if no identity is given and the faces are not all in one.
     """
-    stored.check_faces(session, face_ids)
-    identity_id = identity_id if identity_id is not None else _common_identity(session, face_ids)
-    identity, person = _person(session, identity_id)
-    decision = stored.enter(session, DecisionKind.CONFIRM, who, person)
-    stored.say(session, decision, face_ids, Says.IS, person)
-    return _carry_out(session, decision, [person], identity.id, face_ids)
+    return _say(session, who, DecisionKind.CONFIRM, Says.IS, face_ids, identity_id)
 
 
 def reject(session: Session, who: str, face_ids: Collection[int], identity_id: int | None = None) -> Decided:
@@ -121,12 +116,7 @@ def reject(session: Session, who: str, face_ids: Collection[int], identity_id: i
         UnknownSubject: if there is no such face or identity.
         DecisionError: if no identity is given and the faces are not all in one.
     """
-    stored.check_faces(session, face_ids)
-    identity_id = identity_id if identity_id is not None else _common_identity(session, face_ids)
-    identity, person = _person(session, identity_id)
-    decision = stored.enter(session, DecisionKind.REJECT, who, person)
-    stored.say(session, decision, face_ids, Says.IS_NOT, person)
-    return _carry_out(session, decision, [person], identity.id, face_ids)
+    return _say(session, who, DecisionKind.REJECT, Says.IS_NOT, face_ids, identity_id)
 
 
 def merge(session: Session, who: str, kept_id: int, absorbed_id: int) -> Decided:
@@ -319,6 +309,17 @@ def _evidence(
         )
         for i, j in pairs
     )
+
+
+def _say(
+    session: Session, who: str, kind: DecisionKind, says: Says, face_ids: Collection[int], identity_id: int | None
+) -> Decided:
+    stored.check_faces(session, face_ids)
+    identity_id = identity_id if identity_id is not None else _common_identity(session, face_ids)
+    identity, person = _person(session, identity_id)
+    decision = stored.enter(session, kind, who, person)
+    stored.say(session, decision, face_ids, says, person)
+    return _carry_out(session, decision, [person], identity.id, face_ids)
 
 
 def _person(session: Session, identity_id: int) -> tuple[Identity, Person]:
