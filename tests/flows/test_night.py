@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,6 @@ from infra.catalog.tables.schema import (
 from infra.catalog.work import nights
 from infra.settings import Settings
 from infra.storage import open_store
-from infra.storage.base import LITTER
 from tasks.identities import decisions
 from tasks.model_version import NotInstalled
 from tasks.nights.status import status
@@ -42,6 +40,7 @@ from tasks.recipe import MEASURED_VERSION
 from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait, small_collection
+from tests.runs import add, run
 
 MEASURED = frozenset(attribute.name for attribute in MEASURED_VERSION.spec.attributes)
 
@@ -54,23 +53,6 @@ def settings(tmp_path: Path, weights_dir: Path, tracking_uri: str) -> Settings:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return small_collection(tmp_path / "photos")
-
-
-def add(settings: Settings, uri: str | Path, sensitive: list[str] | None = None) -> None:
-    catalog = Catalog(settings.catalog_url)
-    with catalog.write() as session:
-        collections.add(session, "archive", str(uri), [], list(LITTER), sensitive or [])
-    catalog.close()
-
-
-def run(settings: Settings, after_processing: Callable[[Night], None] = lambda state: None) -> Night:
-    with night(settings, "archive") as state:
-        steps.discover_images(state)
-        steps.process_images(state)
-        after_processing(state)
-        steps.group_faces(state)
-        steps.audit_catalog(state)
-    return state
 
 
 def contents(settings: Settings) -> dict[str, list[Any]]:
