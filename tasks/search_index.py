@@ -6,7 +6,8 @@ from infra.catalog.database import Catalog
 from infra.catalog.encryption import is_encrypted
 from infra.catalog.search.hnsw import HnswIndex
 from infra.catalog.search.neighbours import VectorIndex
-from infra.catalog.search.projection import KEPT_FROM, folder_of, forget, open_projection, remove
+from infra.catalog.search.open_projections import KEPT_FROM, open_projection
+from infra.catalog.search.projection_files import folder_of, forget, remove
 from infra.catalog.search.sealed import open_sealed
 from infra.catalog.search.vectors import count_vectors
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
