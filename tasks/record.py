@@ -26,7 +26,8 @@ from infra.catalog.faces import (
     record_photos,
 )
 from infra.catalog.ledger import fail_contents
-from infra.catalog.work.runs import hold, record_failures
+from infra.catalog.work.failures import record_failures
+from infra.catalog.work.runs import hold
 from infra.patience import patient
 from infra.storage import Store
 from models.spec import Attribute, Kind

@@ -20,7 +20,7 @@ from infra.catalog.tables.schema import (
     ImageStatus,
     Restoration,
 )
-from infra.catalog.work.runs import resolve_failures
+from infra.catalog.work.failures import resolve_failures
 
 
 @dataclass(frozen=True)

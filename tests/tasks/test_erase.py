@@ -26,7 +26,8 @@ from infra.catalog.tables.custody import Outbox, Suppression
 from infra.catalog.tables.people import Decision, Person
 from infra.catalog.tables.schema import Attribute, Content, Embedding, Face, Identity, Image, ModelVersion, now
 from infra.catalog.tables.service import IdempotencyKey
-from infra.catalog.work.runs import FailureRecord, open_run
+from infra.catalog.work.failures import FailureRecord
+from infra.catalog.work.runs import open_run
 from infra.settings import Settings
 from infra.storage import open_store
 from tasks.custody import erase, retention
