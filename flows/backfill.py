@@ -18,7 +18,7 @@ from infra.catalog.work.runs import close_dead_runs
 from infra.ray_cluster import device
 from infra.settings import Settings
 from tasks.recipe import version_of_row
-from tasks.search import prepare_index
+from tasks.search_index import prepare_index
 from tasks.versioning import bridge
 from tasks.versioning.backfill import Embedded, Embedder, batches, rest_seconds
 from tasks.versioning.upgrade import NoUpgrade, Progress, progress, switch, under_way

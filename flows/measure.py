@@ -11,12 +11,13 @@ from infra.settings import Settings
 from infra.tracking import Run, track
 from infra.wheels import sha256
 from models.spec import Role
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import Calibration, calibration_of
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.comparison import Comparison, columns, compare, plot_accuracy_over_ms, plot_rocs
-from tasks.evaluation.recognition import Progress, Verification, calibrate, evaluate_verification
+from tasks.evaluation.recognition import Verification, calibrate, evaluate_verification
 from tasks.evaluation.verification import Pairs, VerificationReport, plot_roc, read_pairs
+from tasks.model_version import ModelVersion
 from tasks.recipe import enter_versions, version_for
-from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def _keep(settings: Settings, embedder: ModelVersion, calibration: Calibration, 
     catalog = Catalog(settings.catalog_url)
     with catalog.write() as session:
         row = session.get_one(ModelVersionRow, enter_versions(session, [embedder])[embedder.contract])
-        before = None if row.calibration is None else Calibration.model_validate(row.calibration)
+        before = calibration_of(row)
         replaces = recalibrate or before is None or before.different_pairs <= calibration.different_pairs
         if replaces:
             row.calibration = calibration.model_dump(mode="json")

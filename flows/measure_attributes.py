@@ -9,8 +9,8 @@ from infra.tracking import Run, track
 from models.spec import Role
 from tasks.evaluation.attribute_metrics import ClassReport, plot_classes
 from tasks.evaluation.attributes import AttributeEvaluation, evaluate_attributes
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.labels import read_table
-from tasks.evaluation.recognition import Progress
 from tasks.recipe import version_for
 
 

@@ -14,11 +14,11 @@ from infra.tracking import plain, track
 from infra.wheels import sha256
 from models.spec import Role
 from tasks.evaluation.attributes import opinions_on
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.fairness import FairnessReport
 from tasks.evaluation.fairness_plot import plot_measure
 from tasks.evaluation.fairness_report import Question, evaluate_fairness
 from tasks.evaluation.labels import Table, labelled_attributes
-from tasks.evaluation.recognition import Progress
 from tasks.evaluation.verification import Pairs
 from tasks.recipe import version_for
 

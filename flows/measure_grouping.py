@@ -10,11 +10,11 @@ from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import track
 from models.spec import Role
-from tasks.evaluation.calibration import Calibration, shipped_calibration
+from tasks.calibration import Calibration, shipped_calibration
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.grouping import GroupingReport, embed_labelled, evaluate_grouping, read_labels
-from tasks.evaluation.recognition import Progress
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
-from tasks.versioning.install import ModelVersion
 
 
 class NotCalibrated(LookupError):

@@ -15,8 +15,8 @@ from infra.tracking import track
 from models import table
 from models.restoration.st_lpips import ST_LPIPS
 from models.spec import Role
-from tasks.evaluation.embedding_decision import keep
-from tasks.evaluation.recognition import Progress
+from tasks.embedding_decision import keep
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.restoration import (
     RestorationEvaluation,
     Row,
@@ -25,9 +25,9 @@ from tasks.evaluation.restoration import (
     evaluate_restoration,
 )
 from tasks.evaluation.verification import read_pairs
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
 from tasks.restore_photo import least_similarity
-from tasks.versioning.install import ModelVersion
 
 
 def measure_restoration(

@@ -16,16 +16,17 @@ from infra import logs
 from infra.catalog import collections
 from infra.catalog.custody import places
 from infra.catalog.custody.erasing import drop_returned
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
 from infra.catalog.images import count_pending
+from infra.catalog.ledger import Audit, audit, prune, settle
 from infra.catalog.queries import views
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.custody import Keeps
 from infra.catalog.tables.schema import Collection, Run, RunStatus, now
 from infra.catalog.versioning.upgrades import SERVING
 from infra.catalog.versioning.versions import serve_when_complete, serving_id
 from infra.catalog.work.heartbeat import beating
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
-from infra.catalog.work.ledger import Audit, audit, prune, settle
 from infra.catalog.work.runs import (
     Before,
     Slot,
@@ -50,7 +51,7 @@ from tasks.nights.sweep import sweep
 from tasks.photo_faces import PhotoFaces
 from tasks.pipeline import engine_for, process
 from tasks.recipe import Recipe
-from tasks.search import prepare_index
+from tasks.search_index import prepare_index
 
 log = logs.logger()
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy.orm import Session
 
 from infra import logs
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection, Run, RunStatus
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.upgrades import SERVING
@@ -25,11 +26,11 @@ from infra.catalog.work.runs import (
 )
 from infra.ray_cluster import device
 from infra.settings import Settings
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import calibration_of
 from tasks.job import Job
+from tasks.model_version import ModelVersion, NotInstalled
 from tasks.recipe import Recipe, current_recipe, enter
-from tasks.versioning.install import ModelVersion, NotInstalled
-from tasks.versioning.upgrade import companion, embedder_at_work
+from tasks.versioning.at_work import companion, embedder_at_work
 
 log = logs.logger()
 
@@ -122,5 +123,5 @@ def said_by(error: BaseException) -> str:
 
 
 def _least_similarity(session: Session, embedder_id: int) -> float | None:
-    calibration = session.get_one(ModelVersionRow, embedder_id).calibration
-    return None if calibration is None else Calibration.model_validate(calibration).thresholds.far_1e_3
+    calibration = calibration_of(session.get_one(ModelVersionRow, embedder_id))
+    return None if calibration is None else calibration.thresholds.far_1e_3

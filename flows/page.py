@@ -15,6 +15,7 @@ from infra.catalog import collections
 from infra.catalog.custody import exhibits
 from infra.catalog.database import Catalog
 from infra.catalog.queries import views
+from infra.catalog.work import nights
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError, open_store
 from tasks.decode import DecodeFailure, decode
@@ -36,7 +37,7 @@ def write_page(collection_name: str, folder: Path) -> Path:
         collection = collections.by_name(session, collection_name)
         found = views.faces(session, collection_name, None, 0.0, MAX_FACES + 1)
         failures = views.failures(session, collection_name, None, 100)
-        latest = [run for run in views.runs(session, 100) if run.collection == collection_name][:10]
+        latest = [run for run in nights.runs(session, 100) if run.collection == collection_name][:10]
     crops = open_store(settings.crops_uri, settings.storage_options)
     faces = [_face(crops, view) for view in found[:MAX_FACES]]
     photos = _wall(open_store(collection.uri, settings.storage_options), found[:MAX_FACES], settings)

@@ -54,8 +54,7 @@ def serve(settings: Settings, say: Callable[[str], None]) -> None:
             f"another process serves the schedules of {settings.home_folder} already; one is enough"
         ) from error
     with lock, closing(Catalog(settings.catalog_url)) as catalog:
-        url = prefect_server.begin(settings.home_folder).url()
-        os.environ.update(prefect_server.environment(url, settings.home_folder))
+        url = prefect_server.use(settings.home_folder)
         if settings.metrics_port:
             serve_metrics(catalog, settings.metrics_host, settings.metrics_port)
             say(f"metrics at http://{settings.metrics_host}:{settings.metrics_port}/metrics")

@@ -137,6 +137,19 @@ def begin(home: Path) -> PendingServer:
             stop(home)
 
 
+def use(home: Path) -> str:
+    """Start the server of `home` unless it runs, and bring this process's Prefect to it, before that is imported.
+
+    Returns the URL of its API.
+
+    Raises:
+        ServerUnavailable: as `PendingServer.url`.
+    """
+    url = begin(home).url()
+    os.environ.update(environment(url, home))
+    return url
+
+
 @contextmanager
 def database_made(home: Path) -> Iterator[None]:
     """Have the database of the local server made in the meantime, if there is none yet.

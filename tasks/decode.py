@@ -26,6 +26,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
 from tasks.images.color_profile import to_srgb
+from tasks.images.exif import read_exif, upright
 from tasks.images.image_format import (
     DecodeFailure,
     Format,
@@ -157,7 +158,7 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
         if getattr(file, "is_animated", False):
             notes.append("first_frame_only")
         raster = _eight_bits(file, bits)
-    orientation, exif_time = _exif(file, format, notes)
+    orientation, exif_time = read_exif(file, format, notes)
     if scale > shrink:
         size = (max(round(width / scale), 1), max(round(height / scale), 1))
         raster = _reduced(raster, size, (width / shrink, height / shrink))
@@ -165,7 +166,7 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
         raster = _srgb(raster, profile, notes)
     if orientation > 4:
         width, height = height, width
-    return Photo(_upright(raster, orientation), scale, width, height, format, mode, bits, exif_time, tuple(notes))
+    return Photo(upright(raster, orientation), scale, width, height, format, mode, bits, exif_time, tuple(notes))
 
 
 _PNG_EXTRAS = (("text_ignored", {b"tEXt", b"zTXt", b"iTXt"}), ("icc_ignored", {b"iCCP"}))
@@ -319,57 +320,6 @@ def _srgb(raster: Image.Image | Pixels, profile: bytes | None, notes: list[str])
         except ValueError:
             notes.append("icc_ignored")
     return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def _upright(pixels: Pixels, orientation: int) -> Pixels:
-    """Apply an EXIF orientation, 1 to 8 (EXIF 2.32, table 6)."""
-    if orientation == 1:
-        return pixels
-    stored = pixels.view("V3")[..., 0]  # whole pixels instead of bytes: turning them takes half the time
-    match orientation:
-        case 2:
-            turned = stored[:, ::-1]
-        case 3:
-            turned = stored[::-1, ::-1]
-        case 4:
-            turned = stored[::-1]
-        case 5:
-            turned = stored.T
-        case 6:
-            turned = stored[::-1].T
-        case 7:
-            turned = stored[::-1, ::-1].T
-        case _:
-            turned = stored[:, ::-1].T
-    return np.ascontiguousarray(turned).view(np.uint8).reshape(*turned.shape, 3)
-
-
-def _exif(file: Image.Image, format: Format, notes: list[str]) -> tuple[int, datetime | None]:
-    """Return the orientation that is still to be applied, and when the photograph was taken."""
-    try:
-        exif = file.getexif()
-        orientation, exif_time = exif.get(ExifTags.Base.Orientation, 1), _time(exif)
-    except Exception:  # whatever a parser raises at broken EXIF, the picture is fine
-        notes.append("exif_ignored")
-        return 1, None
-    if format in (Format.HEIF, Format.TIFF):  # libheif and Pillow's TIFF reader have turned the picture already
-        orientation = 1
-    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1, exif_time
-
-
-def _time(exif: Image.Exif) -> datetime | None:
-    taken, tags = exif.get_ifd(ExifTags.IFD.Exif), ExifTags.Base
-    for text, zone in (
-        (taken.get(tags.DateTimeOriginal), taken.get(tags.OffsetTimeOriginal)),
-        (taken.get(tags.DateTimeDigitized), taken.get(tags.OffsetTimeDigitized)),
-        (exif.get(tags.DateTime), taken.get(tags.OffsetTime)),
-    ):
-        for value, pattern in ((f"{text}{zone}", "%Y:%m:%d %H:%M:%S%z"), (str(text), "%Y:%m:%d %H:%M:%S")):
-            try:
-                return datetime.strptime(value.replace("\0", "").strip(), pattern)
-            except ValueError:  # absent, blank ("    :  :     ") or nonsense
-                continue
-    return None
 
 
 def _bits(file: Image.Image, data: bytes) -> int | None:

@@ -20,9 +20,9 @@ from tasks.execution.cuda_graph import Network, recorded
 from tasks.execution.guard import guarded
 from tasks.execution.inference import load_for_inference
 from tasks.execution.transfer import download, upload
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, PhotoFaces, crop, estimate, handed_out, of_all
 from tasks.recipe import MEASURED_VERSION
-from tasks.versioning.install import ModelVersion
 
 BATCH = 64  # crops per forward, but never more than
 BATCH_PIXELS = 2**20  # in all: a network that draws maps holds a dozen numbers for each

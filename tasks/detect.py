@@ -13,8 +13,8 @@ from models.detection.mtcnn import MTCNN
 from tasks.decode import Photo
 from tasks.execution.inference import load_for_inference
 from tasks.execution.transfer import upload
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import BOXES, LANDMARKS, SCORES, PhotoFaces
-from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from infra.catalog.custody.erasing import Erased
 from infra.catalog.database import Catalog
 from infra.catalog.images import Known, Listed, any_present, known, put_back, put_missing, put_pending, reopen
 from infra.catalog.tables.schema import LONGEST_KEY, ImageStatus
+from infra.catalog.work.failures import DISCOVER, FailureRecord, record_failures, resolve_unlisted
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
-from infra.catalog.work.runs import DISCOVER, FailureRecord, record_failures, resolve_unlisted
 from infra.patience import patient
 from infra.storage.base import Entry, Filter, ListingProblem, Page, Store, StoreEmpty, StoreError
 

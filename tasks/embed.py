@@ -16,6 +16,7 @@ from tasks.execution.cuda_graph import recorded
 from tasks.execution.guard import guarded, halving
 from tasks.execution.inference import load_for_inference
 from tasks.execution.transfer import upload
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import (
     EMBEDDING,
     EMBEDDING_BESIDE,
@@ -28,7 +29,6 @@ from tasks.photo_faces import (
     of_all,
     restored_crop,
 )
-from tasks.versioning.install import ModelVersion
 
 log = logging.getLogger("visage")
 BATCH = 32  # crops per forward: beyond it a CPU gains nothing and memory grows

@@ -5,17 +5,18 @@ from functools import partial
 
 import numpy as np
 
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
 from infra.catalog.identities import enforcement, people
 from infra.catalog.identities.people import FaceVectors
 from infra.catalog.search.neighbours import HALF_ERROR
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import calibration_of
 from tasks.identities.grouping import NOBODY, PEOPLE, Exemplars, Faces, Grouping, Policy, group, nearest_people
 from tasks.identities.hubness import COHORT
 from tasks.job import Job
-from tasks.search import open_index
+from tasks.search_index import open_index
 
 BLOCK = 4_000  # faces grouped at once: time grows with the square of how many of them are one person
 KNOWN_AT_ONCE = 50_000  # exemplars up to which comparing with all of them is faster than asking an index
@@ -50,10 +51,10 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
     """
     with catalog.read() as session:
         version = session.get_one(ModelVersionRow, version_id)
-        calibration, dimension = version.calibration, version.dimension or 0
+        calibration, dimension = calibration_of(version), version.dimension or 0
     if calibration is None:
         return Grouped(calibrated=False)
-    policy = Policy.of(Calibration.model_validate(calibration))
+    policy = Policy.of(calibration)
     total = Grouped()
     with catalog.write() as session:
         exclusive(session, enforcement.PEOPLE)

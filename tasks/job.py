@@ -7,8 +7,8 @@ from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings
 from infra.storage import Store, open_store
 from models.template import Template
+from tasks.model_version import ModelVersion
 from tasks.recipe import Recipe
-from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
-from infra.catalog.work.runs import FailureRecord
+from infra.catalog.work.failures import FailureRecord
 from models.template import Template
 
 

@@ -18,9 +18,9 @@ from tasks.decode import Photo as Picture
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
 from tasks.execution.inference import load_for_inference
+from tasks.model_version import ModelVersion, NotInstalled, champion
 from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
 from tasks.recipe import installed
-from tasks.versioning.install import ModelVersion, NotInstalled, champion
 
 
 class NothingToSearch(LookupError):

@@ -11,18 +11,18 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from infra import weights
-from infra.catalog.database import upsert
 from infra.catalog.faces import Contract
 from infra.catalog.search.vectors import create_index
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from models.attributes.measured import MEASURED
 from models.quality import QUALITY_TEMPLATE
 from models.spec import Attribute, Role
 from models.template import Template
-from tasks.evaluation.calibration import shipped_calibration
-from tasks.evaluation.embedding_decision import Decision, decision_for
-from tasks.versioning.install import ModelVersion, NotInstalled, find_version
+from tasks.calibration import shipped_calibration
+from tasks.embedding_decision import Decision, decision_for
+from tasks.model_version import ModelVersion, NotInstalled, find_version
 
 PORTRAIT_TEMPLATE = QUALITY_TEMPLATE  # also wide enough for every other template, should a model be added
 MEASURED_VERSION = ModelVersion(MEASURED.name, 2, "", Path(), MEASURED)  # nothing to load

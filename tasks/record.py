@@ -25,14 +25,16 @@ from infra.catalog.faces import (
     link_duplicates,
     record_photos,
 )
-from infra.catalog.work.ledger import fail_contents
-from infra.catalog.work.runs import hold, record_failures
+from infra.catalog.ledger import fail_contents
+from infra.catalog.work.failures import record_failures
+from infra.catalog.work.runs import hold
 from infra.patience import patient
 from infra.storage import Store
 from models.spec import Attribute, Kind
 from tasks.assess import EYE_DISTANCE
 from tasks.images.mark import marked_png
 from tasks.job import Job
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import (
     BOXES,
     EMBEDDING,
@@ -54,7 +56,6 @@ from tasks.photo_faces import (
     quality_parts,
 )
 from tasks.restore import judge
-from tasks.versioning.install import ModelVersion
 
 JPEG_QUALITY = 95
 WRITERS = 8

@@ -16,6 +16,7 @@ from models.template import Template
 from tasks.execution.guard import guarded
 from tasks.execution.restorer import Restorer
 from tasks.execution.transfer import download, upload
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import (
     BOXES,
     FIDELITY,
@@ -29,7 +30,6 @@ from tasks.photo_faces import (
     of_all,
     restored_crop,
 )
-from tasks.versioning.install import ModelVersion
 
 MIN_FIDELITY = 23.0  # dB; under it the restored face no longer shows what the photo shows (seen on shared photographs)
 

@@ -23,10 +23,10 @@ from models import paste
 from models.spec import Role
 from tasks.align import align_faces
 from tasks.assess import EYE_DISTANCE, MAX_RESTORED_EYE_DISTANCE, MAX_RESTORED_SHARPNESS, MIN_RESTORED_QUALITY, assess
+from tasks.calibration import Calibration, shipped_calibration
 from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
-from tasks.evaluation.calibration import Calibration, shipped_calibration
 from tasks.images.mark import marked_png
 from tasks.photo_faces import (
     BOXES,

@@ -15,21 +15,18 @@ import numpy as np
 from sqlalchemy import ColumnElement, Integer, bindparam, not_, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.custody.encryption import is_encrypted
 from infra.catalog.database import Catalog
-from infra.catalog.queries.filters import FaceFilter, of_identity, visible
+from infra.catalog.queries.filters import FaceFilter, of_identity
 from infra.catalog.queries.views import FaceView, faces_by_id
-from infra.catalog.search.hnsw import HnswIndex
 from infra.catalog.search.neighbours import Neighbours, VectorIndex, nearest_faces
-from infra.catalog.search.projection import KEPT_FROM, folder_of, forget, open_projection, remove
-from infra.catalog.search.sealed import open_sealed
-from infra.catalog.search.vectors import count_vectors
 from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity, Identity
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.versions import serving
+from infra.catalog.visibility import visible
 from infra.settings import Settings
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import calibration_of
 from tasks.probe import NothingToSearch, Probed, Prober, UnreadablePhoto
+from tasks.search_index import open_index
 
 MOST_MATCHES = 1_000  # of one answer; more come page by page
 MOST_ASKED = 100
@@ -203,42 +200,6 @@ def serving_version(session: Session) -> ModelVersionRow:
     return version
 
 
-def open_index(session: Session, version: ModelVersionRow, settings: Settings | None) -> VectorIndex:
-    """The index over a version's vectors: PostgreSQL's own, or a projection of SQLite's rows, kept in the home folder.
-
-    Of encrypted embeddings there is none but in memory; one that was made before they were encrypted goes from this home, too.
-    """
-    encrypted, postgresql = is_encrypted(session), session.get_bind().dialect.name == "postgresql"
-    if postgresql:
-        return open_sealed(session, version) if encrypted else HnswIndex(session, version.id, version.dimension or 0)
-    folder = None if settings is None else folder_of(settings.home_folder, settings.catalog_url)
-    if encrypted and folder is not None:
-        remove(folder)
-    return open_projection(session, version, None if encrypted else folder)
-
-
-def prepare_index(catalog: Catalog, settings: Settings) -> None:
-    """Bring the index of the serving version up to date on disk, so that nobody's search has to wait for it.
-
-    Does nothing where the database keeps the index itself, or where there are too few faces for a file.
-    """
-    if catalog.engine.dialect.name == "postgresql":
-        return
-    with catalog.read() as session:
-        version = serving(session)
-        if version is not None and count_vectors(session, version.id, at_most=KEPT_FROM) >= KEPT_FROM:
-            open_index(session, version, settings)
-
-
-def forget_erased(catalog: Catalog, settings: Settings) -> None:
-    """Take out of the indexes on disk what is no longer in the catalog. To be called after an erasure; repeating is harmless.
-
-    PostgreSQL's index is its own, and an index in memory follows before it answers.
-    """
-    with catalog.read() as session:
-        forget(session, folder_of(settings.home_folder, settings.catalog_url))
-
-
 def read_photo(path: Path, settings: Settings, face: int | None = None) -> Photo:
     """Read a photograph to search with.
 
@@ -372,7 +333,7 @@ def _answer(session: Session, index: VectorIndex, version: ModelVersionRow, quer
 def _matches(session: Session, version: ModelVersionRow, found: Neighbours, scale: float = 1.0) -> tuple[Match, ...]:
     """Matches with similarities times `scale`: the length of the mean vector makes them means of similarities."""
     views = faces_by_id(session, found.ids.tolist(), version.id)
-    calibration = None if version.calibration is None else Calibration.model_validate(version.calibration)
+    calibration = calibration_of(version)
     similarities = np.clip(found.similarities * scale, -1, 1)
     return tuple(
         Match(views[face], similarity, None if calibration is None else float(calibration.probability(similarity)))

@@ -13,7 +13,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import ModelVersion
 from infra.settings import PREFIX, Settings, load_settings
 from infra.storage.base import LITTER
-from tasks.evaluation.calibration import Calibration, Thresholds
+from tasks.calibration import Calibration, Thresholds
 from tests.portraits import small_collection
 
 BROKEN = ("<script>alert(1).jpg", "[bold]\x1b[31mred\n:smile:.jpg")  # names that files may have

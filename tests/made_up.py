@@ -10,7 +10,7 @@ from sqlalchemy import select
 from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Content, Embedding, Face, FaceIdentity, Identity, Image, ModelVersion, now
-from tasks.evaluation.calibration import Calibration, Thresholds
+from tasks.calibration import Calibration, Thresholds
 from tasks.group import Grouped, group_version
 
 DIMENSION = 32

@@ -14,7 +14,8 @@ from infra.registry import Registry
 from infra.settings import PREFIX, Settings, load_settings
 from infra.wheels import WheelError
 from models.recognition.lightcnn import lightcnn_9
-from tasks.versioning.install import champion, install, load_network
+from tasks.model_version import champion, load_network
+from tasks.versioning.install import install
 from tasks.versioning.register import add_checkpoint
 
 CACHE = Path(os.environ.get("TEST_VISAGE_CACHE", "~/.cache/visage-tests")).expanduser()

@@ -1,6 +1,5 @@
 """`visage backfill`: do what an upgrade of the embedding model takes, and see how far it has got."""
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,8 +29,7 @@ def run(
     settings = load_settings()
     with Catalog(settings.catalog_url).read() as session:
         under_way(session)  # before any server is started
-    server = prefect_server.begin(settings.home_folder)
-    os.environ.update(prefect_server.environment(server.url(), settings.home_folder))
+    prefect_server.use(settings.home_folder)
     from flows.backfilling import backfill, on_progress  # noqa: PLC0415 - Prefect reads its settings when imported
 
     with bar("backfill") as show:

@@ -5,7 +5,7 @@ from contextlib import closing
 import typer
 
 from flows.cli.output import Json, console, errors, literal, print_json
-from infra.catalog.custody import encryption
+from infra.catalog import encryption
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 

@@ -184,7 +184,7 @@ def promote(
 
 def _evaluate_both(catalog: Catalog, version: str, images: Path, pairs: Path) -> None:
     from flows.measure import measure_verification  # noqa: PLC0415 - imports torch
-    from tasks.versioning.upgrade import champion_at_work  # noqa: PLC0415
+    from tasks.versioning.at_work import champion_at_work  # noqa: PLC0415
 
     settings = load_settings()
     champion = champion_at_work(catalog, settings, version)
@@ -249,7 +249,7 @@ def retire(
 def list_(as_json: Json = False) -> None:
     """List every model that this release knows, and which version of it is in use here."""
     from models.table import listed  # noqa: PLC0415 - imports torch
-    from tasks.versioning.install import champions  # noqa: PLC0415
+    from tasks.model_version import champions  # noqa: PLC0415
 
     settings = load_settings()
     in_use = {v.name: v for v in champions(settings.weights_folder, settings.mlflow_uri)}

@@ -2,7 +2,9 @@
 
 import os
 import sys
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +16,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import any_image
 from infra.catalog.queries import views
+from infra.catalog.work import nights
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings, load_settings
 from infra.storage import StoreError, open_store
@@ -48,6 +51,25 @@ class Bars:
         """The step is over: its bar is full, whether or not there was anything to count."""
         if self.task is not None:
             self.progress.update(self.task, total=1, completed=1)
+
+
+@contextmanager
+def bars_of(observer: ContextVar[Any]) -> Iterator[None]:
+    """Show the steps of the flow that asks for its `observer`."""
+    columns = (
+        TextColumn("{task.description:10}"),
+        BarColumn(),
+        TextColumn("{task.fields[count]}"),
+        TimeElapsedColumn(),
+    )
+    with Progress(*columns, console=errors) as progress:
+        bars = Bars(progress)
+        token = observer.set(bars)
+        try:
+            yield
+            bars.finish()
+        finally:
+            observer.reset(token)
 
 
 def run(
@@ -127,21 +149,9 @@ def _run_nightly(collection: str, keys: KeyRange, settings: Settings, server: "P
     mlflow_client.load()  # while the server may still be starting
     server.url()
 
-    columns = (
-        TextColumn("{task.description:10}"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=errors) as progress:
-        bars = Bars(progress)
-        token = observer.set(bars)
-        try:
-            counts: dict[str, Any] = nightly(collection, after_key=keys.after, through_key=keys.through)
-            bars.finish()
-            return counts
-        finally:
-            observer.reset(token)
+    with bars_of(observer):
+        counts: dict[str, Any] = nightly(collection, after_key=keys.after, through_key=keys.through)
+    return counts
 
 
 def _print_summary(collection: str, counts: dict[str, Any]) -> None:
@@ -171,7 +181,7 @@ def _print_summary(collection: str, counts: dict[str, Any]) -> None:
 def runs(limit: Limit = 20, as_json: Json = False) -> None:
     """List the latest runs."""
     with Catalog(load_settings().catalog_url).read() as session:
-        rows = views.runs(session, limit)
+        rows = nights.runs(session, limit)
     if as_json:
         print_json(rows)
         return

@@ -1,16 +1,14 @@
 """`visage train`: models of one's own."""
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from flows.cli.nights import Bars
-from flows.cli.output import Json, console, errors, print_json, print_table
+from flows.cli.nights import bars_of
+from flows.cli.output import Json, console, print_json, print_table
 from infra.settings import load_settings
 
 if TYPE_CHECKING:
@@ -148,25 +146,11 @@ def run_training(flow: str, plan: Callable[..., Any], images: Path, labels: Path
 
     settings = load_settings()
     plan(settings, images, labels, options)
-    server = prefect_server.begin(settings.home_folder)
-    os.environ.update(prefect_server.environment(server.url(), settings.home_folder))
+    prefect_server.use(settings.home_folder)
     from flows import train as flows  # noqa: PLC0415 - Prefect reads its settings when imported
 
-    columns = (
-        TextColumn("{task.description:10}"),
-        BarColumn(),
-        TextColumn("{task.fields[count]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=errors) as progress:
-        bars = Bars(progress)
-        token = flows.observer.set(bars)
-        try:
-            trained = getattr(flows, flow)(images, labels, options)
-            bars.finish()
-            return trained
-        finally:
-            flows.observer.reset(token)
+    with bars_of(flows.observer):
+        return getattr(flows, flow)(images, labels, options)
 
 
 def validated(model: type[Options], options: Mapping[str, Any]) -> Options:

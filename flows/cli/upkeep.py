@@ -106,8 +106,8 @@ def _home(settings: Settings) -> Finding:
 
 
 def _models(settings: Settings) -> Finding:
+    from tasks.model_version import NotInstalled  # noqa: PLC0415 - imports torch
     from tasks.recipe import current_recipe  # noqa: PLC0415
-    from tasks.versioning.install import NotInstalled  # noqa: PLC0415 - imports torch
 
     try:
         versions = current_recipe(settings, frozenset()).versions

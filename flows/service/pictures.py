@@ -8,7 +8,7 @@ from flows.service.problems import Problem, not_found
 from flows.service.state import Service
 from infra.catalog.queries import photographs, views
 from infra.storage import ObjectMissing, StoreError
-from tasks.images.thumbnails import Size, forget, thumbnail
+from tasks.thumbnails import Size, forget, thumbnail
 
 MAX_CROP_BYTES = 20 * 2**20
 

@@ -7,6 +7,7 @@ import numpy as np
 
 from flows.service.access import Principal
 from flows.service.dto import AnswerOut, MatchOut
+from flows.service.faces import face_out
 from flows.service.problems import RETRY_SECONDS, UNAVAILABLE, Problem
 from flows.service.state import PROBES, Service
 from infra.catalog.custody import audit
@@ -78,8 +79,6 @@ def probe(service: Service, who: Principal, data: bytes, version: ModelVersion) 
 
 def answer_out(answer: Answer) -> AnswerOut:
     """An answer as the API gives it."""
-    from flows.service.api.faces import face_out  # noqa: PLC0415 - which imports this module
-
     x1, y1, x2, y2 = answer.box
     return AnswerOut(
         box=(x1, y1, x2, y2),

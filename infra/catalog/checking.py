@@ -6,7 +6,7 @@ import numpy as np
 from sqlalchemy import LargeBinary, func, or_, select, text, type_coerce
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog.custody import encryption
+from infra.catalog import encryption
 from infra.catalog.database import Catalog, revision
 from infra.catalog.exchange.copying import tables
 from infra.catalog.search.vectors import CHUNK, count_vectors, has_index

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import exclusive
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection
 
 MOST_DAYS = 36_500  # that embeddings may be kept for: a hundred years, and no date that calendars do not know

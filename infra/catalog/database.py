@@ -1,20 +1,19 @@
-"""Opening the catalog: engine, migrations, sessions, upserts."""
+"""Opening the catalog: engine, migrations, sessions."""
 
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import URL, Connection, Engine, Executable, Table, create_engine, event, func, make_url, select
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session, sessionmaker
 
-from infra.catalog.custody import encryption
+from infra.catalog import encryption
 from infra.catalog.faults import CatalogUnreachable, explain
+from infra.catalog.identities import waiting
+from infra.catalog.search import vectors
+from infra.catalog.statements import exclusive
 from infra.catalog.tables import custody, people, service, upgrades  # noqa: F401 - tables enter Base's
-from infra.catalog.tables.schema import Base
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -121,9 +120,6 @@ def upgrade(engine: Engine) -> None:
     """
     from alembic import command  # noqa: PLC0415 - slow to import, needed once
 
-    from infra.catalog.identities import waiting  # noqa: PLC0415 - the first builds on this module
-    from infra.catalog.search import vectors  # noqa: PLC0415 - the first builds on this module
-
     config, script = _migrations()
     with engine.connect().execution_options(read_only=True) as connection:  # no writer has to be waited for
         if revision(connection) == script.get_current_head():
@@ -213,44 +209,3 @@ def _snapshot(engine: Engine) -> dict[str, Any]:
     if engine.dialect.name == "postgresql":
         return {"isolation_level": "REPEATABLE READ", "postgresql_readonly": True}
     return {"read_only": True}
-
-
-def exclusive(session: Session | Connection, what: str) -> None:
-    """Let only one transaction at a time, of whatever process, go past this point with the same `what`.
-
-    SQLite has one writer at a time anyway; PostgreSQL has many.
-    """
-    dialect = session.dialect if isinstance(session, Connection) else session.get_bind().dialect
-    if dialect.name == "postgresql":
-        session.execute(select(func.pg_advisory_xact_lock(func.hashtext(f"visage {what}"))))
-
-
-def upsert(
-    session: Session,
-    entity: type[Base],
-    rows: Sequence[Mapping[str, Any]],
-    key: Iterable[str],
-    update: Iterable[str],
-) -> None:
-    """Insert rows, or bring the `update` columns of those with the same `key` columns up to date."""
-    if not rows:
-        return
-    statement = _upserting(entity, session.get_bind().dialect.name, tuple(key), tuple(update))
-    session.execute(statement, [dict(row) for row in rows])
-
-
-@cache
-def _upserting(entity: type[Base], dialect: str, key: tuple[str, ...], update: tuple[str, ...]) -> Executable:
-    """Made once: naming the columns takes as long as writing a batch of rows."""
-    statement = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(table_of(entity))
-    if not update:
-        return statement.on_conflict_do_nothing(index_elements=key)
-    columns = {name: statement.excluded[name] for name in update}
-    return statement.on_conflict_do_update(index_elements=key, set_=columns)
-
-
-def table_of(entity: type[Base]) -> Table:
-    """The table itself: to write many rows past the ORM, which would look at each value."""
-    table = entity.__table__
-    assert isinstance(table, Table)
-    return table

@@ -8,9 +8,9 @@ import numpy as np
 from sqlalchemy import Select, delete, insert, select, update
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import table_of, upsert
 from infra.catalog.identities import inheritance
 from infra.catalog.search.vectors import put_embeddings
+from infra.catalog.statements import table_of, upsert
 from infra.catalog.tables.schema import (
     Attribute,
     Content,
@@ -20,7 +20,7 @@ from infra.catalog.tables.schema import (
     ImageStatus,
     Restoration,
 )
-from infra.catalog.work.runs import resolve_failures
+from infra.catalog.work.failures import resolve_failures
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ import sqlite3
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 
-from infra.catalog.custody.encryption import SWITCHED, EmbeddingsLocked
+from infra.catalog.encryption import SWITCHED, EmbeddingsLocked
 
 GONE = ("57P01", "57P02", "57P03", "53300")  # PostgreSQL shuts down, crashed, starts up, or has no connection left
 AGAIN = ("40001", "40P01", "55P03")  # a conflict with another transaction, a deadlock, a lock not to be had

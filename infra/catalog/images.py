@@ -8,11 +8,10 @@ from operator import itemgetter
 from sqlalchemy import ColumnElement, and_, exists, func, or_, select, update
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import upsert
+from infra.catalog.chunks import chunks
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import Content, ContentStatus, Face, Failure, Image, ImageStatus, Run, RunStatus, now
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
-
-CHUNK = 10_000  # ids in one statement
 
 
 @dataclass(frozen=True)
@@ -162,9 +161,7 @@ def stand_failed(session: Session, collection_id: int | None) -> list[StandsFail
 def take_up(session: Session, image_ids: Iterable[int]) -> int:
     """Have the next run `reopen` failed images, and the failed copies of their bytes with them; returns how many."""
     taken: set[int] = set()
-    ids = list(image_ids)
-    for start in range(0, len(ids), CHUNK):
-        these = ids[start : start + CHUNK]
+    for these in chunks(image_ids):
         contents = select(Image.content_id).where(Image.id.in_(these), Image.content_id.is_not(None))
         chosen = Image.status == ImageStatus.FAILED.value, or_(Image.id.in_(these), Image.content_id.in_(contents))
         found = select(Image.id).where(*chosen)

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import simplejpeg
@@ -18,12 +17,12 @@ from infra.catalog.versioning.versions import serving
 from infra.settings import Settings
 from infra.storage import open_store
 from tasks.embed import embed
-from tasks.evaluation.recognition import GROUP, FaceFinder, Progress, read_images, template_of
+from tasks.evaluation.central_face import FaceFinder, Progress, template_of
 from tasks.execution.inference import load_for_inference
 from tasks.images.perceptual_hash import perceptual_hash
-from tasks.photo_faces import crop
+from tasks.model_version import ModelVersion
+from tasks.photo_faces import crop, of_all
 from tasks.training.collection import Labelled, UnusableLabels
-from tasks.versioning.install import ModelVersion
 
 QUALITY = 85  # of the faces in the report
 
@@ -60,20 +59,14 @@ def study_pictures(
     identity = dict(zip(labelled.names, labelled.identities, strict=True))
     names, vectors, faces = list[str](), list[NDArray[np.float32]](), list[bytes]()
     looks: dict[str, tuple[int, str]] = {}
-    pictures, done = read_images(labelled.images, labelled.names), 0
-    while group := list(islice(pictures, GROUP)):
-        found = finder(group)
-        data = dict(group)
+    for found in finder.look_through(labelled.images, labelled.names, on_progress):
         for item in found:
-            digest = hashlib.sha256(data[item.photo.key]).hexdigest()
+            digest = hashlib.sha256(item.data).hexdigest()
             looks[item.photo.key] = int(perceptual_hash(item.picture.pixels), 16), digest
-        if found:
-            crops = np.concatenate([finder.align(item, [template]).arrays[crop(template)] for item in found])
-            names += [item.photo.key for item in found]
-            vectors.append(embed(network, embedder.spec, crops, "cpu"))
-            faces += [_jpeg(pixels) for pixels in crops]
-        done += len(group)
-        on_progress(done, len(labelled.names))
+        crops = of_all([finder.align(item, [template]) for item in found], crop(template))
+        names += [item.photo.key for item in found]
+        vectors.append(embed(network, embedder.spec, crops, "cpu"))
+        faces += [_jpeg(pixels) for pixels in crops]
     if not names:
         raise UnusableLabels(f"{labelled.images}: a face was found in none of {len(labelled.names)} labelled pictures")
     return Studied(

@@ -20,23 +20,18 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from scipy.stats import norm
 
-Vectors = NDArray[np.float32]
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
+from tasks.curation.head import STRANGERS, Bools, Ints, Vectors, better_space
 
 ROUNDS = 6  # at most; it is stable after three or four
 SIZES = (
     3  # identities of 1, of 2, and of 3 pictures or more are judged apart: the more pictures, the surer their centre
 )
 PAIRS = 40  # of one identity in the statistics, so that large ones do not decide alone
-STRANGERS = 200_000  # pairs across identities in the statistics
 CHUNK = 256
 HOME_FAR = 1e-2  # how often a stranger may look at home: of pictures that do not fit where they are
 MERGE_FAR = 1e-4  # and of pictures that do: so many of them would have to be wrong for identities to be merged
-SHRINK = 0.1  # of the head's within-class covariance towards a multiple of the identity
 BODY = (0.25, 0.6)  # quantiles through which the distribution of the most similar stranger is laid
 LEAST_NULL = 20  # comparisons, under which nothing is said of extremes
-LEAST_HEAD = 200  # identities of two pictures or more, from which on a head is tried
 
 
 class Verdict(StrEnum):
@@ -105,7 +100,7 @@ def curate(vectors: Vectors, labels: Ints, seed: int = 0) -> list[Round]:
     rounds: list[Round] = []
     clean, families = np.ones(len(labels), bool), np.arange(labels.max() + 1)
     for number in range(1, ROUNDS + 1):
-        space = vectors if number == 1 else _better(vectors, families[labels], clean, seed)
+        space = vectors if number == 1 else better_space(vectors, families[labels], clean, seed)
         random = np.random.default_rng(seed)
         found = _Look(space, labels, families, clean, random, head=space is not vectors, first=number == 1).round()
         rounds.append(found)
@@ -348,50 +343,3 @@ def _extreme(null: NDArray[np.float64], share: float, least: float) -> float:
     low, high = np.quantile(null, BODY)
     at_low, at_high, wanted = norm.ppf([*BODY, 1 - share])
     return max(float(low + (wanted - at_low) * (high - low) / (at_high - at_low)), least)
-
-
-def _better(vectors: Vectors, labels: Ints, clean: Bools, seed: int) -> Vectors:
-    """The vectors in a space in which people differ from themselves alike in all directions, if that holds on others too."""
-    counts = np.bincount(labels[clean], minlength=labels.max() + 1)
-    useful = np.flatnonzero(clean & (counts[labels] > 1))
-    people = np.unique(labels[useful])
-    if len(people) < LEAST_HEAD:
-        return vectors
-    half = np.isin(labels[useful], np.random.default_rng(seed).permutation(people)[: len(people) // 2])
-    gains = []
-    for fitted, judged in ((useful[half], useful[~half]), (useful[~half], useful[half])):
-        head = _head(vectors[fitted], labels[fitted])
-        gains.append(
-            _separation(_carried(vectors[judged], *head), labels[judged]) - _separation(vectors[judged], labels[judged])
-        )
-    return _carried(vectors, *_head(vectors[useful], labels[useful])) if min(gains) > 0 else vectors
-
-
-def _head(vectors: Vectors, labels: Ints) -> tuple[Vectors, Vectors]:
-    """Centre (D,) and matrix (D, D) that whiten what pictures of one person differ by."""
-    people, places = np.unique(labels, return_inverse=True)
-    means = np.zeros((len(people), vectors.shape[1]))
-    np.add.at(means, places, vectors)
-    means /= np.bincount(places)[:, None]
-    apart = vectors - means[places]
-    within = apart.T @ apart / max(len(vectors) - len(people), 1)
-    within = (1 - SHRINK) * within + SHRINK * np.trace(within) / len(within) * np.eye(len(within))
-    values, axes = np.linalg.eigh(within)
-    return vectors.mean(axis=0), (axes / np.sqrt(values) @ axes.T).astype(np.float32)
-
-
-def _carried(vectors: Vectors, centre: Vectors, matrix: Vectors) -> Vectors:
-    moved = (vectors - centre) @ matrix
-    carried: Vectors = (moved / np.linalg.norm(moved, axis=1, keepdims=True)).astype(np.float32)
-    return carried
-
-
-def _separation(vectors: Vectors, labels: Ints) -> float:
-    """Share of pairs of one person that are more similar than all but one in a thousand pairs of strangers."""
-    order = np.argsort(labels, kind="stable")
-    beside = labels[order[1:]] == labels[order[:-1]]
-    same = (vectors[order[1:][beside]] * vectors[order[:-1][beside]]).sum(axis=1)
-    a, b = np.random.default_rng(0).integers(0, len(labels), (2, STRANGERS))
-    apart = labels[a] != labels[b]
-    across = (vectors[a[apart]] * vectors[b[apart]]).sum(axis=1)
-    return float((same >= np.quantile(across, 1 - 1e-3)).mean())

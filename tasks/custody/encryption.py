@@ -1,8 +1,9 @@
 """Switch the encryption of a catalog's embeddings on or off: all in one transaction; the old bytes are scrubbed."""
 
-from infra.catalog.custody import audit, encryption, erasing, places
-from infra.catalog.custody.encryption import EmbeddingsLocked
+from infra.catalog import encryption
+from infra.catalog.custody import audit, erasing, places
 from infra.catalog.database import Catalog
+from infra.catalog.encryption import EmbeddingsLocked
 from infra.catalog.tables.custody import Errand, Keeps
 from infra.catalog.tables.schema import Erasure
 from infra.catalog.versioning import backfill_claims

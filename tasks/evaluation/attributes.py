@@ -12,11 +12,11 @@ from models.spec import Attribute, Kind
 from models.table import MODELS
 from tasks.describe import Columns
 from tasks.evaluation.attribute_metrics import ClassReport, NumberReport, class_report, number_report
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.labels import Table, UnusableLabels, classes_of, labelled_attributes, numbers
-from tasks.evaluation.recognition import Progress
 from tasks.evaluation.seen import Seen, look_at
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import estimate
-from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)

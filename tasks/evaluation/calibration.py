@@ -1,81 +1,18 @@
-"""What a similarity means: from a model's cosine to the probability that two faces are one person.
+"""Fit what a model's similarities mean to labelled pairs.
 
-Platt, "Probabilistic Outputs for Support Vector Machines", 1999: a logistic curve over the score, fitted to labelled pairs.
-Labelled pairs say nothing about how often two faces of *your* collection are one person, so the curve is fitted as if same
-and different were equally frequent, and whoever knows better states the prior.
+Platt, "Probabilistic Outputs for Support Vector Machines", 1999: a logistic curve over the score. It is fitted as if same and
+different were equally frequent: how often they are in a collection, labelled pairs do not say.
 """
 
-import json
-from pathlib import Path
 from statistics import NormalDist
-from typing import Any, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveFloat, PositiveInt
 
+from tasks.calibration import LOWEST_RATE, Calibration, Thresholds, expit
 from tasks.evaluation.verification import best_accuracy_threshold, threshold_at_far
 
-LOWEST_RATE = 0.001
 MIN_PAIRS = 10  # of each kind; below it a curve of two parameters says more about the sample than about the model
-
-Scores = TypeVar("Scores", float, NDArray[np.float64])
-
-
-def _expit(odds: Any) -> Any:
-    return np.exp(-np.logaddexp(0, -odds))  # SciPy has it too, whose import every start would pay for
-
-
-def _logit(probability: float) -> float:
-    return float(np.log(probability) - np.log1p(-probability))
-
-
-class Thresholds(BaseModel):
-    """Cosine similarities from which a pair is accepted: at a false accept rate of 10%, 1%, 0.1%, or with fewest errors.
-
-    A rate below one over the number of different pairs cannot be measured, so that its threshold is estimated: where the normal
-    distribution of their mean and deviation has it, but above all of them. Of LFW's strangers, dlib's threshold for 0.1% really
-    accepts (median, and 95th percentile, over draws of them) 0.004% and 0.05% if so estimated from 100 pairs, 0.12% and 0.33%
-    if measured on 1,387; just above the highest of 100 it would accept 0.7% and 3%.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    far_1e_1: FiniteFloat
-    far_1e_2: FiniteFloat
-    far_1e_3: FiniteFloat
-    accuracy: FiniteFloat
-
-
-class Calibration(BaseModel):
-    """How to read similarities of one embedding contract. log-odds (same : different) = slope * similarity + offset,
-    at equal priors. `source` says which pairs it was measured on. Travels as JSON (`model_dump_json`, `model_validate_json`).
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    contract: str = Field(min_length=1)
-    metric: Literal["cosine"] = "cosine"
-    thresholds: Thresholds
-    slope: PositiveFloat = Field(allow_inf_nan=False)
-    offset: FiniteFloat
-    source: str = Field(min_length=1)
-    same_pairs: PositiveInt
-    different_pairs: PositiveInt
-
-    @property
-    def measures_every_rate(self) -> bool:
-        """Whether the threshold of the lowest rate, too, is measured and not estimated."""
-        return self.different_pairs * LOWEST_RATE >= 1
-
-    def probability(self, similarity: Scores, prior: float = 0.5) -> Scores:
-        """Probability that faces of this similarity are one person, where `prior` is the share of such pairs beforehand."""
-        probability: Scores = _expit(self.slope * similarity + self.offset + _logit(_proper(prior)))
-        return probability
-
-    def similarity(self, probability: float, prior: float = 0.5) -> float:
-        """The similarity that `probability` turns into this probability, both strictly between 0 and 1."""
-        return float((_logit(_proper(probability)) - _logit(_proper(prior)) - self.offset) / self.slope)
 
 
 def fit(similarities: ArrayLike, same: ArrayLike, *, contract: str, source: str) -> Calibration:
@@ -134,7 +71,7 @@ def _logistic(genuine: NDArray[np.float64], impostor: NDArray[np.float64]) -> tu
     def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         odds = parameters[0] * standard + parameters[1]
         entropy = weights @ (np.logaddexp(0, odds) - targets * odds)
-        error = weights * (_expit(odds) - targets)
+        error = weights * (expit(odds) - targets)
         return float(entropy), np.array([error @ standard, error.sum()])
 
     from scipy.optimize import minimize  # noqa: PLC0415 - a fifth of a second, and only calibrating needs it
@@ -156,15 +93,3 @@ def _checked(similarities: ArrayLike, same: ArrayLike) -> tuple[NDArray[np.float
         if count < MIN_PAIRS:
             raise ValueError(f"{count} pairs of {kind}; at least {MIN_PAIRS} are needed to calibrate")
     return scores, labels
-
-
-def _proper(probability: float) -> float:
-    if not 0 < probability < 1:
-        raise ValueError(f"a prior or probability must lie strictly between 0 and 1, not {probability}")
-    return probability
-
-
-def shipped_calibration(contract: str) -> dict[str, Any] | None:
-    """The calibration, as JSON, that comes with this release for a contract, if any: its `source` says how it was measured."""
-    shipped = json.loads(Path(__file__).with_name("calibrations.json").read_text(encoding="utf-8"))
-    return next((entry for entry in shipped if entry["contract"] == contract), None)

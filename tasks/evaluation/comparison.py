@@ -11,10 +11,11 @@ from matplotlib.figure import Figure
 
 from infra.settings import Settings
 from infra.weights import WEIGHTS
-from tasks.evaluation.recognition import FaceFinder, Progress, Verification, evaluate_verification, read_images
+from tasks.evaluation.central_face import FaceFinder, Progress, read_images
+from tasks.evaluation.recognition import Verification, evaluate_verification
 from tasks.evaluation.timing import embedding_ms, pipeline_ms, processor
 from tasks.evaluation.verification import Pairs
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 TIMED_PICTURES = 32
 

@@ -12,14 +12,14 @@ from models.attributes.measured import MEASURED
 from models.spec import Attribute, Kind
 from tasks.evaluation import fairness
 from tasks.evaluation.attributes import opinions_on, probabilities_of
+from tasks.evaluation.central_face import Progress
 from tasks.evaluation.fairness import FairnessReport, Measure
 from tasks.evaluation.labels import Table, UnusableLabels, classes_of, labelled_attributes, numbers
-from tasks.evaluation.recognition import Progress
 from tasks.evaluation.seen import Seen, look_at
 from tasks.evaluation.verification import Pairs, pair_similarities
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import estimate
 from tasks.recipe import MEASURED_VERSION
-from tasks.versioning.install import ModelVersion
 
 THIRDS = ("third 1 (lowest)", "third 2", "third 3 (highest)")
 Groups = Mapping[str, Mapping[str, str]]  # by column, the group of each picture by name

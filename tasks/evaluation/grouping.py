@@ -7,7 +7,6 @@ import csv
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path, PurePosixPath
 from time import perf_counter
 
@@ -15,16 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel
 
-from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.storage.base import is_image_name
-from tasks.embed import embed
-from tasks.evaluation.calibration import Calibration
-from tasks.evaluation.recognition import GROUP, FaceFinder, Progress, read_images, template_of
-from tasks.execution.inference import load_for_inference
+from tasks.calibration import Calibration
+from tasks.evaluation.central_face import Progress, Recogniser, central_faces
 from tasks.identities.grouping import NOBODY, Exemplars, Faces, Ints, Policy, bcubed, group
-from tasks.photo_faces import crop
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 NIGHTS, ORDERS = (1, 5, 20), (0, 1, 2)
 TWINS = 500  # pairs of the most similar faces of different people that are put into one photo each
@@ -132,22 +127,10 @@ def embed_labelled(
     Raises:
         ImagesMissing: naming the first pictures that are not there.
     """
-    finder, network, template = (
-        FaceFinder(settings, detector),
-        load_for_inference(embedder, device()),
-        template_of(embedder),
-    )
-    vectors: dict[str, NDArray[np.float32]] = {}
-    pictures, done = read_images(images, names), 0
-    while part := list(islice(pictures, GROUP)):
-        faces = [finder.align(item, [template]) for item in finder(part)]
-        if faces:
-            crops = np.concatenate([face.arrays[crop(template)] for face in faces])
-            made = embed(network, embedder.spec, crops, device())
-            vectors.update({face.key: vector for face, vector in zip(faces, made, strict=True)})
-        done += len(part)
-        on_progress(done, len(names))
-    return vectors
+    recogniser = Recogniser(embedder)
+    for faces in central_faces(settings, detector, images, names, [recogniser.template], on_progress):
+        recogniser.embed(faces)
+    return recogniser.embeddings
 
 
 def evaluate_grouping(

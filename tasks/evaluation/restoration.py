@@ -7,7 +7,7 @@ follows, for a version of a restorer, a recognition model and a size of faces, i
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,11 @@ from models.restoration.degradation import CLASSIC, degrade, draw
 from models.similarity import psnr, ssim
 from models.template import LandmarkTemplate, Template
 from tasks.embed import embed
-from tasks.evaluation.embedding_decision import Decision, SizeDecision
-from tasks.evaluation.recognition import GROUP, FaceFinder, Progress, read_images, template_of
+from tasks.embedding_decision import Decision, SizeDecision
+from tasks.evaluation.central_face import Progress, central_faces, template_of
 from tasks.evaluation.verification import Pairs, UnusablePairs, best_accuracy_threshold
 from tasks.execution.inference import load_for_inference
+from tasks.model_version import ModelVersion, load_network
 from tasks.photo_faces import (
     BOXES,
     FIDELITY,
@@ -42,7 +43,6 @@ from tasks.photo_faces import (
 )
 from tasks.recipe import PORTRAIT_TEMPLATE
 from tasks.restore import Restore, judge
-from tasks.versioning.install import ModelVersion, load_network
 
 SIZES = (8, 12, 16, 24)  # px between the eyes; above, a face is restored only if it is blurred
 SEED = 20260
@@ -197,11 +197,9 @@ def find_faces(
     settings: Settings, detector: ModelVersion, embedder: ModelVersion, network: nn.Module, images: Path, pairs: Pairs
 ) -> Faces:
     """Find the faces of the pairs; pairs in which one was not found are left out."""
-    finder, template = FaceFinder(settings, detector), template_of(embedder)
-    found: dict[str, PhotoFaces] = {}
-    pictures = read_images(images, sorted({*pairs.a, *pairs.b}))
-    while group := list(islice(pictures, GROUP)):
-        found |= {face.key: face for item in finder(group) if (face := finder.align(item, [template]))}
+    template = template_of(embedder)
+    groups = central_faces(settings, detector, images, sorted({*pairs.a, *pairs.b}), [template])
+    found = {face.key: face for faces in groups for face in faces}
     rows = [row for row in range(len(pairs)) if pairs.a[row] in found and pairs.b[row] in found]
     if not {bool(pairs.same[row]) for row in rows} == {True, False}:
         raise UnusablePairs("a face was found in too few of the pairs: both kinds are needed")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +11,11 @@ from infra.ray_cluster import device
 from infra.settings import Settings
 from tasks.assess import measure
 from tasks.describe import Columns, describe_crops, joined
-from tasks.embed import embed
-from tasks.evaluation.recognition import GROUP, FaceFinder, Progress, read_images, template_of
+from tasks.evaluation.central_face import Progress, Recogniser, central_faces, template_of
 from tasks.execution.inference import load_for_inference
-from tasks.photo_faces import crop, estimate
+from tasks.model_version import ModelVersion
+from tasks.photo_faces import crop, estimate, of_all
 from tasks.recipe import MEASURED_VERSION
-from tasks.versioning.install import ModelVersion
 
 
 @dataclass(frozen=True)
@@ -43,27 +41,22 @@ def look_at(
     Raises:
         ImagesMissing: naming the first pictures that are not there.
     """
-    finder = FaceFinder(settings, detector)
     networks = {version: load_for_inference(version, device()) for version in describers}
-    recogniser = None if embedder is None else load_for_inference(embedder, device())
+    recogniser = None if embedder is None else Recogniser(embedder)
     templates = [template_of(version) for version in (*describers, *([embedder] if embedder else []))]
-    pictures, kept, parts, done = read_images(images, names), list[str](), list[Columns](), 0
-    embeddings: dict[str, NDArray[np.float32]] = {}
-    while group := list(islice(pictures, GROUP)):
-        faces = measure([finder.align(item, templates) for item in finder(group)], device())
+    kept, parts = list[str](), list[Columns]()
+    for found in central_faces(settings, detector, images, names, templates, on_progress):
+        faces = measure(found, device())
         kept += [face.key for face in faces]
         columns: Columns = {}
-        for attribute in MEASURED_VERSION.spec.attributes if faces else ():
+        for attribute in MEASURED_VERSION.spec.attributes:
             name = estimate(MEASURED_VERSION.contract, attribute.name, "value")
-            columns[name] = np.concatenate([face.arrays[name] for face in faces])
-        for version, network in networks.items() if faces else ():
-            crops = np.concatenate([face.arrays[crop(template_of(version))] for face in faces])
+            columns[name] = of_all(faces, name)
+        for version, network in networks.items():
+            crops = of_all(faces, crop(template_of(version)))
             wanted = frozenset(attribute.name for attribute in version.spec.attributes)
             columns |= describe_crops(version, network, crops, wanted, device())
-        if recogniser is not None and embedder is not None and faces:
-            crops = np.concatenate([face.arrays[crop(template_of(embedder))] for face in faces])
-            embeddings |= dict(zip(kept[-len(faces) :], embed(recogniser, embedder.spec, crops, device()), strict=True))
-        parts += [columns] if columns else []
-        done += len(group)
-        on_progress(done, len(names))
-    return Seen(tuple(kept), joined(parts), embeddings)
+        if recogniser is not None:
+            recogniser.embed(faces)
+        parts.append(columns)
+    return Seen(tuple(kept), joined(parts), {} if recogniser is None else recogniser.embeddings)

@@ -19,11 +19,11 @@ from tasks.detect import Decoded
 from tasks.execution.inference import load_for_inference
 from tasks.execution.side_by_side import side_by_side, torch_threads
 from tasks.job import Job
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import TO_RESTORE, PhotoFaces, crop, restored_crop
 from tasks.pipeline import PAGE, face_stages, thread_count
 from tasks.prepare import GROUP, Prepare
 from tasks.record import crop_writers, record
-from tasks.versioning.install import ModelVersion
 
 BATCHES = (GROUP, 4 * GROUP)  # photos at a time, of a stage alone
 

@@ -14,11 +14,11 @@ import numpy as np
 
 from tasks.detect import Decoded
 from tasks.embed import BATCH, embed
-from tasks.evaluation.recognition import FaceFinder, template_of
+from tasks.evaluation.central_face import FaceFinder, template_of
 from tasks.execution.inference import load_for_inference
 from tasks.execution.side_by_side import torch_threads
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import crop
-from tasks.versioning.install import ModelVersion
 
 SECONDS = 2.0  # for which a measurement repeats its work
 AT_LEAST = 3  # times, however long they take

@@ -17,19 +17,19 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from infra.archive_file import ArchiveWriter, part_of
-from infra.catalog import collections
-from infra.catalog.custody import audit, encryption, exhibits
+from infra.catalog import collections, encryption
+from infra.catalog.custody import audit, exhibits
 from infra.catalog.custody.erasing import Erased, suppressions
 from infra.catalog.database import Catalog, head
 from infra.catalog.exchange.portable import CARRIED, Selection
-from infra.catalog.queries.sides import unindexed
+from infra.catalog.sides import unindexed
 from infra.catalog.tables.schema import Attribute, Content, Face, Restoration, now
 from infra.catalog.versioning.versions import serving
 from infra.catalog.work.runs import close_dead_runs
 from infra.settings import Settings
 from infra.storage import ObjectMissing, Store, open_store
 from tasks.exchange.arrow_rows import schema_of, write_rows
-from tasks.images.thumbnails import made_thumbnails
+from tasks.thumbnails import made_thumbnails
 
 PAGE = 1000
 READERS = 8  # crops that are read at once: most of the time is waiting for the store

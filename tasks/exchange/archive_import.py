@@ -19,11 +19,13 @@ from sqlalchemy import delete, select
 from sqlalchemy.orm import Session
 
 from infra.archive_file import ArchiveReader, open_archive
+from infra.catalog import encryption
 from infra.catalog.collections import CollectionExists
-from infra.catalog.custody import audit, encryption
+from infra.catalog.custody import audit
 from infra.catalog.custody import places as outside
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
 from infra.catalog.identities import enforcement
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.custody import Keeps
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import Image, ModelVersion, Run, RunStatus
@@ -38,9 +40,9 @@ from tasks.custody import erase
 from tasks.exchange.archive import Progress
 from tasks.exchange.archive_contents import BY_NAME, HeldBack, Places, collection_of, held_back, places, rows_of
 from tasks.exchange.arrival import Arrived, enter_rows
-from tasks.images.thumbnails import forget, take_thumbnail
 from tasks.nights.collections import InvalidCollection, check_name
 from tasks.record import folder_of
+from tasks.thumbnails import forget, take_thumbnail
 
 WRITERS = 8
 GROUP = 64  # objects that are written side by side

@@ -11,11 +11,11 @@ from infra.archive_file import ArchiveReader, InvalidArchive
 from infra.catalog.custody import erasing
 from infra.catalog.exchange.portable import CARRIED, Carried
 from infra.catalog.exchange.renumbering import DanglingReference, Renumbering
-from infra.catalog.queries.filters import visible
 from infra.catalog.search.vectors import create_index
 from infra.catalog.tables.schema import Content, Erasure, Face, Image, ModelVersion, now
 from infra.catalog.versioning.upgrades import lacks
 from infra.catalog.versioning.versions import serve_when_complete, serving_id
+from infra.catalog.visibility import visible
 from models.spec import Role
 from tasks.exchange.archive_contents import BY_NAME, OBJECT_KEYS, HeldBack, Places, erased_there, rows_of
 from tasks.exchange.arrow_rows import column

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from tasks.versioning.install import ModelVersion, load_network
+from tasks.model_version import ModelVersion, load_network
 
 
 class InBfloat16(nn.Module):

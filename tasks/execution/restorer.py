@@ -13,7 +13,7 @@ from models.constant import constant
 from models.spec import ModelSpec
 from models.template import Template
 from tasks.execution.inference import bfloat16_parts, load_for_inference
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 BATCH = 4  # restoration networks hold hundreds of full-size feature maps
 LUMA = (0.299, 0.587, 0.114)

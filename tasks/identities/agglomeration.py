@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.catalog.identities.enforcement import EXEMPLARS, FOUNDING_QUALITY
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import Calibration
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

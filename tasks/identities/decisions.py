@@ -15,15 +15,15 @@ import numpy as np
 from sqlalchemy.orm import Session
 
 from infra.catalog.custody import audit
-from infra.catalog.database import exclusive
 from infra.catalog.identities import decisions as stored
 from infra.catalog.identities import enforcement, people
 from infra.catalog.identities.decisions import DecisionError, DecisionView, UnknownSubject
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.people import Decision, DecisionKind, Person, Says
 from infra.catalog.tables.schema import Identity
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.versions import serving
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import Calibration, calibration_of
 from tasks.identities.agglomeration import EVIDENCE
 
 __all__ = [
@@ -106,12 +106,7 @@ def confirm(session: Session, who: str, face_ids: Collection[int], identity_id: 
         UnknownSubject: if there is no such face or identity.
         DecisionError: if no identity is given and the faces are not all in one.
     """
-    stored.check_faces(session, face_ids)
-    identity_id = identity_id if identity_id is not None else _common_identity(session, face_ids)
-    identity, person = _person(session, identity_id)
-    decision = stored.enter(session, DecisionKind.CONFIRM, who, person)
-    stored.say(session, decision, face_ids, Says.IS, person)
-    return _carry_out(session, decision, [person], identity.id, face_ids)
+    return _say(session, who, DecisionKind.CONFIRM, Says.IS, face_ids, identity_id)
 
 
 def reject(session: Session, who: str, face_ids: Collection[int], identity_id: int | None = None) -> Decided:
@@ -121,12 +116,7 @@ def reject(session: Session, who: str, face_ids: Collection[int], identity_id: i
         UnknownSubject: if there is no such face or identity.
         DecisionError: if no identity is given and the faces are not all in one.
     """
-    stored.check_faces(session, face_ids)
-    identity_id = identity_id if identity_id is not None else _common_identity(session, face_ids)
-    identity, person = _person(session, identity_id)
-    decision = stored.enter(session, DecisionKind.REJECT, who, person)
-    stored.say(session, decision, face_ids, Says.IS_NOT, person)
-    return _carry_out(session, decision, [person], identity.id, face_ids)
+    return _say(session, who, DecisionKind.REJECT, Says.IS_NOT, face_ids, identity_id)
 
 
 def merge(session: Session, who: str, kept_id: int, absorbed_id: int) -> Decided:
@@ -277,7 +267,7 @@ def proposals(session: Session, limit: int = 50) -> list[Proposal]:
     version = serving(session)
     if version is None:
         return []
-    calibration = None if version.calibration is None else Calibration.model_validate(version.calibration)
+    calibration = calibration_of(version)
     open_ones = people.open_proposals(session, version.id, limit)
     apart = set(enforcement.kept_apart(session, sorted({i for row in open_ones for i in (row.a.id, row.b.id)})))
     return [
@@ -319,6 +309,17 @@ def _evidence(
         )
         for i, j in pairs
     )
+
+
+def _say(
+    session: Session, who: str, kind: DecisionKind, says: Says, face_ids: Collection[int], identity_id: int | None
+) -> Decided:
+    stored.check_faces(session, face_ids)
+    identity_id = identity_id if identity_id is not None else _common_identity(session, face_ids)
+    identity, person = _person(session, identity_id)
+    decision = stored.enter(session, kind, who, person)
+    stored.say(session, decision, face_ids, says, person)
+    return _carry_out(session, decision, [person], identity.id, face_ids)
 
 
 def _person(session: Session, identity_id: int) -> tuple[Identity, Person]:

@@ -1,1 +1,1 @@
-"""What pictures are: their format, their colours, what they look like, and the marks and thumbnails made of them."""
+"""What pictures are: their format, colours and EXIF, what they look like, and the mark of those that are restored."""

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 LABEL = "synthetic detail"
 FONT_SHARE = 0.045  # of the shorter side: 17 px in a crop of 384

@@ -7,10 +7,10 @@ from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
 from infra.catalog import collections
-from infra.catalog.queries.views import RunView
 from infra.catalog.tables.schema import Collection, Image, ImageStatus, Run, RunStatus
 from infra.catalog.work import schedules
 from infra.catalog.work.key_range import EVERY_KEY
+from infra.catalog.work.nights import RunView
 from infra.catalog.work.runs import alive, key_range
 from tasks.nights.schedules import ScheduleView, due, view
 
@@ -97,8 +97,8 @@ def _of_collection(session: Session, collection: Collection, at: datetime) -> Co
     return CollectionStatus(
         collection=collection.name,
         problems=tuple(problems),
-        last_run=_view(ended[0], collection) if ended else None,
-        at_work=None if at_work is None else _view(at_work, collection),
+        last_run=RunView.of(ended[0], collection.name) if ended else None,
+        at_work=None if at_work is None else RunView.of(at_work, collection.name),
         pending=pending,
         failed=session.scalar(failed) or 0,
         oldest_pending=oldest,
@@ -114,7 +114,3 @@ def _last_night(ended: list[Run]) -> list[Run]:
         if key_range(run) == EVERY_KEY:
             break
     return list(night.values())
-
-
-def _view(run: Run, collection: Collection) -> RunView:
-    return RunView(run.id, collection.name, run.status, run.started_at, run.finished_at, run.counts, run.error)

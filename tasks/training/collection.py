@@ -3,22 +3,20 @@
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
 from infra.settings import Settings
 from models.template import Template
-from tasks.evaluation.recognition import GROUP, FaceFinder, read_images
-from tasks.photo_faces import crop
-from tasks.versioning.install import ModelVersion
+from tasks.evaluation.central_face import Progress, central_faces
+from tasks.model_version import ModelVersion
+from tasks.photo_faces import crop, of_all
 
 COLUMNS = ("image", "identity")
 CROPS, FACES = "crops.npy", "faces.json"
-Progress = Callable[[int, int], None]
 
 
 class UnusableLabels(ValueError):
@@ -94,15 +92,10 @@ def find_faces(
     identity = dict(zip(labelled.names, labelled.identities, strict=True))
     shape = (len(identity), template.size, template.size, 3)
     crops = np.lib.format.open_memmap(folder / CROPS, mode="w+", dtype=np.uint8, shape=shape)
-    finder, found, done = FaceFinder(settings, detector), list[str](), 0
-    pictures = read_images(labelled.images, labelled.names)
-    while group := list(islice(pictures, GROUP)):
-        for item in finder(group):
-            face = finder.align(item, [template])
-            crops[len(found)] = face.arrays[crop(template)][0]
-            found.append(face.key)
-        done += len(group)
-        on_progress(done, len(identity))
+    found: list[str] = []
+    for faces in central_faces(settings, detector, labelled.images, labelled.names, [template], on_progress):
+        crops[len(found) : len(found) + len(faces)] = of_all(faces, crop(template))
+        found += [face.key for face in faces]
     crops.flush()
     seen = set(found)
     facts = {

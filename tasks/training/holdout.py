@@ -71,6 +71,18 @@ def split(identities: Sequence[str], holdout: float, seed: int) -> Split:
     )
 
 
+def set_apart(identities: Sequence[str], share: float) -> tuple[Ints, Ints]:
+    """Keep the share of the people for judging, one at least: rows of the faces to train on, and of theirs.
+
+    Who is kept depends on nothing but the names.
+    """
+    rows = by_person(identities)
+    people = in_order_of_chance(rows)
+    count = max(1, round(share * len(people)))
+    held, trained = ([row for name in names for row in rows[name]] for names in (people[:count], people[count:]))
+    return np.array(trained, np.int64), np.array(held, np.int64)
+
+
 def verify(network: nn.Module, spec: ModelSpec, crops: np.ndarray, held: Split, device: str) -> dict[str, float]:
     """Judge the pairs at each of SIDES and at full size: accuracy, TAR at FAR 1% and 0.1%, by metric/size.
 

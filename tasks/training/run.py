@@ -4,12 +4,18 @@ A training has a folder of its own under the home folder, named by everything th
 training again after a crash goes on with it.
 """
 
+import hashlib
+import json
+import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 from filelock import FileLock, Timeout
+from pydantic import BaseModel
 from torch import Tensor
 
 from infra import weights
@@ -18,26 +24,59 @@ from infra.registry import CHALLENGER, Registry
 from infra.settings import Settings
 from infra.tracking import Run, track
 from models.spec import ModelSpec
+from tasks.evaluation.central_face import Progress
+from tasks.model_version import ModelVersion
+from tasks.training import collection
+from tasks.training.collection import Faces, Labelled
 from tasks.training.loop import PROGRESS, STATE
 from tasks.versioning.install import Installed, register
 
 FOLDER, TRACKING_RUN, WATCH_SECONDS = "training", "tracking_run", 1.0
 EXPERIMENT = "training"
-Progress = Callable[[int, int], None]
+
+Options = TypeVar("Options", bound=BaseModel)
 
 
 class TrainingFailed(RuntimeError):
     """A worker gave up; the message says why, and what to do."""
 
 
-def fit(
-    settings: Settings, folder: Path, work: Callable[[], None], workers: int, steps: int, on_progress: Progress
-) -> Path:
+@dataclass(frozen=True)
+class Plan(Generic[Options]):
+    """A training that can begin: which model is made, from which pictures, and where it works."""
+
+    settings: Settings
+    options: Options
+    labelled: Labelled
+    detector: ModelVersion
+    spec: ModelSpec
+    folder: Path
+
+
+def folder_of(settings: Settings, facts: Sequence[object]) -> Path:
+    """The folder of a training, by all that decides its result."""
+    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+    return settings.home_folder / FOLDER / name
+
+
+def find_faces(planned: Plan[Any], on_progress: Progress) -> Faces:
+    """Find the faces as the model to be made wants to see them.
+
+    Raises:
+        ImagesMissing: naming the first pictures that are not there.
+    """
+    assert planned.spec.preprocess is not None
+    template, folder = planned.spec.preprocess.template, planned.folder / "faces"
+    return collection.find_faces(planned.settings, planned.detector, template, planned.labelled, folder, on_progress)
+
+
+def fit(planned: Plan[Any], work: Callable[[], None], steps: int, on_progress: Progress) -> Path:
     """Let Ray run `work` in every worker, from the last checkpoint if there is one; returns the file of the last state.
 
     Raises:
         TrainingFailed: if a worker gives up, or there are not enough processors or GPUs for all workers.
     """
+    settings, workers = planned.settings, planned.options.workers
     with connected(settings.ray_address or None, settings.cpu_count):
         import ray.train.torch  # noqa: PLC0415 - takes seconds, and only a training needs it
 
@@ -51,23 +90,31 @@ def fit(
             scaling_config=ray.train.ScalingConfig(num_workers=workers, use_gpu=gpus() > 0),
             run_config=ray.train.RunConfig(
                 name="ray",
-                storage_path=str(folder),
+                storage_path=str(planned.folder),
                 checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
                 logging_config=ray.train.LoggingConfig(log_level="ERROR"),
             ),
         )
         try:
-            with _watched(folder / PROGRESS, steps, on_progress):
+            with _watched(planned.folder / PROGRESS, steps, on_progress):
                 result = trainer.fit()
         except ray.train.TrainingFailedError as error:
             raise TrainingFailed(_why(error)) from error
         return Path(result.checkpoint.path, STATE)
 
 
-def enter(
-    settings: Settings, spec: ModelSpec, network: Mapping[str, Tensor], origin: Mapping[str, str], tracking_run: str
-) -> Installed:
-    """Make trained weights a version of their model and its challenger; the champion too where there is none yet."""
+def network_of(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's weights out of the state of the objective that it was trained by."""
+    prefix = "network."
+    return {key.removeprefix(prefix): value for key, value in state["objective"].items() if key.startswith(prefix)}
+
+
+def enter(planned: Plan[Any], network: Mapping[str, Tensor], origin: Mapping[str, str], tracking_run: str) -> Installed:
+    """Make trained weights a version of their model and its challenger; the champion too where there is none yet.
+
+    The training's folder is removed: faces of people stay no longer than they are needed.
+    """
+    settings, spec = planned.settings, planned.spec
     spec.build(network)
     settings.weights_folder.mkdir(parents=True, exist_ok=True)
     with FileLock(settings.weights_folder / ".lock"):
@@ -78,16 +125,20 @@ def enter(
         registry = Registry(settings.mlflow_uri)
         installed = register(registry, spec, source, stored, converted=True)
         registry.point(spec.name, CHALLENGER, installed.model.version)
+    shutil.rmtree(planned.folder)
     return installed
 
 
 @contextmanager
-def tracked(settings: Settings, folder: Path, model: str, pictures: str, facts: Mapping[str, object]) -> Iterator[Run]:
+def tracked(planned: Plan[Any], facts: Mapping[str, object]) -> Iterator[Run]:
     """Open the training's run in MLflow, the one of before if it was interrupted, and keep others from training the same.
+
+    The run tells the options and the pictures, and the `facts` besides.
 
     Raises:
         TrainingFailed: if another process is at this very training.
     """
+    settings, folder, model, images = planned.settings, planned.folder, planned.spec.name, planned.labelled.images
     folder.mkdir(parents=True, exist_ok=True)
     known = folder / TRACKING_RUN
     try:
@@ -100,13 +151,13 @@ def tracked(settings: Settings, folder: Path, model: str, pictures: str, facts: 
             settings.mlflow_uri,
             settings.artifacts_folder,
             EXPERIMENT,
-            f"{model} on {pictures}",
+            f"{model} on {images.name}",
             {"model": model},
             run_id=known.read_text(encoding="utf-8") if known.exists() else None,
         ) as run,
     ):
         known.write_text(run.run_id, encoding="utf-8")
-        run.params(facts)
+        run.params({**planned.options.model_dump(mode="json"), "pictures": images, **facts})
         yield run
 
 

@@ -5,9 +5,6 @@ training again after a crash goes on with it: faces that were found, steps up to
 folder is removed when the new version is registered: faces of people stay no longer than they are needed.
 """
 
-import hashlib
-import json
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -20,15 +17,16 @@ from infra.tracking import Run
 from models import table
 from models.lora import SUFFIX
 from models.spec import ModelSpec, Role
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
 from tasks.training import run
-from tasks.training.collection import Labelled, find_faces, read_collection
+from tasks.training.collection import read_collection
 from tasks.training.holdout import split
 from tasks.training.loop import RECIPE
 from tasks.training.options import TrainingOptions
-from tasks.training.run import FOLDER, Progress
+from tasks.training.run import Progress
 from tasks.training.worker import Job, work
-from tasks.versioning.install import Installed, ModelVersion
+from tasks.versioning.install import Installed
 
 
 class NotAdaptable(ValueError):
@@ -36,16 +34,10 @@ class NotAdaptable(ValueError):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A training that can begin: which model is made of which, from which pictures, and where it works."""
+class Plan(run.Plan[TrainingOptions]):
+    """A training that can begin, and the model that it begins with."""
 
-    settings: Settings
-    options: TrainingOptions
-    labelled: Labelled
-    detector: ModelVersion
     backbone: ModelVersion
-    spec: ModelSpec
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -70,8 +62,7 @@ def plan(settings: Settings, images: Path, labels: Path | None, options: Trainin
     detector = version_for(Role.DETECT, settings.detect_model, settings)
     labelled = read_collection(images, labels)
     facts = [RECIPE, options.model_dump(), labelled.digest, detector.contract, backbone.contract, spec.name]
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    return Plan(settings, options, labelled, detector, backbone, spec, settings.home_folder / FOLDER / name)
+    return Plan(settings, options, labelled, detector, spec, run.folder_of(settings, facts), backbone)
 
 
 def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda done, total: None) -> Job:
@@ -82,15 +73,7 @@ def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda don
         TooFewPeople: if the collection is too small.
     """
     options, settings = planned.options, planned.settings
-    assert planned.spec.preprocess is not None
-    faces = find_faces(
-        settings,
-        planned.detector,
-        planned.spec.preprocess.template,
-        planned.labelled,
-        planned.folder / "faces",
-        on_progress,
-    )
+    faces = run.find_faces(planned, on_progress)
     return Job(
         options=options,
         backbone=planned.backbone,
@@ -110,19 +93,14 @@ def fit(planned: Plan, job: Job, on_progress: Progress = lambda done, total: Non
     Raises:
         TrainingFailed: if a worker gives up, or there are not enough processors or GPUs for all workers.
     """
-    settings, folder = planned.settings, planned.folder
-    return run.fit(settings, folder, partial(work, job), planned.options.workers, job.steps, on_progress)
+    return run.fit(planned, partial(work, job), job.steps, on_progress)
 
 
 def publish(planned: Plan, state_file: Path, tracking_run: str) -> Trained:
     """Make the trained weights a version of the model and its challenger; the champion too where there is none yet."""
-    settings, spec = planned.settings, planned.spec
     state = torch.load(state_file, map_location="cpu", weights_only=True)
-    prefix = "network."
-    network = {key.removeprefix(prefix): value for key, value in state["objective"].items() if key.startswith(prefix)}
     origin = {planned.backbone.reference: planned.backbone.digest, "labelled pictures": planned.labelled.digest}
-    installed = run.enter(settings, spec, network, origin, tracking_run)
-    shutil.rmtree(planned.folder)
+    installed = run.enter(planned, run.network_of(state), origin, tracking_run)
     return Trained(installed, tracking_run, state["history"][0], state["history"][-1])
 
 
@@ -132,11 +110,7 @@ def tracked(planned: Plan) -> AbstractContextManager[Run]:
     Raises:
         TrainingFailed: if another process is at this very training.
     """
-    backbone, images = planned.backbone, planned.labelled.images
-    facts = {"from": f"{backbone.reference} {backbone.contract}", "pictures": images}
-    return run.tracked(
-        planned.settings, planned.folder, planned.spec.name, images.name, {**planned.options.model_dump(), **facts}
-    )
+    return run.tracked(planned, {"from": f"{planned.backbone.reference} {planned.backbone.contract}"})
 
 
 def _made_of(backbone: ModelVersion, options: TrainingOptions) -> ModelSpec:

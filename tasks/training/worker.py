@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from infra.tracking import reopen
 from models.lora import Adapted
 from models.spec import ModelSpec
+from tasks.model_version import ModelVersion, load_network
 from tasks.training.collection import Faces
 from tasks.training.holdout import Split, verify
 from tasks.training.loop import MAX_GRADIENT, Diverged, Progress, loop, schedule
 from tasks.training.objective import Adaptation, Supervised
 from tasks.training.options import TrainingOptions
-from tasks.versioning.install import ModelVersion, load_network
 
 CHECKPOINT_STEPS = 500  # beside the ends of epochs, which may be hours apart
 WEIGHT_DECAY = 1e-2  # of weights alone

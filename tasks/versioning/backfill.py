@@ -25,9 +25,9 @@ from tasks.detect import Decoded
 from tasks.embed import Embed
 from tasks.execution.guard import given_up, set_time_limit
 from tasks.execution.time_limit import Workers
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, PhotoFaces, crop
 from tasks.recipe import PORTRAIT_TEMPLATE
-from tasks.versioning.install import ModelVersion
 
 CROPS, PHOTOGRAPHS = "crops", "photographs"
 THREADS = 4  # reading and decoding release Python's lock

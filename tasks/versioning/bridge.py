@@ -16,7 +16,7 @@ from infra.catalog.identities.people import identities_of
 from infra.catalog.search.vectors import vectors_of
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.tables.upgrades import Upgrade
-from infra.catalog.versioning.upgrades import CHUNK, faces_with_both, visible_faces
+from infra.catalog.versioning.upgrades import faces_with_both, visible_faces
 from tasks.evaluation.calibration import MIN_PAIRS
 from tasks.evaluation.verification import threshold_at_far
 
@@ -26,6 +26,7 @@ HELD_BACK = 0.25
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)  # of the ridge, times the number of rows
 MOST_PAIRED = 2_000  # faces among which pairs are made: 2 million pairs
 FAR = 0.01
+CHUNK = 10_000  # faces that are compared at a time
 
 Vectors = NDArray[np.float32]
 

@@ -13,7 +13,7 @@ from infra.catalog.queries.views import FaceView, faces_by_id
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning import upgrades
 from infra.settings import Settings
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import calibration_of
 from tasks.probe import Prober
 from tasks.versioning.bridge import Measures, measures_of, nearest_across
 from tasks.versioning.upgrade import under_way
@@ -56,7 +56,7 @@ def search_across(session: Session, settings: Settings, photo: Path, limit: int)
     target = session.get_one(ModelVersionRow, upgrade.target_id)
     former = session.get_one(ModelVersionRow, upgrade.former_id)
     probed = Prober(settings)(photo.read_bytes(), target)
-    calibration = None if target.calibration is None else Calibration.model_validate(target.calibration)
+    calibration = calibration_of(target)
     method = f"exact, through the bridge from {former.name}@{former.version}"
     unseen = 0
     if upgrade.bridge is None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from infra.evaluations import Evaluation, Evaluations
 from tasks.evaluation.fairness import Cell, FairnessReport
 from tasks.evaluation.verification import VerificationReport
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 NORMAL_95 = 1.96  # standard errors that a 95% interval reaches to each side
 REJECTS = "false rejects"

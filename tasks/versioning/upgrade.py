@@ -11,13 +11,13 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
 from infra.catalog.identities import enforcement
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection, now
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.tables.upgrades import Upgrade, UpgradeStatus
 from infra.catalog.versioning import upgrades
-from infra.catalog.versioning.versions import serving
 from infra.catalog.work.runs import close_dead_runs
 from infra.evaluations import Evaluations
 from infra.ray_cluster import device
@@ -25,12 +25,14 @@ from infra.registry import CHALLENGER, CHAMPION, Registry
 from infra.settings import Settings
 from models.spec import Role
 from tasks.group import group_version
+from tasks.model_version import ModelVersion, find_version, load_network
 from tasks.recipe import current_recipe, enter_versions, version_for, version_of_row
-from tasks.search import forget_erased
+from tasks.search_index import forget_erased
+from tasks.versioning.at_work import champion_at_work
 from tasks.versioning.backfill import Embedder, Trial, try_out
 from tasks.versioning.bridge import Measures, measures_of
 from tasks.versioning.gate import Verdict, judge
-from tasks.versioning.install import ModelVersion, find_version, load_network, promote
+from tasks.versioning.install import promote
 
 SAMPLE = 16  # faces on which speed and source are measured
 NO_RUN = 0  # stands for the run where no night has grouped a face
@@ -107,38 +109,6 @@ class Progress:
     @property
     def seconds_left(self) -> float | None:
         return self.missing / self.faces_per_second if self.faces_per_second else None
-
-
-def embedder_at_work(session: Session, settings: Settings) -> ModelVersion:
-    """The version that nights embed with: what the settings name, unless an upgrade has moved the catalog on from it.
-
-    Raises:
-        NotInstalled: if it is not on this machine.
-    """
-    asked = version_for(Role.EMBED, settings.embed_model, settings)
-    upgrade, served = upgrades.latest(session), serving(session)
-    if upgrade is None or served is None or upgrade.status == UpgradeStatus.ENDED.value:
-        return asked
-    pair = [session.get_one(ModelVersionRow, v).contract for v in (upgrade.former_id, upgrade.target_id)]
-    return version_of_row(served, settings) if asked.contract in (upgrade.asked, *pair) else asked
-
-
-def companion(session: Session, settings: Settings) -> ModelVersion | None:
-    """The version that nights embed with besides: the one to come, or the one that a rollback would go back to."""
-    upgrade = upgrades.latest(session)
-    if upgrade is None or upgrade.status not in (UpgradeStatus.BACKFILLING.value, UpgradeStatus.SWITCHED.value):
-        return None
-    other = upgrade.target_id if upgrade.status == UpgradeStatus.BACKFILLING.value else upgrade.former_id
-    return version_of_row(session.get_one(ModelVersionRow, other), settings)
-
-
-def champion_at_work(catalog: Catalog, settings: Settings, reference: str) -> ModelVersion | None:
-    """The version that a promotion of `reference` would replace in the catalog; None if it would replace none."""
-    version = find_version(reference, settings.weights_folder, settings.mlflow_uri)
-    with catalog.read() as session:
-        served = serving(session)
-        replaced = version.spec.role is Role.EMBED and served is not None and served.contract != version.contract
-        return version_of_row(served, settings) if replaced and served is not None else None
 
 
 def start(catalog: Catalog, settings: Settings, reference: str, force: bool = False) -> Promotion:

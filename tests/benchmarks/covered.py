@@ -15,7 +15,6 @@ import tarfile
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ from models.spec import Role
 from models.vocabulary import EXPRESSION
 from tasks.describe import describe_crops
 from tasks.detect import Decoded
-from tasks.evaluation.recognition import GROUP, FaceFinder, read_images, template_of
+from tasks.evaluation.central_face import FaceFinder, template_of
 from tasks.execution.inference import load_for_inference
 from tasks.photo_faces import LANDMARKS, PORTRAIT, crop, estimate
 from tasks.recipe import version_for
@@ -66,9 +65,8 @@ def portraits(find: FaceFinder, found: Sequence[Decoded]) -> Tensor:
 def fit() -> None:
     """Write the statistics."""
     find, parts = finder(load_settings()), list[dict[str, Tensor]]()
-    pictures = read_images(shared(ARCHIVE), names_of_half(0))
-    while group := list(islice(pictures, GROUP)):
-        crops = portraits(find, find(group))
+    for found in find.look_through(shared(ARCHIVE), names_of_half(0)):
+        crops = portraits(find, found)
         parts += [descriptors(crops), descriptors(crops.flip(2))]
     values: dict[str, Tensor] = {}
     for name in AREAS:
@@ -117,10 +115,8 @@ def drawn(find: FaceFinder, found: Sequence[Decoded], kind: str | None, rng: np.
 
 def judged(find: FaceFinder, names: Sequence[str], kind: str | None) -> Judged:
     """Look at pictures, with a covering drawn where the face was found without it."""
-    rng, pictures = np.random.default_rng(6), read_images(shared(ARCHIVE), names)
-    surprises, shares, count = [np.zeros(0)], [np.zeros(0)], 0
-    while group := list(islice(pictures, GROUP)):
-        found = find(group)
+    rng, surprises, shares, count = np.random.default_rng(6), [np.zeros(0)], [np.zeros(0)], 0
+    for found in find.look_through(shared(ARCHIVE), names):
         count += len(found)
         crops = portraits(find, drawn(find, found, kind, rng))
         surprises.append(surprise(crops))
@@ -155,10 +151,9 @@ def expression() -> None:
     names = [name for name in names_of_half(1) if labels.get(name) in EXPRESSION.classes]
     print(f"{'':24} {'faces':>6} {'right':>6} {'states':>7} {'kept':>6} {'over 0.6: stated':>17} {'kept':>6}")
     for kind in (None, *COVERINGS):
-        rng, pictures = np.random.default_rng(6), read_images(shared(ARCHIVE), names[:: len(names) // SHOWN])
-        rows = [np.zeros((0, 3))]
-        while group := list(islice(pictures, GROUP)):
-            found = drawn(find, find(group), kind, rng)
+        rng, rows = np.random.default_rng(6), [np.zeros((0, 3))]
+        for plain in find.look_through(shared(ARCHIVE), names[:: len(names) // SHOWN]):
+            found = drawn(find, plain, kind, rng)
             crops = [find.align(item, [template]).arrays[crop(template)] for item in found]
             if not crops:
                 continue

@@ -32,13 +32,14 @@ from infra.catalog.tables.schema import ModelVersion
 from infra.settings import Settings, load_settings
 from models.alignment import align
 from models.detection.mtcnn import MTCNN
-from tasks.evaluation.calibration import Calibration, Thresholds, fit
+from tasks.calibration import Calibration, Thresholds
+from tasks.evaluation.calibration import fit
 from tasks.evaluation.grouping import NIGHTS, ORDERS, People, near_twins
 from tasks.evaluation.verification import pair_similarities, read_pairs
 from tasks.group import group_version
 from tasks.identities.grouping import BCubed, Exemplars, Faces, Policy, bcubed, exact_neighbours, group
-from tasks.search import open_index
-from tasks.versioning.install import champion, load_network
+from tasks.model_version import champion, load_network
+from tasks.search_index import open_index
 from tests.crowd import EMBEDDER, enter, fill, people_of, vectors
 from tests.reference import shared
 

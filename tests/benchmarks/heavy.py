@@ -25,7 +25,7 @@ from infra.settings import Settings
 from tasks import embed
 from tasks.execution import restorer
 from tasks.execution.inference import load_for_inference
-from tasks.versioning.install import find_version
+from tasks.model_version import find_version
 from tasks.versioning.register import add_checkpoint
 from tests.benchmarks import machine, photo_sets
 from tests.benchmarks.progress import say

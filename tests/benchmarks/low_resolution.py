@@ -28,11 +28,11 @@ from models.resolution import shrunk
 from models.spec import Role
 from tasks.detect import Decoded
 from tasks.embed import embed
-from tasks.evaluation.recognition import GROUP, FaceFinder, read_images, template_of
+from tasks.evaluation.central_face import GROUP, FaceFinder, read_images, template_of
 from tasks.evaluation.verification import Pairs, VerificationReport, evaluate, pair_similarities, read_pairs
+from tasks.model_version import ModelVersion, load_network
 from tasks.photo_faces import crop
 from tasks.recipe import version_for
-from tasks.versioning.install import ModelVersion, load_network
 from tests.reference import shared
 
 SIDES = (16, 24, 32, None)

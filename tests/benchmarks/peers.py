@@ -28,7 +28,7 @@ from tasks.align import align_faces
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
-from tasks.evaluation.recognition import read_images
+from tasks.evaluation.central_face import read_images
 from tasks.evaluation.stage_limits import loading_seconds
 from tasks.evaluation.verification import evaluate, pair_similarities, read_pairs
 from tasks.execution.inference import load_for_inference

@@ -18,9 +18,9 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.database import Catalog
 from infra.catalog.exchange.portable import CARRIED, Selection
-from infra.catalog.identities.portraits import people
 from infra.catalog.queries import views
 from infra.catalog.queries.photographs import PhotoFilter, photographs
+from infra.catalog.queries.portraits import people
 from infra.catalog.queries.questions import ask, count_by
 from tests.benchmarks import machine
 from tests.benchmarks.progress import say

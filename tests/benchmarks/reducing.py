@@ -28,8 +28,8 @@ from tasks.decode import DecodeLimits, Photo, decode
 from tasks.detect import Decoded, to_original
 from tasks.embed import embed
 from tasks.execution.inference import load_for_inference
+from tasks.model_version import champion
 from tasks.photo_faces import BOXES, LANDMARKS, PORTRAIT, SCORES, PhotoFaces, crop
-from tasks.versioning.install import champion
 from tests.benchmarks import photo_sets
 from tests.benchmarks.workplace import workplace
 from tests.portraits import Pixels, jpeg, mirrored, portrait

@@ -26,11 +26,12 @@ from sqlalchemy import func, select, text
 
 from infra.catalog.database import Catalog
 from infra.catalog.queries.filters import FaceFilter
-from infra.catalog.search import projection
+from infra.catalog.search import open_projections, projection
 from infra.catalog.search.vectors import create_index, index_name
 from infra.catalog.tables.schema import Embedding
 from infra.settings import Settings
-from tasks.search import Query, open_index, search_faces, serving_version
+from tasks.search import Query, search_faces, serving_version
+from tasks.search_index import open_index
 from tests import crowd
 from tests.benchmarks import machine
 from tests.benchmarks.progress import say
@@ -224,10 +225,10 @@ def _built_by_faiss(catalog: Catalog, settings: Settings) -> tuple[float, str]:
         open_index(session, serving_version(session), settings)
     took = perf_counter() - start
     files = [*(settings.home / "index").rglob("*.faiss")]
-    projection._open.clear()  # the next process reads it from disk
+    open_projections._open.clear()  # the next process reads it from disk
     start = perf_counter()
     with catalog.read() as session:
-        found = projection.open_projection(session, serving_version(session), files[0].parent if files else None)
+        found = open_projections.open_projection(session, serving_version(session), files[0].parent if files else None)
     read = f"read back in {seconds(perf_counter() - start)}" if files else "not kept on disk"
     size = megabytes(sum(file.stat().st_size for file in files))
     return took, f"{size} of memory and disk, {read}; {found.note.probes} cells probed"

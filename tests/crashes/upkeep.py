@@ -9,7 +9,8 @@ from typing import Any
 from infra.catalog.database import Catalog
 from infra.registry import CHAMPION, Registry
 from models import table
-from tasks.versioning.install import champion, install, load_network
+from tasks.model_version import champion, load_network
+from tasks.versioning.install import install
 from tests.crashes.zygote import Zygote
 from tests.tasks.tiny_models import left_in, tiny_table
 

@@ -12,9 +12,7 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select, update
 
-from flows import night as steps
 from flows.backfill import run_backfill
-from flows.night import Night, night
 from infra.catalog import collections
 from infra.catalog.custody import retention
 from infra.catalog.database import Catalog
@@ -38,15 +36,16 @@ from infra.storage.base import LITTER
 from infra.tracking import track
 from tasks.evaluation.verification import evaluate
 from tasks.identities import decisions
+from tasks.model_version import ModelVersion as Version
+from tasks.model_version import find_version
 from tasks.search import search_photo
 from tasks.versioning import upgrade
 from tasks.versioning.backfill import Embedder, rest_seconds
-from tasks.versioning.install import ModelVersion as Version
-from tasks.versioning.install import find_version
 from tests.archive import calibration
 from tests.command import visage
 from tests.pairs import few_pairs, pictures
 from tests.portraits import jpeg, mirrored, pair, portrait
+from tests.runs import run
 
 OLD, NEW = "dlib-resnet@1", "lightcnn-9@1"
 
@@ -91,15 +90,6 @@ def settings(before_upgrade: Path, two_embedders: Path, tmp_path: Path, monkeypa
         session.execute(update(Collection).values(uri=str(tmp_path / "photos")))
     catalog.close()
     return loaded
-
-
-def run(settings: Settings) -> Night:
-    with night(settings, "archive") as state:
-        steps.discover_images(state)
-        steps.process_images(state)
-        steps.group_faces(state)
-        steps.audit_catalog(state)
-    return state
 
 
 def version(settings: Settings, reference: str) -> Version:

@@ -8,7 +8,7 @@ import pytest
 from infra.mlflow_client import connect
 from infra.settings import Settings
 from infra.wheels import sha256
-from tasks.versioning.install import find_version
+from tasks.model_version import find_version
 from tests.command import visage
 from tests.pairs import few_pairs, pictures
 from tests.reference import shared

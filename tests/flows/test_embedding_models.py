@@ -7,39 +7,24 @@ import pytest
 import torch
 from sqlalchemy import select
 
-from flows import night as steps
-from flows.night import Night, night
-from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Embedding, ModelVersion
 from infra.catalog.versioning.versions import serving
 from infra.registry import CHAMPION, Registry
 from infra.settings import Settings
-from infra.storage.base import LITTER
 from models.recognition.lightcnn import lightcnn_9
+from tasks.model_version import find_version
 from tasks.search import search_photo
-from tasks.versioning.install import find_version
 from tasks.versioning.register import add_checkpoint
 from tests.portraits import small_collection
+from tests.runs import add, run
 
 
 @pytest.fixture
 def photos(machine: Settings, tmp_path: Path) -> Path:
     folder = small_collection(tmp_path / "photos")
-    catalog = Catalog(machine.catalog_url)
-    with catalog.write() as session:
-        collections.add(session, "archive", str(folder), [], list(LITTER), [])
-    catalog.close()
+    add(machine, folder)
     return folder
-
-
-def run(settings: Settings) -> Night:
-    with night(settings, "archive") as state:
-        steps.discover_images(state)
-        steps.process_images(state)
-        steps.group_faces(state)
-        steps.audit_catalog(state)
-    return state
 
 
 def embeddings(settings: Settings) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 import os
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,21 +13,20 @@ from pydantic import SecretStr
 from sqlalchemy import select
 
 from flows import night as steps
-from flows.night import Night, night
-from infra.catalog import collections
+from flows.night import night
 from infra.catalog.database import Catalog
 from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.queries import views
 from infra.catalog.tables.schema import Image, Run
 from infra.settings import Settings
 from infra.storage import S3, AccessDenied, Folder, S3Options, StoreError, StoreFull, StoreMissing
-from infra.storage.base import LITTER
 from tasks import prepare
 from tests.crashes.left import left
 from tests.crashes.nights import archive
 from tests.crashes.postgresql import Server
 from tests.portraits import small_collection
 from tests.proxy import Fault, Proxy, proxy_before
+from tests.runs import add, run
 
 pytestmark = pytest.mark.slow
 KEYS = ("a.jpg", "b.jpg", "c/pair.jpg", "d.jpg", "z_copy_of_a.jpg")
@@ -70,23 +69,6 @@ def on_s3(settings: Settings, photos: Path, bucket: S3, proxy: Proxy, tmp_path: 
     )
     add(changed, f"s3://{bucket.bucket}/photos")
     return changed
-
-
-def add(settings: Settings, uri: str | Path) -> None:
-    catalog = Catalog(settings.catalog_url)
-    with catalog.write() as session:
-        collections.add(session, "archive", str(uri), [], list(LITTER), [])
-    catalog.close()
-
-
-def run(settings: Settings, after_discovery: Callable[[], None] = lambda: None) -> Night:
-    with night(settings, "archive") as state:
-        steps.discover_images(state)
-        after_discovery()
-        steps.process_images(state)
-        steps.group_faces(state)
-        steps.audit_catalog(state)
-    return state
 
 
 def latest(settings: Settings) -> Run:

@@ -8,14 +8,11 @@ import pytest
 import torch
 from sqlalchemy import select
 
-from flows import night as steps
-from flows.night import night
-from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Attribute, Content, Embedding, Face, Image, Restoration
 from infra.settings import Settings
-from infra.storage.base import LITTER
 from tests.portraits import jpeg, mirrored, small_collection
+from tests.runs import add, run
 
 pytestmark = pytest.mark.gpu
 
@@ -32,14 +29,8 @@ def photos(tmp_path: Path) -> Path:
 
 def after_a_night(settings: Settings, photos: Path) -> dict[str, list[Any]]:
     """What a night leaves of every face, the faces of a photo from left to right, and of every restored one."""
-    catalog = Catalog(settings.catalog_url)
-    with catalog.write() as session:
-        collections.add(session, "archive", str(photos), [], list(LITTER), [])
-    with night(settings, "archive") as state:
-        steps.discover_images(state)
-        steps.process_images(state)
-        steps.group_faces(state)
-        steps.audit_catalog(state)
+    add(settings, photos)
+    run(settings)
     of_face = select(Image.key, Face.x1, Face.y1, Face.x2, Face.y2, Face.quality).join(
         Content, Content.id == Image.content_id
     )
@@ -50,6 +41,7 @@ def after_a_night(settings: Settings, photos: Path) -> dict[str, list[Any]]:
         .join(Face, Face.content_id == Content.id)
         .join(Attribute)
     )
+    catalog = Catalog(settings.catalog_url)
     with catalog.read() as session:
         found = {
             "faces": sorted(session.execute(faces).tuples(), key=lambda row: row[:2]),

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,16 +30,17 @@ from infra.catalog.tables.schema import (
     Run,
     RunStatus,
 )
+from infra.catalog.work import nights
 from infra.settings import Settings
 from infra.storage import open_store
-from infra.storage.base import LITTER
 from tasks.identities import decisions
+from tasks.model_version import NotInstalled
 from tasks.nights.status import status
 from tasks.recipe import MEASURED_VERSION
-from tasks.versioning.install import NotInstalled
 from tests.catalogs import FreshUrl
 from tests.hostile import Outcome, make_hostile_folder
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait, small_collection
+from tests.runs import add, run
 
 MEASURED = frozenset(attribute.name for attribute in MEASURED_VERSION.spec.attributes)
 
@@ -53,23 +53,6 @@ def settings(tmp_path: Path, weights_dir: Path, tracking_uri: str) -> Settings:
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     return small_collection(tmp_path / "photos")
-
-
-def add(settings: Settings, uri: str | Path, sensitive: list[str] | None = None) -> None:
-    catalog = Catalog(settings.catalog_url)
-    with catalog.write() as session:
-        collections.add(session, "archive", str(uri), [], list(LITTER), sensitive or [])
-    catalog.close()
-
-
-def run(settings: Settings, after_processing: Callable[[Night], None] = lambda state: None) -> Night:
-    with night(settings, "archive") as state:
-        steps.discover_images(state)
-        steps.process_images(state)
-        after_processing(state)
-        steps.group_faces(state)
-        steps.audit_catalog(state)
-    return state
 
 
 def contents(settings: Settings) -> dict[str, list[Any]]:
@@ -105,7 +88,7 @@ def test_every_face_gets_its_row_vector_estimates_and_crop(settings: Settings, p
     catalog = Catalog(settings.catalog_url)
     with catalog.read() as session:
         faces = views.faces(session, "archive", None, 0.0, 10)
-        assert views.runs(session, 1)[0].status == RunStatus.DONE
+        assert nights.runs(session, 1)[0].status == RunStatus.DONE
     assert sorted(key for face in faces for key in face.keys) == [
         "a.jpg", "b.jpg", "c/pair.jpg", "c/pair.jpg", "z_copy_of_a.jpg",
     ]  # fmt: skip
@@ -125,7 +108,7 @@ def test_a_night_leaves_the_same_in_postgresql_as_in_sqlite(
     again = run(on_server)
     assert (again.tally.images, again.discovery.unchanged) == (0, 7)
     with Catalog(on_server.catalog_url).read() as session:
-        assert [run.status for run in views.runs(session, 2)] == ["done_with_failures"] * 2
+        assert [run.status for run in nights.runs(session, 2)] == ["done_with_failures"] * 2
         assert len(views.failures(session, "archive", None, 10)) == 2
         assert sum(person.faces for person in views.identities(session, 1, 10)) == 4
 
@@ -272,7 +255,7 @@ def test_hostile_files_end_as_images_or_failures_and_nothing_is_lost(settings: S
             key: (stage, reason)
             for key, stage, reason in session.execute(select(Failure.key, Failure.stage, Failure.reason)).tuples()
         }
-        assert views.runs(session, 1)[0].status == RunStatus.DONE_WITH_FAILURES
+        assert nights.runs(session, 1)[0].status == RunStatus.DONE_WITH_FAILURES
     assert statuses.pop("zzz.jpg") == "done"
     for key, expectation in expected.items():
         match expectation.outcome:
@@ -338,7 +321,7 @@ def test_an_interrupted_run_records_the_engine_it_used(settings: Settings, photo
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     with Catalog(settings.catalog_url).read() as session:
-        (latest,) = views.runs(session, 1)
+        (latest,) = nights.runs(session, 1)
     assert (latest.error, latest.counts["engine"]) == ("interrupted", "inline")
 
 
@@ -388,7 +371,7 @@ def test_audit_fails_the_run_loudly(settings: Settings, photos: Path) -> None:
     with pytest.raises(steps.AuditFailed, match="1 faces without an embedding"):
         run(settings, after_processing=lose_one_embedding)
     with Catalog(settings.catalog_url).read() as session:
-        latest = views.runs(session, 1)[0]
+        latest = nights.runs(session, 1)[0]
     assert latest.status == RunStatus.FAILED
     assert "without an embedding" in (latest.error or "")
 

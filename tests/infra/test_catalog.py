@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from sqlalchemy import func, select, text
 
-from infra.catalog import collections, images
+from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.faces import AttributeRecord, Contract, FaceRecord, PhotoRecord, record_photos
 from infra.catalog.queries import views
@@ -30,8 +30,8 @@ from infra.catalog.tables.schema import (
     RunStatus,
 )
 from infra.catalog.versioning import versions
-from infra.catalog.work import ledger, runs
-from infra.catalog.work.runs import FailureRecord
+from infra.catalog.work import runs
+from infra.catalog.work.failures import FailureRecord, record_failures
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -174,7 +174,7 @@ def test_settle_gives_copies_the_fate_of_the_one_that_was_processed(catalog: Cat
         claims = images.claim(session, collection_id, run_id, "recipe", pairs)
         record_photos(session, run_id, contract, [a_photo(a, claims[a][0], contract, 1)])
         broken = FailureRecord("c.jpg", "decode", "truncated", "cut off", retryable=False, image_id=c)
-        runs.record_failures(session, run_id, collection_id, [broken])
+        record_failures(session, run_id, collection_id, [broken])
         ledger.fail_contents(session, {claims[c][0]: broken})
         for image_id in (b, d):
             session.get(Image, image_id).content_id = claims[image_id][0]
@@ -213,7 +213,7 @@ def test_a_changed_recipe_reopens_what_was_done_and_a_passing_failure_but_not_a_
     with catalog.write() as session:
         images.put_pending(session, collection_id, listed("gone.jpg", "torn.jpg"))
         gone, torn = session.scalars(select(Image.id).where(Image.status == "pending").order_by(Image.key))
-        runs.record_failures(
+        record_failures(
             session,
             run_id,
             collection_id,

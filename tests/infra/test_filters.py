@@ -9,8 +9,9 @@ from sqlalchemy import select
 
 from infra.catalog.collections import UnknownCollection
 from infra.catalog.database import Catalog
-from infra.catalog.queries.filters import AttributeFilter, FaceFilter, InvalidFilter, visible
+from infra.catalog.queries.filters import AttributeFilter, FaceFilter, InvalidFilter
 from infra.catalog.tables.schema import Face, Image
+from infra.catalog.visibility import visible
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 

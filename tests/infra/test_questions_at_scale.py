@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from infra.catalog import sides
 from infra.catalog.database import Catalog
 from infra.catalog.exchange import copying
 from infra.catalog.exchange.portable import CARRIED, Selection
 from infra.catalog.identities.enforcement import EXEMPLARS
 from infra.catalog.identities.people import exemplars_of
-from infra.catalog.queries import sides, views
+from infra.catalog.queries import views
 from infra.catalog.queries.filters import AttributeFilter, FaceFilter
 from infra.catalog.queries.photographs import PhotoFilter, labels, photographs
 from infra.catalog.queries.questions import ask, count_by

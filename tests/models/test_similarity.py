@@ -10,7 +10,8 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from models.restoration.st_lpips import ST_LPIPS, StLpips
 from models.similarity import psnr, ssim
 from models.spec import CheckpointMismatch
-from tasks.versioning.install import install, load_network
+from tasks.model_version import load_network
+from tasks.versioning.install import install
 from tests.portraits import portrait
 
 

@@ -25,7 +25,7 @@ from models.vocabulary import (
     selected,
     without_confidence,
 )
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 SIZE = 40
 GIVEN = (EXPRESSION, AGE, YAW, ATTRIBUTES["eyeglasses"], LANDMARKS_29, OCCLUSION_29, PARSING)

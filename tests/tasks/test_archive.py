@@ -22,16 +22,17 @@ from sqlalchemy.orm import Session
 from flows import night as steps
 from flows.night import night
 from infra.archive_file import MANIFEST, InvalidArchive, open_archive
-from infra.catalog import collections
+from infra.catalog import collections, encryption
 from infra.catalog.collections import CollectionExists
-from infra.catalog.custody import audit, encryption
-from infra.catalog.custody.encryption import EmbeddingsLocked
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.custody import audit
+from infra.catalog.database import Catalog
+from infra.catalog.encryption import EmbeddingsLocked
 from infra.catalog.exchange.portable import CARRIED, STAYS
 from infra.catalog.identities.decisions import history
 from infra.catalog.identities.enforcement import PEOPLE
 from infra.catalog.queries.questions import ask
 from infra.catalog.search.vectors import has_index
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.custody import Exhibit, Suppression
 from infra.catalog.tables.schema import (
     Base,
@@ -58,9 +59,9 @@ from tasks.exchange.archive import CannotArchive, archive
 from tasks.exchange.archive_contents import rows_of
 from tasks.exchange.archive_import import Imported, VersionConflict, import_archive
 from tasks.identities import decisions
-from tasks.images.thumbnails import Size, thumbnail
 from tasks.nights.collections import InvalidCollection
 from tasks.search import nearest
+from tasks.thumbnails import Size, thumbnail
 from tests.command import visage
 from tests.made_up import Crowd
 

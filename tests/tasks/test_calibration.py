@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from tasks.evaluation.calibration import Calibration, fit
+from tasks.calibration import Calibration
+from tasks.evaluation.calibration import fit
 
 Pairs = tuple[NDArray[np.float64], NDArray[np.bool_]]
 

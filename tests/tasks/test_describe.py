@@ -11,11 +11,11 @@ import pytest
 import torch
 from PIL import Image as PillowImage
 
-from infra.catalog import collections, images
+from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.queries import views
 from infra.catalog.queries.opinions import UnknownAttribute, opinions
-from infra.catalog.work import ledger, runs
+from infra.catalog.work import runs
 from infra.settings import Settings
 from infra.storage import Folder
 from models.table import MODELS
@@ -28,11 +28,11 @@ from tasks.describe import Describe, in_photos
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
 from tasks.job import Job
+from tasks.model_version import ModelVersion
 from tasks.photo_faces import EMBEDDING, LANDMARKS, PhotoFaces, estimate
 from tasks.pipeline import face_stages
 from tasks.recipe import MEASURED_VERSION, Recipe, current_recipe, enter
 from tasks.record import crop_writers, record
-from tasks.versioning.install import ModelVersion
 from tests.coverings import cover
 from tests.models.attributes.golden import empty_checkpoint
 from tests.portraits import Pixels, jpeg, pair, portrait

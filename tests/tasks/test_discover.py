@@ -17,7 +17,8 @@ from infra.catalog.database import Catalog
 from infra.catalog.images import Known
 from infra.catalog.queries import views
 from infra.catalog.tables.schema import Content, Image, ImageStatus, RunStatus
-from infra.catalog.work.runs import FailureRecord, close_run, record_failures
+from infra.catalog.work.failures import FailureRecord, record_failures
+from infra.catalog.work.runs import close_run
 from infra.settings import Settings
 from infra.storage import Entry, Filter, Folder, ListingProblem, StoreEmpty, StoreUnavailable
 from tasks.discover import Discovery, discover, merge

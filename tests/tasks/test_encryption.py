@@ -9,10 +9,10 @@ import pytest
 from sqlalchemy import delete, insert, select, text
 from sqlalchemy.orm import Session
 
+from infra.catalog import encryption
 from infra.catalog.checking import check
-from infra.catalog.custody import encryption
-from infra.catalog.custody.encryption import EmbeddingsLocked
 from infra.catalog.database import Catalog
+from infra.catalog.encryption import EmbeddingsLocked
 from infra.catalog.exchange.copying import copy_catalog
 from infra.catalog.search import sealed
 from infra.catalog.search.projection import Projection, build

@@ -16,25 +16,25 @@ from sqlalchemy import delete, func, select, text, update
 from flows import night as steps
 from flows.night import Night, night
 from flows.page import write_page
-from infra.catalog import collections
+from infra.catalog import collections, ledger
 from infra.catalog.custody import audit, erasing, exhibits
 from infra.catalog.database import Catalog
 from infra.catalog.images import Listed, put_pending
+from infra.catalog.ledger import fail_contents, prune
 from infra.catalog.search.vectors import put_embeddings
 from infra.catalog.tables.custody import Outbox, Suppression
 from infra.catalog.tables.people import Decision, Person
 from infra.catalog.tables.schema import Attribute, Content, Embedding, Face, Identity, Image, ModelVersion, now
 from infra.catalog.tables.service import IdempotencyKey
-from infra.catalog.work import ledger
-from infra.catalog.work.ledger import fail_contents, prune
-from infra.catalog.work.runs import FailureRecord, open_run
+from infra.catalog.work.failures import FailureRecord
+from infra.catalog.work.runs import open_run
 from infra.settings import Settings
 from infra.storage import open_store
 from tasks.custody import erase, retention
 from tasks.custody.erase import CannotErase, UnknownSubject
 from tasks.identities import decisions
-from tasks.images.thumbnails import Size, thumbnail
 from tasks.nights.report import Tally, contact_sheet
+from tasks.thumbnails import Size, thumbnail
 from tests.catalogs import PostgreSQL
 from tests.made_up import Crowd
 

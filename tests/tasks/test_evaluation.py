@@ -13,15 +13,16 @@ import torch
 from infra.settings import Settings
 from models.spec import Role
 from tasks.detect import Decoded, Detect
-from tasks.evaluation import grouping, recognition, timing
+from tasks.evaluation import central_face, grouping, timing
 from tasks.evaluation import seen as looking
+from tasks.evaluation.central_face import ImagesMissing
 from tasks.evaluation.comparison import columns, compare, plot_accuracy_over_ms, plot_rocs
-from tasks.evaluation.recognition import ImagesMissing, calibrate, evaluate_verification
+from tasks.evaluation.recognition import calibrate, evaluate_verification
 from tasks.evaluation.timing import median_ms
 from tasks.evaluation.verification import Pairs, UnusablePairs, read_pairs
 from tasks.execution.side_by_side import torch_threads
+from tasks.model_version import ModelVersion
 from tasks.recipe import WrongRole, version_for
-from tasks.versioning.install import ModelVersion
 from tests.pairs import few_pairs, pictures
 
 
@@ -57,7 +58,7 @@ def test_evaluations_compute_on_the_device_that_nights_compute_on(
 
         return call
 
-    for module in (recognition, looking, grouping):
+    for module in (central_face, looking):
         monkeypatch.setattr(module, "device", lambda: "cpu:0")
         for name in ("Detect", "load_for_inference", "embed", "describe_crops", "measure"):
             if hasattr(module, name):

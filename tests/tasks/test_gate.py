@@ -9,8 +9,8 @@ from infra.evaluations import Evaluations
 from infra.tracking import track
 from tasks.evaluation.fairness import Cell, FairnessReport
 from tasks.evaluation.verification import evaluate
+from tasks.model_version import ModelVersion
 from tasks.versioning.gate import REJECTS, Verdict, judge
-from tasks.versioning.install import ModelVersion
 from tests.tasks.training_program import TINY
 
 OLD, NEW = (ModelVersion("tiny", n, f"{n}" * 64, Path(), TINY) for n in (1, 2))

@@ -28,9 +28,9 @@ from tasks.execution.cuda_graph import Recorded, example
 from tasks.execution.inference import bfloat16_parts, load_for_inference
 from tasks.execution.restorer import Restorer
 from tasks.execution.transfer import download, upload
+from tasks.model_version import ModelVersion, find_version
 from tasks.photo_faces import BOXES, EMBEDDING, LANDMARKS, SCORES, PhotoFaces, crop
 from tasks.recipe import version_for
-from tasks.versioning.install import ModelVersion, find_version
 from tasks.versioning.register import add_checkpoint
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait
 

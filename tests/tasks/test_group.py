@@ -24,7 +24,7 @@ from tasks import group as grouping
 from tasks.identities import decisions
 from tasks.identities.grouping import PEOPLE, Exemplars, Policy, representatives
 from tasks.identities.hubness import COHORT
-from tasks.search import open_index
+from tasks.search_index import open_index
 from tests import crowd as crowds
 from tests.catalogs import counted_steps
 from tests.made_up import VERSIONS, Crowd, calibration

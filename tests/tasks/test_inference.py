@@ -20,9 +20,9 @@ from tasks.detect import Decoded, Detect
 from tasks.embed import Embed, embed
 from tasks.execution import inference
 from tasks.execution.inference import InBfloat16, bfloat16_parts, has_bfloat16, load_for_inference
+from tasks.model_version import ModelVersion, load_network
 from tasks.photo_faces import PhotoFaces, crop
 from tasks.recipe import version_for
-from tasks.versioning.install import ModelVersion, load_network
 from tests.portraits import jpeg, mirrored, pair, portrait
 
 needs_bfloat16 = pytest.mark.skipif(

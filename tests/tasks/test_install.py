@@ -19,7 +19,8 @@ from infra.weights import PARTIAL, WeightsError
 from infra.wheels import WheelError
 from models import table
 from models.spec import CheckpointMismatch, ModelSpec, Role
-from tasks.versioning.install import NotInstalled, champion, champions, install, load_network
+from tasks.model_version import NotInstalled, champion, champions, load_network
+from tasks.versioning.install import install
 from tests.tasks.tiny_models import METADATA, TinyTable, left_in, pinned, tiny_table, with_wheel
 
 ROOT = Path(table.__file__).parents[1]

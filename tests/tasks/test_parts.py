@@ -7,14 +7,15 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from infra.catalog import collections, images
+from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, PhotoRecord, link_duplicates, record_photos
 from infra.catalog.images import Listed, put_pending
 from infra.catalog.tables.schema import Image, ModelVersion, RunStatus
-from infra.catalog.work import ledger, runs
+from infra.catalog.work import runs
+from infra.catalog.work.failures import FailureRecord, record_failures
 from infra.catalog.work.key_range import KeyRange
-from infra.catalog.work.runs import FailureRecord, RunInProgress, open_run
+from infra.catalog.work.runs import RunInProgress, open_run
 from infra.settings import Settings
 from tasks.nights.parts import SAMPLE, UnusablePart, cut, keys_of, split
 
@@ -127,7 +128,7 @@ def test_the_same_photo_in_two_parts_is_processed_by_one_run_and_closed_by_eithe
                 record_photos(session, left, contract, [PhotoRecord(a, content, "JPEG", 9, 9, None, None, [])])
             else:
                 broken = FailureRecord("a.jpg", "decode", "truncated", "cut off", retryable=False, image_id=a)
-                runs.record_failures(session, left, 1, [broken])
+                record_failures(session, left, 1, [broken])
                 ledger.fail_contents(session, {content: broken})
             ledger.settle(session, left, 1, "recipe", "/photos/")
             runs.close_run(session, left, RunStatus.DONE, {})

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 
-from infra.catalog.work.runs import FailureRecord
+from infra.catalog.work.failures import FailureRecord
 from tasks.photo_faces import (
     BOXES,
     EMBEDDING,

@@ -19,7 +19,7 @@ from infra.catalog.work import runs
 from infra.settings import Settings
 from infra.storage import Folder
 from tasks.assess import EYE_DISTANCE
-from tasks.evaluation.embedding_decision import TAG, Decision, SizeDecision
+from tasks.embedding_decision import TAG, Decision, SizeDecision
 from tasks.job import Job
 from tasks.photo_faces import (
     BOXES,

@@ -20,7 +20,8 @@ from models import table
 from models.readers.checkpoint import read_checkpoint
 from models.spec import CheckpointMismatch, ModelSpec
 from models.table import UnknownModel
-from tasks.versioning.install import NotInstalled, champion, find_version, install, load_network, promote
+from tasks.model_version import NotInstalled, champion, find_version, load_network
+from tasks.versioning.install import install, promote
 from tasks.versioning.register import WrongDigest, add_checkpoint
 from tests.tasks.tiny_models import TinyTable, left_in
 from tests.web import Web

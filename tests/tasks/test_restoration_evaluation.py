@@ -15,7 +15,7 @@ from infra.settings import Settings
 from models import table
 from models.restoration.restoreformer import RESTORER_PLUS_PLUS, Architecture, RestoreFormer
 from models.template import BoxTemplate
-from tasks.evaluation.embedding_decision import TAG, Decision, decision_for, keep
+from tasks.embedding_decision import TAG, Decision, decision_for, keep
 from tasks.evaluation.restoration import (
     MIN_FACES,
     NOTHING,
@@ -29,8 +29,9 @@ from tasks.evaluation.restoration import (
     degraded,
 )
 from tasks.evaluation.verification import Pairs, read_pairs
+from tasks.model_version import ModelVersion
 from tasks.recipe import PORTRAIT_TEMPLATE, current_recipe
-from tasks.versioning.install import ModelVersion, register
+from tasks.versioning.install import register
 from tests.pairs import few_pairs, pictures
 from tests.portraits import portrait
 

@@ -24,6 +24,7 @@ from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
 from tasks.execution.restorer import Restorer
 from tasks.images.mark import LABEL, labelled, marked_png
+from tasks.model_version import ModelVersion, load_network
 from tasks.photo_faces import (
     EMBEDDING,
     FIDELITY,
@@ -41,7 +42,6 @@ from tasks.photo_faces import (
 )
 from tasks.recipe import Recipe, current_recipe
 from tasks.restore import MIN_FIDELITY, Restore, fidelity, judge
-from tasks.versioning.install import ModelVersion, load_network
 from tests.portraits import Pixels, jpeg, landscape, mirrored, portrait
 
 LIMITS = DecodeLimits(max_bytes=10**7, max_megapixels=10)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import select
 
-from infra.catalog import collections, images
+from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Image, RunStatus
-from infra.catalog.work import ledger, runs
-from infra.catalog.work.runs import FailureRecord
+from infra.catalog.work import runs
+from infra.catalog.work.failures import FailureRecord, record_failures
 from infra.settings import Settings
 from tasks.nights.retry import NothingFailed, plan, retry
 from tests.command import visage
@@ -48,7 +48,7 @@ def catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Catalog
                 for key in keys
                 if key != "good.jpg"
             }
-            runs.record_failures(session, run.id, collection.id, records.values())
+            record_failures(session, run.id, collection.id, records.values())
             for key, record in records.items():
                 ledger.fail_contents(session, {claims[ids[key]][0]: record})
             runs.close_run(session, run.id, RunStatus.DONE_WITH_FAILURES, {})

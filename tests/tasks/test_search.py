@@ -20,6 +20,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.search import vectors
 from infra.catalog.tables.schema import Collection, Content, Embedding, Face, Image, ImageStatus, ModelVersion
 from infra.settings import Settings
+from tasks.model_version import NotInstalled
 from tasks.search import (
     Answer,
     InvalidQuery,
@@ -32,7 +33,6 @@ from tasks.search import (
     search_faces,
     search_photo,
 )
-from tasks.versioning.install import NotInstalled
 from tests.archive import calibration
 from tests.catalogs import ENGINES, FreshUrl
 from tests.portraits import jpeg, landscape, mirrored, pair, portrait

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from sqlalchemy import delete, select, text, update
 
-from infra.catalog.custody import encryption, erasing
+from infra.catalog import encryption
+from infra.catalog.custody import erasing
 from infra.catalog.database import Catalog
 from infra.catalog.queries.filters import AttributeFilter, FaceFilter
-from infra.catalog.search import hnsw, neighbours, projection
-from infra.catalog.search.projection import folder_of, remove
+from infra.catalog.search import hnsw, neighbours, open_projections, projection
+from infra.catalog.search.projection_files import folder_of, remove
 from infra.catalog.search.vectors import put_embeddings
 from infra.catalog.tables.schema import Content, Embedding, Face, FaceIdentity, Identity, Image
 from infra.settings import Settings
@@ -26,11 +27,10 @@ from tasks.search import (
     InvalidQuery,
     Query,
     UnknownFace,
-    forget_erased,
-    open_index,
     search_faces,
     serving_version,
 )
+from tasks.search_index import forget_erased, open_index
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 
@@ -45,7 +45,7 @@ APPROXIMATE = {"sqlite": "ivf", "postgresql": "hnsw"}
 def _many_are_few() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(projection, "FLAT_UP_TO", 1_000)
-        patch.setattr(projection, "KEPT_FROM", 100)
+        patch.setattr(open_projections, "KEPT_FROM", 100)
         patch.setattr(hnsw, "EXACT_UP_TO", 1_000)
         patch.setattr(neighbours, "MOST", 3_000)
         yield
@@ -295,13 +295,13 @@ def test_pages_stay_stable_while_faces_come(small: Place) -> None:
 def on_disk(fresh_catalog_url: FreshUrl, tmp_path: Path) -> Iterator[Place]:
     place = Place("sqlite", fresh_catalog_url("sqlite"), tmp_path)
     crowd.enter(place.catalog, FACES[:1_200])  # more than are compared one by one
-    projection._open.clear()
+    open_projections._open.clear()
     yield place
     place.catalog.close()
 
 
 def another_process() -> None:
-    projection._open.clear()
+    open_projections._open.clear()
 
 
 def test_an_index_is_read_back_by_the_next_process_and_not_built_again(
@@ -350,13 +350,13 @@ def test_a_file_is_mapped_and_left_as_it_is_until_enough_has_changed(
 
 def test_two_processes_take_turns_at_merging(on_disk: Place) -> None:
     on_disk.ask(Query(faces=(5,)))
-    ours = dict(projection._open)
+    ours = dict(open_projections._open)
     for first in (300, 400):
         with on_disk.catalog.write() as session:
             session.execute(delete(Face).where(Face.id == first))
         another_process()
         on_disk.ask(Query(faces=(5,)))  # the other process writes a file and removes ours
-    projection._open.update(ours)
+    open_projections._open.update(ours)
     with on_disk.catalog.write() as session:
         session.execute(delete(Face).where(Face.id == 500))
     found = on_disk.ids(Query(faces=(5,), limit=1_000))

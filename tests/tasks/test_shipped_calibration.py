@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tasks.evaluation.calibration import Calibration, shipped_calibration
-from tasks.versioning.install import champion
+from tasks.calibration import Calibration, shipped_calibration
+from tasks.model_version import champion
 
 
 def test_bundled_recognition_model_is_calibrated_out_of_the_box(weights_dir: Path, tracking_uri: str) -> None:

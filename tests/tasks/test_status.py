@@ -19,8 +19,9 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import Listed, put_pending
 from infra.catalog.tables.schema import Image, Run, RunStatus, Schedule
+from infra.catalog.work.failures import FailureRecord, record_failures
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
-from infra.catalog.work.runs import FailureRecord, close_run, enter_unopened, open_run, record_failures
+from infra.catalog.work.runs import close_run, enter_unopened, open_run
 from infra.metrics import render, serve_metrics
 from infra.settings import PREFIX, Settings
 from tasks.nights.problems import NotTold, tell_problems

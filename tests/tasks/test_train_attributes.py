@@ -19,6 +19,7 @@ from models import table
 from tasks.describe import describe_crops, describe_embeddings
 from tasks.embed import embed
 from tasks.evaluation.labels import Table, UnusableLabels, read_table
+from tasks.model_version import champion, find_version, load_network
 from tasks.photo_faces import estimate
 from tasks.recipe import Recipe
 from tasks.training.attributes.fitting import Fit, class_weights, parts_of, share_of
@@ -37,7 +38,6 @@ from tasks.training.attributes.train import (
 from tasks.training.attributes.worker import DRAWS, Heads, Job
 from tasks.training.collection import CROPS, FACES
 from tasks.training.run import FOLDER
-from tasks.versioning.install import champion, find_version, load_network
 from tests.tasks.training_program import PEOPLE, PICTURES, enter_tiny, synthetic_faces
 
 QUICK = AttributeOptions(

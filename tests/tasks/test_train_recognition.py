@@ -17,6 +17,7 @@ from models import table
 from models.lora import is_adapter
 from models.losses import LOSSES
 from models.recognition.elasticface import UNITS, IResNet
+from tasks.model_version import champion, find_version, load_network
 from tasks.training.collection import UnusableLabels, find_faces, read_collection
 from tasks.training.holdout import TooFewPeople, split
 from tasks.training.loop import STATE, Diverged, schedule
@@ -25,7 +26,6 @@ from tasks.training.options import TrainingOptions
 from tasks.training.run import FOLDER, TrainingFailed
 from tasks.training.train import NotAdaptable, plan, prepare, tracked
 from tasks.training.worker import TOGETHER, Training, drawn_order, parameter_groups
-from tasks.versioning.install import champion, find_version, load_network
 from tests.portraits import jpeg, landscape, portrait
 from tests.tasks.killed_training import whole_and_killed
 from tests.tasks.training_program import (

@@ -13,6 +13,7 @@ from models.losses.adversarial import regions
 from models.restoration.degradation import CLASSIC, draw
 from models.template import FFHQ_512
 from tasks.execution.restorer import Restorer
+from tasks.model_version import find_version
 from tasks.training.collection import read_collection
 from tasks.training.holdout import TooFewPeople
 from tasks.training.loop import STATE, Diverged
@@ -21,7 +22,6 @@ from tasks.training.restoration.options import RestorationOptions
 from tasks.training.restoration.train import plan, prepare, publish, tracked
 from tasks.training.restoration.worker import Job, Training
 from tasks.training.run import TrainingFailed
-from tasks.versioning.install import find_version
 from tests.tasks.killed_training import whole_and_killed
 from tests.tasks.restoration_program import TINY, faces, one_of_two, planned, train
 from tests.tasks.training_program import PEOPLE, PICTURES, labelled_pictures

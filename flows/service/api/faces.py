@@ -7,7 +7,8 @@ from fastapi import APIRouter, Path, Query, Request, Response
 from flows.service import paging, pictures, searching
 from flows.service.access import Here, Reader
 from flows.service.api.images import PICTURE, Cursor, Limit
-from flows.service.dto import AnswerOut, AttributeOut, FaceOut, Id, Page, RestorationOut
+from flows.service.dto import AnswerOut, FaceOut, Id, Page
+from flows.service.faces import face_out
 from flows.service.problems import LARGEST_ID, not_found
 from flows.service.state import Service
 from infra.catalog import collections
@@ -74,33 +75,3 @@ def face_neighbours(
 ) -> AnswerOut:
     """The faces that look most like this one, with the probability of showing the same person."""
     return searching.by_face(service, who, face_id, limit)
-
-
-def face_out(view: views.FaceView, image_id: int | None = None) -> FaceOut:
-    """A face as the API gives it."""
-    restoration = view.restoration
-    return FaceOut(
-        id=view.face_id,
-        collection=view.collection,
-        keys=list(view.keys),
-        image_id=image_id,
-        box=view.box,
-        score=view.score,
-        quality=view.quality,
-        quality_parts=view.quality_parts,
-        crop=f"/api/v1/faces/{view.face_id}/crop",
-        identity_id=view.identity_id,
-        identity_name=view.identity_name,
-        attributes=[AttributeOut.model_validate(a) for a in view.attributes],
-        restoration=None
-        if restoration is None
-        else RestorationOut(
-            picture=f"/api/v1/faces/{view.face_id}/restored",
-            accepted=restoration.accepted,
-            reason=restoration.reason,
-            identity_similarity=restoration.identity_similarity,
-            fidelity=restoration.fidelity,
-            model=restoration.model,
-        ),
-        embedding_restorer=view.embedding_restorer,
-    )

@@ -14,8 +14,8 @@ from flows.service.idempotency import IdempotentRoute
 from flows.service.orders import FacesIn, NameIn, OtherIn, PairIn
 from flows.service.problems import LARGEST_ID, not_found
 from flows.service.state import Service
-from infra.catalog.identities import portraits
-from infra.catalog.identities.portraits import PersonView
+from infra.catalog.queries import portraits
+from infra.catalog.queries.portraits import PersonView
 from tasks.identities import decisions
 from tasks.identities.decisions import Decided
 

@@ -14,7 +14,7 @@ from infra.catalog.queries import photographs
 from infra.catalog.queries.language import LONGEST
 from infra.catalog.queries.photographs import Order, PhotoFilter, PhotoView
 from infra.catalog.tables.schema import ImageStatus
-from tasks.images.thumbnails import Size
+from tasks.thumbnails import Size
 
 router = APIRouter(prefix="/images", tags=["images"])
 Limit = Annotated[int, Query(ge=1, le=200)]

@@ -18,7 +18,7 @@ from infra.catalog.queries import photographs
 from infra.catalog.service import jobs
 from infra.catalog.tables.service import Job
 from infra.catalog.work import nights
-from infra.catalog.work.nights import RunRow
+from infra.catalog.work.nights import RunView
 from tasks.nights import retry
 
 router = APIRouter(route_class=IdempotentRoute)
@@ -35,8 +35,8 @@ def list_runs(
     with service.catalog.read() as session:
         if collection is not None:
             collections.by_name(session, collection)
-        found = nights.runs(session, collection, None if place is None else place[0], limit + 1)
-    following = paging.cursor([found[limit - 1].id]) if len(found) > limit else None
+        found = nights.runs(session, limit + 1, collection, None if place is None else place[0])
+    following = paging.cursor([found[limit - 1].run_id]) if len(found) > limit else None
     return Page(items=[run_out(row) for row in found[:limit]], next=following)
 
 
@@ -144,9 +144,17 @@ def _job_out(session: Session, job: Job) -> JobOut:
 def run_of(session: Session, job: Job) -> int | None:
     """The run that a job has begun; None while it has not, and for other work."""
     run = nights.begun(session, job.subject, job.started_at, job.finished_at) if job.kind == "run" else None
-    return None if run is None else run.id
+    return None if run is None else run.run_id
 
 
-def run_out(row: RunRow) -> RunOut:
+def run_out(row: RunView) -> RunOut:
     """A run as the API gives it."""
-    return RunOut.model_validate(row)
+    return RunOut(
+        id=row.run_id,
+        collection=row.collection,
+        status=row.status,
+        started_at=row.started_at,
+        finished_at=row.finished_at,
+        counts=row.counts,
+        error=row.error,
+    )

@@ -22,7 +22,7 @@ from infra.catalog.service.tokens import Role
 from infra.catalog.tables.schema import RunStatus
 from infra.catalog.tables.service import Job, JobStatus
 from infra.catalog.work import nights
-from infra.catalog.work.nights import RunRow
+from infra.catalog.work.nights import RunView
 from tasks.nights import schedules
 from tasks.nights.status import status
 
@@ -34,7 +34,7 @@ RUNS, FAILURES, JOBS = 30, 100, 5
 class Night:
     """A run as the table shows it. `seconds` from start to end; `speed` in photographs a second."""
 
-    run: RunRow
+    run: RunView
     images: int
     faces: int
     failed: int
@@ -42,7 +42,7 @@ class Night:
     speed: float | None
 
 
-def night_of(run: RunRow) -> Night:
+def night_of(run: RunView) -> Night:
     """Read a run's counts, of which one that has crashed may lack any."""
     seconds = None if run.finished_at is None else (run.finished_at - run.started_at).total_seconds()
     images = int(run.counts.get("processed", 0))
@@ -58,14 +58,14 @@ def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -
     """The latest runs, those at work first."""
     place = paging.place(after)
     with service.catalog.read() as session:
-        found = nights.runs(session, None, None if place is None else place[0], RUNS + 1)
-        running = [night_of(run) for run in nights.runs(session, None, None, RUNS) if run.status == RunStatus.RUNNING]
-        progress = {night.run.id: photographs.progress(session, night.run.id) for night in running}
+        found = nights.runs(session, RUNS + 1, before=None if place is None else place[0])
+        running = [night_of(run) for run in nights.runs(session, RUNS) if run.status == RunStatus.RUNNING]
+        progress = {night.run.run_id: photographs.progress(session, night.run.run_id) for night in running}
         names = [collection.name for collection in collections.every(session)]
         reasons = nights.failure_counts(session)
         standing = status(session)
         lately = [job for job in job_book.standing(session, "run", JOBS) if _worth_a_word(session, job)]
-    more = f"/nights?after={paging.cursor([found[RUNS - 1].id])}" if len(found) > RUNS else None
+    more = f"/nights?after={paging.cursor([found[RUNS - 1].run_id])}" if len(found) > RUNS else None
     return page(
         request,
         who,
@@ -162,5 +162,5 @@ def _worth_a_word(session: Session, job: Job) -> bool:
     """Whether no run tells it already: the job is only starting, or it failed and no night was good since."""
     if job.status == JobStatus.RUNNING:
         return run_of(session, job) is None
-    lately = [run for run in nights.runs(session, job.subject, None, 1) if run.started_at >= job.started_at]
+    lately = [run for run in nights.runs(session, 1, job.subject) if run.started_at >= job.started_at]
     return all(run.status not in (RunStatus.DONE, RunStatus.DONE_WITH_FAILURES) for run in lately)

@@ -8,15 +8,14 @@ from fastapi import APIRouter, Path, Query, Request, Response
 
 from flows.service import paging
 from flows.service.access import Here, check_role
-from flows.service.api.faces import face_out
 from flows.service.api.identities import decide, person_out
 from flows.service.api.images import Cursor
 from flows.service.dto import Id
+from flows.service.faces import face_out
 from flows.service.page.render import Form, Submitted, Visitor, go, page
 from flows.service.problems import LARGEST_ID, Problem, not_found
 from flows.service.state import Service
-from infra.catalog.identities import portraits
-from infra.catalog.queries import views
+from infra.catalog.queries import portraits, views
 from infra.catalog.service.tokens import Role
 from tasks.identities import decisions
 from tasks.identities.decisions import DecisionView

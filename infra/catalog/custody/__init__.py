@@ -1,1 +1,1 @@
-"""Custody: what is erased, expires, is encrypted, is shown elsewhere, and who looked."""
+"""Custody: what is erased, expires, is shown elsewhere, and who looked."""

@@ -14,7 +14,7 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from infra.catalog.custody import keyed
-from infra.catalog.database import exclusive
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.custody import AuditEntry
 from infra.catalog.tables.schema import now
 

@@ -17,7 +17,8 @@ from sqlalchemy import delete, exists, func, make_url, not_, select
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.custody import Errand, Holding, Home, Keeps, Outbox
 from infra.catalog.tables.schema import Erasure, now
 from infra.settings import Settings

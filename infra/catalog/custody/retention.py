@@ -6,9 +6,9 @@ from datetime import timedelta
 from sqlalchemy import delete, select, update
 from sqlalchemy.orm import Session
 
+from infra.catalog.chunks import chunks
 from infra.catalog.collections import MOST_DAYS
 from infra.catalog.custody import erasing, places
-from infra.catalog.identities.decisions import chunks
 from infra.catalog.identities.enforcement import drop_stale_proposals, refresh_exemplars
 from infra.catalog.tables.custody import Errand, Keeps
 from infra.catalog.tables.schema import Collection as CollectionRow

@@ -30,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 
-from infra.catalog.custody import encryption
+from infra.catalog import encryption
 from infra.catalog.database import COPYING, Catalog, create_catalog_engine, head, location_of, revision, upgrade
 from infra.catalog.search.vectors import index_all
 from infra.catalog.tables.schema import Base, EmbeddingChange, UngroupedFace

@@ -11,9 +11,9 @@ from typing import Any
 from sqlalchemy import ColumnElement, Table, and_, exists, not_, or_, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
+from infra.catalog.chunks import chunks
 from infra.catalog.exchange.copying import pages
-from infra.catalog.identities.decisions import chunks
-from infra.catalog.queries.sides import by_rows, unindexed
+from infra.catalog.sides import by_rows, unindexed
 from infra.catalog.tables.people import DecidedMove, Decision, Person, Statement
 from infra.catalog.tables.schema import (
     Attribute,
@@ -93,8 +93,8 @@ CARRIED = (  # each after those that it refers to, but for runs and images, whos
 )
 STAYS = frozenset(  # what belongs to a catalog, not to a collection in it
     {
-        "access_token", "audit_entry", "backfill_claim", "backfill_failure", "embedding_change", "erasure", "exhibit", "holding", "home",
-        "idempotency_key", "job", "outbox", "page_session", "schedule", "secret", "shrunk_identity", "split", "suppression",
+        "access_token", "audit_entry", "backfill_claim", "backfill_failure", "embedding_change", "erasure", "exhibit",
+        "holding", "home", "idempotency_key", "job", "outbox", "page_session", "schedule", "secret", "shrunk_identity", "split", "suppression",
         "ungrouped_face", "upgrade",
     }
 )  # fmt: skip

@@ -12,13 +12,13 @@ from datetime import datetime
 from sqlalchemy import ColumnElement, and_, delete, exists, func, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog.chunks import chunks
 from infra.catalog.tables.people import DecidedMove, Decision, DecisionKind, Person, Says, Statement
 from infra.catalog.tables.schema import Face, FaceIdentity, Identity, ModelVersion, now
 
 IN_FORCE = Statement.ended_by_id.is_(None)
 STANDING = and_(Decision.undone_at.is_(None), Decision.ended_by_id.is_(None))
 APART = (DecisionKind.SPLIT.value, DecisionKind.DECLINE.value)
-CHUNK = 10_000
 
 
 class DecisionError(ValueError):
@@ -43,12 +43,6 @@ class DecisionView:
     faces: tuple[int, ...]
     undone_at: datetime | None
     undone_by: str | None
-
-
-def chunks(ids: Iterable[int]) -> Iterable[list[int]]:
-    """Parts that fit into one IN list."""
-    ordered = sorted(ids)
-    return (ordered[start : start + CHUNK] for start in range(0, len(ordered), CHUNK))
 
 
 def identity(session: Session, identity_id: int) -> Identity:

@@ -12,17 +12,17 @@ from itertools import count
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog.database import upsert
+from infra.catalog.chunks import chunks
 from infra.catalog.identities.decisions import (
     APART,
     STANDING,
-    chunks,
     family,
     grouped_versions,
     members,
     person_of,
     stated,
 )
+from infra.catalog.statements import upsert
 from infra.catalog.tables.people import DecidedMove, Decision, Person, Says, Statement
 from infra.catalog.tables.schema import Embedding, Face, FaceIdentity, Identity, MergeProposal
 

@@ -15,8 +15,8 @@ from sqlalchemy import ColumnElement, Row, delete, exists, insert, not_, or_, se
 from sqlalchemy.orm import Session
 
 from infra.catalog.boxes import overlaps
-from infra.catalog.database import table_of
-from infra.catalog.identities.decisions import chunks
+from infra.catalog.chunks import chunks
+from infra.catalog.statements import table_of
 from infra.catalog.tables.people import DecidedMove, Statement
 from infra.catalog.tables.schema import Content, Embedding, Face, FaceIdentity, Image, ImageStatus
 

@@ -7,8 +7,9 @@ import numpy as np
 from sqlalchemy import ScalarSelect, delete, exists, func, not_, null, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog.database import upsert
-from infra.catalog.queries.sides import unindexed
+from infra.catalog.chunks import chunks
+from infra.catalog.sides import unindexed
+from infra.catalog.statements import upsert
 from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import (
     Embedding,
@@ -19,8 +20,6 @@ from infra.catalog.tables.schema import (
     ShrunkIdentity,
     UngroupedFace,
 )
-
-CHUNK = 10_000
 
 
 @dataclass(frozen=True)
@@ -87,14 +86,12 @@ def _exemplars(session: Session, model_version_id: int):  # type: ignore[no-unty
 def exemplars_of(session: Session, model_version_id: int, dimension: int, identities: Collection[int]) -> FaceVectors:
     """The faces that stand for some identities, by face id."""
     rows: list[tuple[int, np.ndarray, float, int, int | None]] = []
-    wanted = sorted(identities)
     # Nor by this one, through all exemplars of the version.
     statement = _exemplars(session, model_version_id).where(
         unindexed(session, FaceIdentity.model_version_id) == model_version_id
     )
-    for start in range(0, len(wanted), CHUNK):
-        some = FaceIdentity.identity_id.in_(wanted[start : start + CHUNK])
-        rows += session.execute(statement.where(some)).tuples()
+    for part in chunks(identities):
+        rows += session.execute(statement.where(FaceIdentity.identity_id.in_(part))).tuples()
     return _vectors(sorted(rows, key=lambda row: row[0]), dimension)
 
 
@@ -131,10 +128,10 @@ def count_exemplars(session: Session, model_version_id: int, at_most: int) -> in
 def identities_of(session: Session, model_version_id: int, faces: Sequence[int]) -> dict[int, int]:
     """Who some faces are believed to be, as {face id: identity id}."""
     found: dict[int, int] = {}
-    for start in range(0, len(faces), CHUNK):
+    for part in chunks(faces):
         rows = select(FaceIdentity.face_id, FaceIdentity.identity_id).where(
             FaceIdentity.model_version_id == model_version_id,
-            FaceIdentity.face_id.in_(faces[start : start + CHUNK]),
+            FaceIdentity.face_id.in_(part),
             FaceIdentity.identity_id.is_not(None),
         )
         found |= {face: identity for face, identity in session.execute(rows).tuples() if identity is not None}
@@ -146,13 +143,13 @@ def seen_together(session: Session, identities: Sequence[int]) -> np.ndarray:
     asked, pairs = set(identities), set[tuple[int, int]]()
     place, other = aliased(FaceIdentity), aliased(FaceIdentity)
     face, beside = aliased(Face), aliased(Face)
-    for start in range(0, len(identities), CHUNK):
+    for part in chunks(identities):
         statement = (
             select(place.identity_id, other.identity_id)
             .join(face, face.id == place.face_id)
             .join(beside, (beside.content_id == face.content_id) & (beside.id != face.id))
             .join(other, (other.face_id == beside.id) & (other.model_version_id == place.model_version_id))
-            .where(place.identity_id.in_(identities[start : start + CHUNK]), place.identity_id < other.identity_id)
+            .where(place.identity_id.in_(part), place.identity_id < other.identity_id)
             .distinct()
         )
         pairs.update((a, b) for a, b in session.execute(statement).tuples() if a is not None and b in asked)
@@ -163,11 +160,9 @@ def settled_identities(session: Session, identities: Sequence[int]) -> list[int]
     """Those of these identities about which somebody decided something: no run merges two of them."""
     return [
         settled
-        for start in range(0, len(identities), CHUNK)
+        for part in chunks(identities)
         for settled in session.scalars(
-            select(Identity.id).where(
-                Identity.id.in_(identities[start : start + CHUNK]), Identity.person_id.is_not(None)
-            )
+            select(Identity.id).where(Identity.id.in_(part), Identity.person_id.is_not(None))
         )
     ]
 
@@ -210,12 +205,12 @@ def write_grouping(
         session.execute(update(FaceIdentity).where(FaceIdentity.identity_id == absorbed).values(identity_id=kept))
         session.execute(delete(Identity).where(Identity.id == absorbed))
     for faces, exemplar in ((no_exemplars_now, False), (new_exemplars, True)):
-        for start in range(0, len(faces), CHUNK):
+        for part in chunks(faces):
             session.execute(
                 update(FaceIdentity)
                 .where(
                     FaceIdentity.model_version_id == model_version_id,
-                    FaceIdentity.face_id.in_(faces[start : start + CHUNK]),
+                    FaceIdentity.face_id.in_(part),
                 )
                 .values(exemplar=exemplar)
             )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from infra.catalog.queries.sides import by_rows, unindexed
+from infra.catalog.sides import by_rows, unindexed
 from infra.catalog.tables.schema import Attribute, Face
 
 Clause = ColumnElement[bool]

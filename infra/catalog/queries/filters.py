@@ -10,8 +10,8 @@ from sqlalchemy.orm import Session
 
 from infra.catalog import collections
 from infra.catalog.queries import attributes
-from infra.catalog.queries.sides import by_index, by_rows
-from infra.catalog.tables.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.sides import by_index, by_rows
+from infra.catalog.tables.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity
 
 
 class InvalidFilter(ValueError):
@@ -165,14 +165,6 @@ def taken_since(words: str) -> ColumnElement[bool]:
 def taken_until(words: str) -> ColumnElement[bool]:
     """A photo taken before the end of this year, month or day."""
     return func.substr(Content.taken_at, 1, len(words)) <= words
-
-
-def visible() -> ColumnElement[bool]:
-    """A face that some photo still in its collection shows."""
-    return _VISIBLE
-
-
-_VISIBLE = exists().where(Image.content_id == Face.content_id, Image.status != ImageStatus.MISSING.value)
 
 
 def of_identity(identity_id: int) -> ColumnElement[bool]:

@@ -21,10 +21,11 @@ from sqlalchemy.orm import Session
 from infra.catalog.collections import UnknownCollection
 from infra.catalog.queries import attributes
 from infra.catalog.queries.attributes import having
-from infra.catalog.queries.filters import AttributeFilter, FaceFilter, InvalidFilter, visible
-from infra.catalog.queries.sides import by_index, by_rows, in_letters
+from infra.catalog.queries.filters import AttributeFilter, FaceFilter, InvalidFilter
+from infra.catalog.sides import by_index, by_rows, in_letters
 from infra.catalog.tables.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
 from infra.catalog.versioning.versions import serving
+from infra.catalog.visibility import visible
 
 LONGEST = 1000  # characters
 DEEPEST = 20  # and, or, not within each other; somewhat over 30, SQLite's parser overflows

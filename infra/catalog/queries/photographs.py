@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 from infra.catalog.queries import attributes
 from infra.catalog.queries.filters import taken_since, taken_until
 from infra.catalog.queries.language import clause
-from infra.catalog.queries.sides import by_rows, in_letters
+from infra.catalog.sides import by_rows, in_letters
 from infra.catalog.tables.schema import (
     Attribute,
     Collection,

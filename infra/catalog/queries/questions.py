@@ -23,8 +23,8 @@ from sqlalchemy.types import Integer, Text
 
 from infra.catalog.queries import attributes
 from infra.catalog.queries.language import SENSITIVE, InvalidQuestion, clause
-from infra.catalog.queries.sides import unindexed
 from infra.catalog.queries.views import FaceView, faces_by_id
+from infra.catalog.sides import unindexed
 from infra.catalog.tables.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity, Image, ImageStatus
 from infra.catalog.versioning.versions import serving
 

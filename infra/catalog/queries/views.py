@@ -7,8 +7,8 @@ from typing import Any
 from sqlalchemy import BindParameter, Integer, Row, bindparam, func, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.identities.portraits import people
-from infra.catalog.queries.filters import FaceFilter, visible
+from infra.catalog.queries.filters import FaceFilter
+from infra.catalog.queries.portraits import people
 from infra.catalog.tables.schema import (
     Attribute,
     Collection,
@@ -22,9 +22,9 @@ from infra.catalog.tables.schema import (
     ImageStatus,
     ModelVersion,
     Restoration,
-    Run,
 )
 from infra.catalog.versioning.versions import serving
+from infra.catalog.visibility import visible
 
 
 @dataclass(frozen=True)
@@ -85,19 +85,6 @@ class IdentityView:
     faces: int
     photos: int
     keys: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class RunView:
-    """A run in one row."""
-
-    run_id: int
-    collection: str
-    status: str
-    started_at: datetime
-    finished_at: datetime | None
-    counts: dict[str, Any]
-    error: str | None
 
 
 @dataclass(frozen=True)
@@ -234,19 +221,6 @@ def identities(session: Session, min_faces: int, limit: int) -> list[IdentityVie
         )
         views.append(IdentityView(person.identity_id, person.name, person.faces, person.photos, tuple(keys)))
     return views
-
-
-def runs(session: Session, limit: int) -> list[RunView]:
-    """The latest runs first."""
-    rows = session.execute(
-        select(Run, Collection.name)
-        .join(Collection, Collection.id == Run.collection_id)
-        .order_by(Run.id.desc())
-        .limit(limit)
-    ).tuples()
-    return [
-        RunView(run.id, name, run.status, run.started_at, run.finished_at, run.counts, run.error) for run, name in rows
-    ]
 
 
 def failures(

@@ -1,33 +1,23 @@
 """Nearest faces outside of the database: a faiss index that follows SQLite's rows, and can be thrown away at any time.
 
 It holds half-precision vectors: all compared up to about 100 thousand (flat), above that those of the nearest cells (IVF). How
-many cells is measured when it is built, on faces of its own that its cells were not made from. On disk it is a file per model
-version, with a note beside it that says which state of which rows it is; what does not fit the rows is made anew. The file is
-mapped, not read: it opens at once, only the cells that a search probes come from the disk, and processes share the memory.
+many cells is measured when it is built, on faces of its own that its cells were not made from.
 
 What is indexed is never changed in place, so any number of threads search it. The journal of changed embeddings tells which
 faces it shows no longer as they are: those are hidden, and their new vectors compared beside it. That costs one look-up per
 search when nothing changed. When they are many they are merged into a new file; at once, if a face was erased.
 """
 
-import json
-import shutil
-import threading
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from hashlib import sha256
+from dataclasses import dataclass
 from math import ceil
-from pathlib import Path
 from typing import Any, cast
 
 import faiss
 import numpy as np
-from filelock import FileLock
-from sqlalchemy import ColumnElement, exists, not_, select
+from sqlalchemy import ColumnElement, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.custody.encryption import is_encrypted
 from infra.catalog.search import neighbours
 from infra.catalog.search.neighbours import EXACT
 from infra.catalog.search.vectors import (
@@ -38,10 +28,9 @@ from infra.catalog.search.vectors import (
     stored_vectors,
     vectors_of,
 )
-from infra.catalog.tables.schema import Embedding, EmbeddingChange, Face, ModelVersion
+from infra.catalog.tables.schema import Face, ModelVersion
 
 FLAT_UP_TO = 100_000
-KEPT_FROM = 10_000  # vectors from which reading a file is worth it; fewer are read from the rows at once
 WRITE_AFTER = 0.02  # share of vectors changed since the file was written, from which it is written again
 REBUILD_AFTER = 0.3  # share changed at once from which building anew is cheaper
 GROWN = 2.0  # times as many as its cells were made for: they have become too large
@@ -54,9 +43,6 @@ PROBED_WITH = 256
 # 99.3 in 100 faces, 28 thousand for 98.7 (128-D; docs/grouping.md).
 BOUND = 65_536
 NEAR = 84  # candidates that so many probes are meant for (10 wanted); more candidates lie in more cells
-KEPT_OPEN = 4
-SPOT_CHECKS = 16
-SAME = 64  # faces that may be as near to a face as it is to itself: copies in several collections
 
 
 @dataclass(frozen=True)
@@ -108,7 +94,7 @@ class View:
 
     def after(self, changed: np.ndarray, ids: np.ndarray, vectors: np.ndarray) -> "View":
         """Show (N, D) vectors of `ids` instead of the faces `changed` (C,), of which some may be gone."""
-        held = _bits(_ids(self.base)) if self.held is None else self.held
+        held = _bits(ids_in(self.base)) if self.held is None else self.held
         recent: Any = faiss.clone_index(self.recent)
         recent.remove_ids(changed)
         recent.add_with_ids(vectors, ids)
@@ -117,7 +103,7 @@ class View:
     def merged(self, base: Any) -> "View":
         """Show the same by one index, made of a copy of the base that may change."""
         base.remove_ids(self.hidden)
-        ids = _ids(self.recent)
+        ids = ids_in(self.recent)
         for start in range(0, len(ids), CHUNK):
             part = ids[start : start + CHUNK]
             base.add_with_ids(self.recent.index.reconstruct_n(start, len(part)), part)
@@ -209,7 +195,7 @@ def _among(faces: np.ndarray, bits: np.ndarray) -> np.ndarray:
     return (bits[byte] >> (faces & 7) & 1).astype(bool) & (faces >> 3 < len(bits))
 
 
-def _ids(index: Any, enough: int | None = None) -> np.ndarray:
+def ids_in(index: Any, enough: int | None = None) -> np.ndarray:
     """The faces (N,) int64 that an index holds, of a flat one in its order; or some of them, about so many."""
     if isinstance(index, faiss.IndexIDMap):
         return faiss.vector_to_array(index.id_map)[:enough]
@@ -270,172 +256,3 @@ def probes_for(index: Any, faces: np.ndarray) -> tuple[int, float]:
     needed = np.take_along_axis(probed, cells, axis=1)
     probes = int(np.quantile(needed, RECALL, method="higher"))
     return probes, float((needed <= probes).mean())
-
-
-# --- on disk
-
-
-def folder_of(home: Path, url: str) -> Path:
-    """Where the index files of a catalog lie."""
-    return home / "index" / sha256(url.encode()).hexdigest()[:12]
-
-
-def _note_path(folder: Path, contract: str) -> Path:
-    return folder / f"{sha256(contract.encode()).hexdigest()[:12]}.json"
-
-
-def load(session: Session, version: ModelVersion, folder: Path) -> Projection | None:
-    """Read an index from disk and bring it up to the rows; None if there is none, or none that fits them."""
-    try:
-        note = Note(**json.loads(_note_path(folder, version.contract).read_text(encoding="utf-8")))
-        if (note.contract, note.dimension) != (version.contract, version.dimension):
-            return None
-        if (folder / note.file).stat().st_size != note.size:
-            return None
-        found = Projection(version, _mapped(folder / note.file), note)
-    except (
-        OSError,
-        ValueError,
-        TypeError,
-        RuntimeError,
-    ):  # none, damaged, or written by another version: it is disposable
-        return None
-    if found.view.count != note.count or not _fits(session, found) or not found.follow(session):
-        return None
-    return found if found.view.count == count_vectors(session, version.id) else None
-
-
-def _mapped(file: Path) -> Any:
-    return faiss.read_index(str(file), faiss.IO_FLAG_MMAP_IFC)
-
-
-def _fits(session: Session, found: Projection) -> bool:
-    """Whether an index is of these rows: its place in their journal exists, and rows look up themselves."""
-    position = found.note.position
-    if position > journal_position(session) or (position and session.get(EmbeddingChange, position) is None):
-        return False
-    before = changed_faces(session, found.version_id, position, 100_000)
-    changed = np.zeros(0, np.int64) if before is None else before
-    spots = np.setdiff1d(_ids(found.view.base, SPOT_CHECKS), changed)
-    faces, vectors = vectors_of(session, found.version_id, found.note.dimension, spots)
-    if len(faces) < len(spots):
-        return False
-    return bool((found.scan(session, vectors, SAME)[0] == faces[:, None]).any(axis=1).all())
-
-
-def save(session: Session, found: Projection, folder: Path) -> bool:
-    """Write an index to disk: the file first, then the note that makes it count, then what it replaces goes.
-
-    Not if it holds what was erased since the session began, or embeddings were encrypted: says whether it was written.
-
-    Raises:
-        RuntimeError, FileNotFoundError: if its own file or folder is gone, since another process replaced or removed it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = _note_path(folder, found.note.contract)
-    with FileLock(folder / ".lock"):
-        if not _may_be_kept(session, found):
-            return False
-        base = (
-            faiss.read_index(str(folder / found.note.file)) if found.note.file else faiss.clone_index(found.view.base)
-        )
-        view = found.view.merged(base)
-        file = f"{path.stem}-{found.position}-{view.count}.faiss"
-        partial = folder / f"{file}.part"
-        faiss.write_index(view.base, str(partial))
-        now = {"file": file, "size": partial.stat().st_size, "position": found.position, "count": view.count}
-        note = Note(**{**asdict(found.note), **now})
-        if not _may_be_kept(session, found):  # writing takes long; an erasure from now on finds the file
-            partial.unlink(missing_ok=True)
-            return False
-        partial.replace(folder / file)
-        partial = path.with_suffix(".part")
-        partial.write_text(json.dumps(asdict(note)), encoding="utf-8")
-        partial.replace(path)
-        for other in folder.glob(f"{path.stem}-*"):
-            if other.name != file:
-                other.unlink()
-        found.note, found.erased = note, False
-        found.view = View(_mapped(folder / file), view.hidden, view.recent)
-        return True
-
-
-def _may_be_kept(session: Session, found: Projection) -> bool:
-    """Whether, by now and not at the session's moment, no face is gone that an index shows, and nothing is encrypted."""
-    there = exists().where(Embedding.face_id == EmbeddingChange.face_id, Embedding.model_version_id == found.version_id)
-    gone = exists().where(
-        EmbeddingChange.id > found.position, EmbeddingChange.model_version_id == found.version_id, not_(there)
-    )
-    with Session(session.get_bind().engine.execution_options(read_only=True)) as latest:
-        return not is_encrypted(latest) and not latest.scalar(select(gone))
-
-
-def remove(folder: Path) -> None:
-    """Remove a catalog's index from disk, if there is one."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-# --- open ones
-
-_open: OrderedDict[tuple[str, int, int], Projection] = OrderedDict()
-_opening = threading.Lock()
-
-
-def open_projection(session: Session, version: ModelVersion, folder: Path | None) -> Projection:
-    """The index of a version, as the session sees its rows: from memory, from disk (`folder`), or built.
-
-    It is written to disk if it is large and has changed enough, and at once if a face has left it; but nothing that was erased
-    while it was made.
-    """
-    url = session.get_bind().engine.url
-    file = Path(url.database or "")
-    key = (url.render_as_string(), file.stat().st_ino if file.is_file() else 0, version.id)  # another file: other rows
-    with _opening:
-        found = _open.get(key)
-        if found is None or found.note.contract != version.contract or not found.follow(session):
-            found = _load_or_build(session, version, folder)
-        kept = folder is not None and (found.note.file or found.view.count >= KEPT_FROM)
-        if kept and folder is not None and (found.stale or not found.note.file):
-            try:
-                save(session, found, folder)
-            except (RuntimeError, FileNotFoundError):  # what another process put in place of ours holds as much
-                found = _load_or_build(session, version, folder)
-                save(session, found, folder)
-        elif found.stale:
-            found.view, found.erased = found.view.merged(faiss.clone_index(found.view.base)), False
-        _open[key] = found
-        _open.move_to_end(key)
-        while len(_open) > KEPT_OPEN:
-            _open.popitem(last=False)
-        return found
-
-
-def _load_or_build(session: Session, version: ModelVersion, folder: Path | None) -> Projection:
-    return (load(session, version, folder) if folder is not None else None) or build(session, version)
-
-
-def forget(session: Session, folder: Path) -> None:
-    """Bring the files on disk up to the rows now: what was erased leaves them. Doing it twice changes nothing.
-
-    Other processes let go of the old file at their next search, before they answer.
-    """
-    if not folder.exists():
-        return
-    named = set()
-    for note in folder.glob("*.json"):
-        try:
-            contract = json.loads(note.read_text(encoding="utf-8"))["contract"]
-        except (ValueError, KeyError, TypeError):
-            contract = None
-        version = session.scalar(select(ModelVersion).where(ModelVersion.contract == contract))
-        found = None if version is None else load(session, version, folder)
-        if found is None or (found.view.changes and not save(session, found, folder)):
-            note.unlink()  # of no use any more; the next search builds another
-            continue
-        named.add(found.note.file)
-    with FileLock(
-        folder / ".lock"
-    ):  # what no note names: another's, or left by a process that was killed while writing
-        for file in folder.iterdir():
-            if file.suffix == ".part" or (file.suffix == ".faiss" and file.name not in named):
-                file.unlink()

@@ -14,8 +14,8 @@ from sqlalchemy import Connection, func, select, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import upsert
 from infra.catalog.faults import CatalogUnreachable
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import Embedding, EmbeddingChange, Face, ModelVersion
 
 CHUNK = 10_000

@@ -6,7 +6,7 @@ from datetime import timedelta
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import upsert
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import now
 from infra.catalog.tables.service import IdempotencyKey
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from sqlalchemy import delete, func, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import upsert
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import Content, UtcDateTime
 from infra.catalog.tables.upgrades import BackfillClaim
 from infra.catalog.work.runs import host, process_exists, process_started

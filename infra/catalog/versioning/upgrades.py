@@ -7,9 +7,8 @@ import numpy as np
 from sqlalchemy import ColumnElement, and_, case, delete, exists, func, not_, or_, select, text, update
 from sqlalchemy.orm import Session, aliased
 
-from infra.catalog.database import upsert
-from infra.catalog.queries.filters import visible
 from infra.catalog.search.vectors import index_name, put_embeddings
+from infra.catalog.statements import upsert
 from infra.catalog.tables.people import DecidedMove
 from infra.catalog.tables.schema import (
     Collection as CollectionRow,
@@ -29,11 +28,11 @@ from infra.catalog.tables.schema import (
     now,
 )
 from infra.catalog.tables.upgrades import BackfillFailure, Upgrade, UpgradeStatus
+from infra.catalog.visibility import visible
 
 # What changes of the serving version, and openings of runs, take turns at (`exclusive`). Whoever wants `PEOPLE` or the rows of
 # runs as well takes this first, then `PEOPLE`, then the rows: in another order, two would wait for each other.
 SERVING = "serving"
-CHUNK = 10_000
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import exclusive
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Face, ModelVersion
 from infra.catalog.versioning import upgrades
 

@@ -1,1 +1,1 @@
-"""The ledger of the work: runs, their parts and schedules, signs of life, and the books they close."""
+"""The work of nights: runs, their parts and schedules, their failures, and signs of life."""

@@ -12,17 +12,20 @@ from infra.catalog.tables.schema import Collection, Failure, Run
 
 
 @dataclass(frozen=True)
-class RunRow:
+class RunView:
     """A run in one row."""
 
-    id: int
+    run_id: int
     collection: str
     status: str
     started_at: datetime
     finished_at: datetime | None
     counts: dict[str, Any]
     error: str | None
-    tracking_run_id: str | None
+
+    @classmethod
+    def of(cls, run: Run, collection: str) -> "RunView":
+        return cls(run.id, collection, run.status, run.started_at, run.finished_at, run.counts, run.error)
 
 
 @dataclass(frozen=True)
@@ -41,31 +44,31 @@ class FailureRow:
     failed_at: datetime
 
 
-def runs(session: Session, collection: str | None, before: int | None, limit: int) -> list[RunRow]:
-    """The latest runs first."""
+def runs(session: Session, limit: int, collection: str | None = None, before: int | None = None) -> list[RunView]:
+    """The latest runs first; of one collection, those before a run's id."""
     statement = select(Run, Collection.name).join(Collection, Collection.id == Run.collection_id)
     if collection is not None:
         statement = statement.where(Collection.name == collection)
     if before is not None:
         statement = statement.where(Run.id < before)
-    return [_run(*row) for row in session.execute(statement.order_by(Run.id.desc()).limit(limit)).tuples()]
+    return [RunView.of(*row) for row in session.execute(statement.order_by(Run.id.desc()).limit(limit)).tuples()]
 
 
-def run(session: Session, run_id: int) -> RunRow | None:
+def run(session: Session, run_id: int) -> RunView | None:
     """One run."""
     statement = select(Run, Collection.name).join(Collection, Collection.id == Run.collection_id)
     row = session.execute(statement.where(Run.id == run_id)).tuples().one_or_none()
-    return None if row is None else _run(*row)
+    return None if row is None else RunView.of(*row)
 
 
-def begun(session: Session, collection: str, since: datetime, until: datetime | None) -> RunRow | None:
+def begun(session: Session, collection: str, since: datetime, until: datetime | None) -> RunView | None:
     """The first run of a collection that began in a span of time; one that could not be opened has not begun."""
     statement = select(Run, Collection.name).join(Collection, Collection.id == Run.collection_id)
     statement = statement.where(Collection.name == collection, Run.started_at >= since, Run.recipe != "")
     if until is not None:
         statement = statement.where(Run.started_at <= until)
     row = session.execute(statement.order_by(Run.id).limit(1)).tuples().one_or_none()
-    return None if row is None else _run(*row)
+    return None if row is None else RunView.of(*row)
 
 
 def failures(
@@ -126,16 +129,3 @@ def failure_counts(session: Session, run_id: int | None = None) -> list[Row[tupl
         .order_by(func.count().desc(), Failure.stage, Failure.reason)
     )
     return list(session.execute(statement if run_id is None else statement.where(Failure.run_id == run_id)))
-
-
-def _run(row: Run, collection: str) -> RunRow:
-    return RunRow(
-        row.id,
-        collection,
-        row.status,
-        row.started_at,
-        row.finished_at,
-        row.counts,
-        row.error,
-        row.tracking_run_id,
-    )

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from infra.catalog.database import upsert
+from infra.catalog.statements import upsert
 from infra.catalog.tables.schema import Collection, Split, now
 from infra.catalog.work.runs import RunInProgress, close_dead_runs
 

@@ -5,7 +5,6 @@ import hashlib
 import io
 import json
 import re
-import shutil
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -19,37 +18,32 @@ from infra.settings import Settings
 from infra.tracking import Run
 from models import table
 from models.attributes.head import classes_of
-from models.spec import Attribute, ModelSpec, Role
+from models.spec import Attribute, Role
 from tasks.evaluation.attribute_metrics import Difference, paired_difference
 from tasks.evaluation.attributes import AttributeEvaluation, evaluate_attributes
 from tasks.evaluation.labels import IMAGE, Table, UnusableLabels, numbers, read_table
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
 from tasks.training import run
 from tasks.training.attributes.options import AttributeOptions
 from tasks.training.attributes.worker import Job, work
-from tasks.training.collection import Labelled, find_faces, picture_state
-from tasks.training.holdout import TooFewPeople, by_person, in_order_of_chance
+from tasks.training.collection import Labelled, picture_state
+from tasks.training.holdout import TooFewPeople, set_apart
 from tasks.training.loop import RECIPE
-from tasks.training.run import FOLDER, Progress
-from tasks.versioning.install import Installed, ModelVersion
+from tasks.training.run import Progress
+from tasks.versioning.install import Installed
 
 IDENTITY = "identity"
 MIN_HELD, MIN_TRAINED = 20, 40  # faces
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(run.Plan[AttributeOptions]):
     """A training that can begin. `labels` are the classes of the pictures of `labelled`, in their order."""
 
-    settings: Settings
-    options: AttributeOptions
-    labelled: Labelled
     labels: tuple[int, ...]
-    detector: ModelVersion
     backbone: ModelVersion
-    spec: ModelSpec
     rival: ModelVersion | None
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -75,9 +69,8 @@ def plan(settings: Settings, images: Path, labels: Path, options: AttributeOptio
     labelled, classes = _labelled(images, read_table(labels), spec.attributes[0], options)
     chosen = options.model_dump(mode="json", exclude={"against"})
     facts = ["attributes", RECIPE, chosen, labelled.digest, detector.contract, backbone.contract]
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = settings.home_folder / FOLDER / name
-    return Plan(settings, options, labelled, classes, detector, backbone, spec, rival, folder)
+    folder = run.folder_of(settings, facts)
+    return Plan(settings, options, labelled, detector, spec, folder, classes, backbone, rival)
 
 
 def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda done, total: None) -> Job:
@@ -88,18 +81,13 @@ def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda don
         TooFewPeople: if the collection is too small.
     """
     settings, options = planned.settings, planned.options
-    assert planned.spec.preprocess is not None
-    template = planned.spec.preprocess.template
-    faces = find_faces(settings, planned.detector, template, planned.labelled, planned.folder / "faces", on_progress)
+    faces = run.find_faces(planned, on_progress)
     label = dict(zip(planned.labelled.names, planned.labels, strict=True))
-    rows = by_person(faces.identities)
-    people = in_order_of_chance(rows)
-    kept = people[: max(1, round(options.holdout * len(people)))]
-    held = [row for name in kept for row in rows[name]]
-    trained = [row for name in people[len(kept) :] for row in rows[name]]
+    people = len(set(faces.identities))
+    trained, held = set_apart(faces.identities, options.holdout)
     if len(held) < MIN_HELD or len(trained) < MIN_TRAINED:
         raise TooFewPeople(
-            f"{len(people)} people with {len(faces)} faces: {len(held)} faces are kept for judging and {len(trained)} are "
+            f"{people} people with {len(faces)} faces: {len(held)} faces are kept for judging and {len(trained)} are "
             f"left to train on; at least {MIN_HELD} and {MIN_TRAINED} are needed. Label more, or change --holdout."
         )
     return Job(
@@ -108,8 +96,8 @@ def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda don
         spec=planned.spec,
         faces=faces,
         labels=np.array([label[name] for name in faces.names], np.int64),
-        trained=np.array(trained, np.int64),
-        held=np.array(held, np.int64),
+        trained=trained,
+        held=held,
         folder=planned.folder,
         tracking_uri=settings.mlflow_uri,
         tracking_run=tracking_run,
@@ -123,17 +111,14 @@ def fit(planned: Plan, job: Job, on_progress: Progress = lambda done, total: Non
     Raises:
         TrainingFailed: if a worker gives up, or there are not enough processors or GPUs for all workers.
     """
-    return run.fit(
-        planned.settings, planned.folder, partial(work, job), planned.options.workers, job.steps, on_progress
-    )
+    return run.fit(planned, partial(work, job), job.steps, on_progress)
 
 
 def publish(planned: Plan, state_file: Path, tracking_run: str) -> Trained:
     """Make the head a version of its model and its challenger; the champion too where there is none yet."""
     state = torch.load(state_file, map_location="cpu", weights_only=True)
     origin = {planned.backbone.reference: planned.backbone.digest, "labelled pictures": planned.labelled.digest}
-    installed = run.enter(planned.settings, planned.spec, state["network"], origin, tracking_run)
-    shutil.rmtree(planned.folder)
+    installed = run.enter(planned, state["network"], origin, tracking_run)
     return Trained(installed, tracking_run, state["history"])
 
 
@@ -184,13 +169,7 @@ def tracked(planned: Plan) -> AbstractContextManager[Run]:
     Raises:
         TrainingFailed: if another process is at this very training.
     """
-    images = planned.labelled.images
-    facts = {
-        **planned.options.model_dump(mode="json"),
-        "from": f"{planned.backbone.reference} {planned.backbone.contract}",
-        "pictures": images,
-    }
-    return run.tracked(planned.settings, planned.folder, planned.spec.name, images.name, facts)
+    return run.tracked(planned, {"from": f"{planned.backbone.reference} {planned.backbone.contract}"})
 
 
 def _labelled(

@@ -17,11 +17,11 @@ from models.attributes.head import BACKBONE, classes_of
 from models.spec import ModelSpec
 from tasks.embed import embed
 from tasks.evaluation.attribute_metrics import class_report
+from tasks.model_version import ModelVersion, load_network
 from tasks.training.attributes.fitting import Fit, Ints, Parts, parts_of, share_of
 from tasks.training.attributes.options import AttributeOptions
 from tasks.training.collection import Faces
 from tasks.training.loop import Diverged, Progress, loop
-from tasks.versioning.install import ModelVersion, load_network
 
 # The protocol: the share of the labels, and how often it is drawn anew. The last head, of all labels, is the result.
 SHARES = ((0.01, 5), (0.1, 5), (1.0, 1))

@@ -1,31 +1,28 @@
 """A training from pictures of people to a restorer: find faces, keep some people for judging, train both stages, register."""
 
-import hashlib
-import json
-import shutil
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from infra.settings import Settings
 from infra.tracking import Run
 from models import table
 from models.restoration.st_lpips import ST_LPIPS
-from models.spec import ModelSpec, Role
+from models.spec import Role
 from models.template import LandmarkTemplate
+from tasks.model_version import ModelVersion
 from tasks.recipe import version_for
 from tasks.training import run
-from tasks.training.collection import Labelled, find_faces, read_collection
-from tasks.training.holdout import TooFewPeople, by_person, in_order_of_chance
+from tasks.training.collection import read_collection
+from tasks.training.holdout import TooFewPeople, set_apart
 from tasks.training.loop import RECIPE
 from tasks.training.restoration.options import RestorationOptions
 from tasks.training.restoration.worker import Job, work
-from tasks.training.run import FOLDER, Progress
-from tasks.versioning.install import Installed, ModelVersion
+from tasks.training.run import Progress
+from tasks.versioning.install import Installed
 
 MIN_HELD = 4  # faces
 
@@ -35,17 +32,11 @@ class UnfitRecogniser(ValueError):
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A training that can begin."""
+class Plan(run.Plan[RestorationOptions]):
+    """A training that can begin, and the models that judge it."""
 
-    settings: Settings
-    options: RestorationOptions
-    labelled: Labelled
-    detector: ModelVersion
     perceptual: ModelVersion | None
     recogniser: ModelVersion
-    spec: ModelSpec
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -72,9 +63,8 @@ def plan(settings: Settings, images: Path, labels: Path | None, options: Restora
     labelled = read_collection(images, labels)
     judges = [version.contract for version in (detector, recogniser, perceptual) if version is not None]
     facts = ["restoration", RECIPE, options.model_dump(mode="json"), labelled.digest, judges]
-    name = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
-    folder = settings.home_folder / FOLDER / name
-    return Plan(settings, options, labelled, detector, perceptual, recogniser, table.spec(options.model), folder)
+    spec, folder = table.spec(options.model), run.folder_of(settings, facts)
+    return Plan(settings, options, labelled, detector, spec, folder, perceptual, recogniser)
 
 
 def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda done, total: None) -> Job:
@@ -85,17 +75,12 @@ def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda don
         TooFewPeople: if the collection is too small.
     """
     settings, options = planned.settings, planned.options
-    assert planned.spec.preprocess is not None
-    template = planned.spec.preprocess.template
-    faces = find_faces(settings, planned.detector, template, planned.labelled, planned.folder / "faces", on_progress)
-    rows = by_person(faces.identities)
-    people = in_order_of_chance(rows)
-    kept = people[: max(1, round(options.holdout * len(people)))]
-    held = [row for name in kept for row in rows[name]]
-    trained = [row for name in people[len(kept) :] for row in rows[name]]
+    faces = run.find_faces(planned, on_progress)
+    people = len(set(faces.identities))
+    trained, held = set_apart(faces.identities, options.holdout)
     if len(held) < MIN_HELD or len(trained) < options.batch_size:
         raise TooFewPeople(
-            f"{len(people)} people with {len(faces)} faces: {len(held)} faces are kept for judging and {len(trained)} are left "
+            f"{people} people with {len(faces)} faces: {len(held)} faces are kept for judging and {len(trained)} are left "
             f"to train on; at least {MIN_HELD} and {options.batch_size} are needed. Give more pictures, or change --holdout."
         )
     return Job(
@@ -104,8 +89,8 @@ def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda don
         perceptual=planned.perceptual,
         recogniser=planned.recogniser,
         faces=faces,
-        rows=np.array(trained, np.int64),
-        held=np.array(held, np.int64),
+        rows=trained,
+        held=held,
         folder=planned.folder,
         tracking_uri=settings.mlflow_uri,
         tracking_run=tracking_run,
@@ -119,18 +104,14 @@ def fit(planned: Plan, job: Job, on_progress: Progress = lambda done, total: Non
     Raises:
         TrainingFailed: if a worker gives up, or there are not enough processors or GPUs for all workers.
     """
-    settings, folder = planned.settings, planned.folder
-    return run.fit(settings, folder, partial(work, job), planned.options.workers, job.steps, on_progress)
+    return run.fit(planned, partial(work, job), job.steps, on_progress)
 
 
 def publish(planned: Plan, state_file: Path, tracking_run: str) -> Trained:
     """Make the trained weights a version of the model and its challenger; the champion too where there is none yet."""
     state = torch.load(state_file, map_location="cpu", weights_only=True)
-    prefix = "network."
-    network = {key.removeprefix(prefix): value for key, value in state["objective"].items() if key.startswith(prefix)}
     origin = {"labelled pictures": planned.labelled.digest, planned.recogniser.reference: planned.recogniser.digest}
-    installed = run.enter(planned.settings, planned.spec, network, origin, tracking_run)
-    shutil.rmtree(planned.folder)
+    installed = run.enter(planned, run.network_of(state), origin, tracking_run)
     return Trained(installed, tracking_run, state["history"])
 
 
@@ -140,6 +121,4 @@ def tracked(planned: Plan) -> AbstractContextManager[Run]:
     Raises:
         TrainingFailed: if another process is at this very training.
     """
-    images = planned.labelled.images
-    facts = {**planned.options.model_dump(mode="json"), "pictures": images, "judge": planned.recogniser.reference}
-    return run.tracked(planned.settings, planned.folder, planned.spec.name, images.name, facts)
+    return run.tracked(planned, {"judge": planned.recogniser.reference})

@@ -21,12 +21,12 @@ from models.restoration.degradation import CLASSIC, EXTENDED, Recipe, degrade, d
 from models.restoration.vq_autoencoder import perplexity
 from models.spec import ModelSpec
 from models.template import LandmarkTemplate
+from tasks.model_version import ModelVersion, load_network
 from tasks.training import collection
 from tasks.training.loop import MAX_GRADIENT, Diverged, Progress, loop, schedule
 from tasks.training.restoration.judge import Judge, as_input, held_out
 from tasks.training.restoration.objective import Faces, Objective, Recogniser, boxes_of
 from tasks.training.restoration.options import Degradation, RestorationOptions
-from tasks.versioning.install import ModelVersion, load_network
 
 BETAS = (0.5, 0.9)
 CLEAN = Recipe(

@@ -14,8 +14,8 @@ from infra.catalog.database import Catalog
 from infra.catalog.service import tokens
 from infra.catalog.service.tokens import Role
 from infra.settings import Settings
+from tasks import thumbnails
 from tasks.exchange.exports import Format, export
-from tasks.images import thumbnails
 from tests.portraits import jpeg, landscape, pair, portrait
 from tests.serving import serving
 

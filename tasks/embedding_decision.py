@@ -9,7 +9,7 @@ from datetime import datetime
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra.registry import Registry
-from tasks.versioning.install import ModelVersion
+from tasks.model_version import ModelVersion
 
 TAG = "embedding_decision"
 

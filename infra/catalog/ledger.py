@@ -22,8 +22,8 @@ from infra.catalog.tables.schema import (
     RunStatus,
     now,
 )
+from infra.catalog.work.failures import FailureRecord
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
-from infra.catalog.work.runs import FailureRecord
 
 
 def settle(session: Session, run_id: int, collection_id: int, recipe: str, place: str) -> Counter[str]:
