@@ -94,8 +94,8 @@ CARRIED = (  # each after those that it refers to, but for runs and images, whos
 STAYS = frozenset(  # what belongs to a catalog, not to a collection in it
     {
         "access_token", "audit_entry", "backfill_claim", "backfill_failure", "embedding_change", "erasure", "exhibit",
-        "holding", "home", "idempotency_key", "job", "outbox", "page_session", "schedule", "secret", "shrunk_identity", "split", "suppression",
-        "ungrouped_face", "upgrade",
+        "holding", "home", "idempotency_key", "job", "outbox", "page_session", "schedule", "secret", "shrunk_identity", "split",
+        "suppression", "ungrouped_face", "upgrade",
     }
 )  # fmt: skip
 
