@@ -17,11 +17,12 @@ from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from infra.catalog.custody import audit, erasing, exhibits, places
-from infra.catalog.database import Catalog, exclusive
+from infra.catalog.database import Catalog
 from infra.catalog.identities import decisions as stored
 from infra.catalog.identities import enforcement
 from infra.catalog.identities.decisions import UnknownSubject
 from infra.catalog.search.vectors import stored_vectors
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.custody import Errand, Keeps, Outbox
 from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import Collection as CollectionRow
@@ -31,7 +32,7 @@ from infra.catalog.work.runs import close_dead_runs
 from infra.settings import Settings
 from infra.storage import StoreError, open_store
 from infra.tracking import remove_artifact
-from tasks.evaluation.calibration import Calibration
+from tasks.calibration import calibration_of
 from tasks.nights.run_report import REVEALING
 
 STAYS = (
@@ -224,9 +225,10 @@ def meant_from(session: Session, least: float | None = None) -> tuple[ModelVersi
     if version is None or version.dimension is None:
         raise CannotErase("the catalog holds no embeddings; there is nothing to find a person by")
     if least is None:
-        if version.calibration is None:
+        calibration = calibration_of(version)
+        if calibration is None:
             raise CannotErase("this model version is not calibrated; say from which similarity on a face is meant")
-        least = Calibration.model_validate(version.calibration).thresholds.far_1e_3
+        least = calibration.thresholds.far_1e_3
     return version, least
 
 
