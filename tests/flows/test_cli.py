@@ -17,8 +17,8 @@ from sqlalchemy import func, select
 
 from flows.cli.app import app
 from infra.catalog.database import Catalog
-from infra.catalog.queries import views
 from infra.catalog.tables.schema import Image, Run
+from infra.catalog.work import nights
 from infra.settings import PREFIX, Settings
 from tests.archive import BROKEN
 from tests.command import Ended, visage
@@ -120,7 +120,7 @@ def test_an_error_that_is_a_bug_shows_its_trace(empty: Path, monkeypatch: pytest
     def broken(*_: object) -> None:
         raise IndexError("list index out of range")
 
-    monkeypatch.setattr(views, "runs", broken)
+    monkeypatch.setattr(nights, "runs", broken)
     ended = visage("runs")
     assert ended.code == 1
     assert "Traceback" in ended.err
