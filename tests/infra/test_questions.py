@@ -14,7 +14,16 @@ from infra.catalog.database import Catalog
 from infra.catalog.queries.language import InvalidQuestion
 from infra.catalog.queries.photographs import PhotoFilter, photographs
 from infra.catalog.queries.questions import NEAR, _alike, ask, count_by, duplicates
-from infra.catalog.tables.schema import Attribute, Content, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.tables.schema import (
+    Attribute,
+    Content,
+    FaceIdentity,
+    Failure,
+    Identity,
+    Image,
+    ImageStatus,
+)
+from infra.catalog.work import runs
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 from tests.command import visage
@@ -143,6 +152,27 @@ def test_a_photo_is_found_by_every_key_it_lies_under(catalog: Catalog) -> None:
         assert [photo.key for photo in photographs(session, PhotoFilter(text="îLE"), None, 9)] == ["Île/11.jpg"]
         everything = [photo.key for photo in photographs(session, PhotoFilter(), None, FACES)]
     assert ("10.jpg" in everything, "20.jpg" in everything) == (True, False), "each of its bytes once"
+
+
+def test_a_photo_that_failed_under_two_keys_is_found_by_either_reason(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        run = runs.open_run(session, session.get_one(Image, 10).collection_id, "recipe")
+        for image_id, reason in ((10, "store_unavailable"), (20, "timeout")):
+            image = session.get_one(Image, image_id)
+            image.status = ImageStatus.FAILED.value
+            failed = {"run_id": run.id, "collection_id": run.collection_id, "image_id": image_id, "key": image.key}
+            session.add(Failure(**failed, stage="read", reason=reason, message="", retryable=True))
+        session.flush()
+
+        def found(reason: str | None) -> list[str]:
+            wanted = PhotoFilter(status=ImageStatus.FAILED, reason=reason)
+            return [photo.key for photo in photographs(session, wanted, None, FACES)]
+
+        assert found("store_unavailable") == ["10.jpg"]
+        assert found("timeout") == ["20.jpg"]
+        assert found("corrupt") == []
+        assert found(None) == ["10.jpg"]
+        session.rollback()
 
 
 def counts(catalog: Catalog, by: str, question: str = "") -> dict[str | None, int]:

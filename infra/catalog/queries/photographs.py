@@ -178,9 +178,6 @@ def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[boo
         conditions.append(taken_since(wanted.taken_from))
     if wanted.taken_to:
         conditions.append(taken_until(wanted.taken_to))
-    if wanted.reason:
-        failed = Failure.image_id == Image.id, Failure.reason == wanted.reason
-        conditions.append(exists().where(*failed, Failure.resolved_at.is_(None)))
     of_photo = Face.content_id == Image.content_id
     if wanted.faces == "without":
         conditions.append(~exists().where(of_photo))
@@ -209,6 +206,9 @@ def _of_key(session: Session, image: type[Image], wanted: PhotoFilter) -> list[C
     conditions = [image.status == wanted.status.value]
     if wanted.text:
         conditions.append(in_letters(session, image.key).icontains(wanted.text, autoescape=True))
+    if wanted.reason:
+        failed = Failure.image_id == image.id, Failure.reason == wanted.reason
+        conditions.append(exists().where(*failed, Failure.resolved_at.is_(None)))
     return conditions
 
 
