@@ -58,7 +58,7 @@ from tasks.exchange.archive import CannotArchive, archive
 from tasks.exchange.archive_contents import rows_of
 from tasks.exchange.archive_import import Imported, VersionConflict, import_archive
 from tasks.identities import decisions
-from tasks.images.thumbnails import Size, thumbnail
+from tasks.images.thumbnails import Size, keep, thumbnail
 from tasks.nights.collections import InvalidCollection
 from tasks.search import nearest
 from tests.command import visage
@@ -92,7 +92,8 @@ def source(processed: Settings, tmp_path_factory: pytest.TempPathFactory) -> Set
         decisions.undo(session, "Ben", decisions.ignore(session, "Ada", faces[-1:]).decision_id)
         image = session.scalars(select(Image).where(Image.key == "a.jpg")).one()
         content = session.get_one(Content, image.content_id)
-        thumbnail(settings, collection.uri, image.key, image.etag, content.sha256, Size.SMALL)
+        small = thumbnail(settings, collection.uri, image.key, image.etag, content.sha256, Size.SMALL)
+        keep(settings, content.sha256, Size.SMALL, small)
     catalog.close()
     return settings
 

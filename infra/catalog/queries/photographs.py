@@ -115,10 +115,13 @@ def photograph(session: Session, image_id: int) -> PhotoView | None:
     return found[0] if found else None
 
 
-def digest(session: Session, image_id: int) -> str | None:
-    """SHA-256 of a photograph's bytes; None if it is not there, or was never read."""
-    statement = select(Content.sha256).join(Image, Image.content_id == Content.id)
-    return session.scalar(statement.where(Image.id == image_id))
+def digest(session: Session, image_id: int, hold: bool = False) -> str | None:
+    """SHA-256 of a photograph's bytes; None if it is not there, or was never read.
+
+    `hold`, in a writing transaction, keeps others from removing the photograph until that ends.
+    """
+    statement = select(Content.sha256).join(Image, Image.content_id == Content.id).where(Image.id == image_id)
+    return session.scalar(statement.with_for_update(read=True, of=Image) if hold else statement)
 
 
 def photograph_of_face(session: Session, face_id: int) -> int | None:
