@@ -160,6 +160,7 @@ MAX_SCANS = 100  # a progressive JPEG has about ten; thousands of tiny ones keep
 # TEM, RSTn and SOI stand alone, without a length. Before a marker there may be any number of FF, of which the last is taken.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd8])")
 _EOI, _SOS = 0xD9, 0xDA
+_ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # the frames whose data are not Huffman codes (T.81, table B.1)
 
 
 def _jpeg_segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
@@ -181,7 +182,14 @@ def _check_jpeg(data: bytes) -> None:
 
     Coded picture data never contains the markers' byte pairs. That every scan is whole, the decoder sees.
     """
-    first = next((segment for segment in _jpeg_segments(data) if segment[0] in (_EOI, _SOS)), None)
+    ends = _ARITHMETIC | {_EOI, _SOS}
+    first = next((segment for segment in _jpeg_segments(data) if segment[0] in ends), None)
+    if first is not None and first[0] in _ARITHMETIC:
+        # Where they break off or are damaged, decoders go on with invented ones and see nothing wrong.
+        raise DecodeFailure(
+            Reason.UNSUPPORTED_FORMAT,
+            "this JPEG's arithmetic coding is not decoded, as nothing would tell whether it is whole; save it as ordinary JPEG",
+        )
     if first is not None and first[0] == _EOI:
         raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
     if first is None or data.rfind(b"\xff\xd9", first[2]) < 0:

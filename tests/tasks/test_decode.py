@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -378,6 +379,8 @@ def samples() -> list[tuple[str, bytes, NDArray[np.uint8]]]:
         "jpeg": save(rgb, "JPEG"),
         "progressive": save(rgb, "JPEG", progressive=True),
         "restarts": save(rgb, "JPEG", restart_marker_blocks=1),
+        "4:4:0 jpeg": simplejpeg.encode_jpeg(scene(40, 30), colorspace="RGB", colorsubsampling="440"),
+        "4:1:1 jpeg": simplejpeg.encode_jpeg(scene(40, 30), colorspace="RGB", colorsubsampling="411"),
         "cmyk jpeg": save(rgb.convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
         "jpeg with profile and exif": save(rgb, "JPEG", icc_profile=rgb_profile(), exif=exif(6, "2024:05:17 18:30:00")),
         "png": save(rgb, "PNG", exif=exif(3)),
@@ -397,7 +400,7 @@ def samples() -> list[tuple[str, bytes, NDArray[np.uint8]]]:
     return [(name, data, decode(data).pixels) for name, data in files.items()]
 
 
-@pytest.mark.parametrize("kind", range(18))
+@pytest.mark.parametrize("kind", range(20))
 def test_a_file_cut_anywhere_never_passes_as_a_picture(kind: int) -> None:
     name, data, pixels = samples()[kind]
     for cut in {*range(0, len(data), max(len(data) // 60, 1)), *range(max(len(data) - 12, 0), len(data))}:
@@ -412,7 +415,7 @@ EDITS = st.lists(
 
 
 @pytest.mark.property
-@given(st.integers(0, 17), EDITS, st.sampled_from([None, 16]))
+@given(st.integers(0, 19), EDITS, st.sampled_from([None, 16]))
 @settings(max_examples=400)
 def test_damaged_files_give_a_picture_or_a_reason_and_nothing_else(
     kind: int, edits: list[tuple[float, bytes, int]], long_side: int | None
