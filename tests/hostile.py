@@ -89,7 +89,7 @@ def _cut_off() -> Iterator[Case]:
     yield "cut-and-mended.jpg", jpeg[: len(jpeg) // 2] + b"\xff\xd9", "truncated"
     yield "zeros-in-the-second-half.jpg", jpeg[: len(jpeg) // 2] + bytes(len(jpeg) // 2), "truncated"
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    for suffix in ("heic", "avif"):
+    for suffix in ("heic", "avif", "webp"):
         whole = encode(noise, FORMATS[suffix])
         yield f"zeros-in-the-second-half.{suffix}", whole[: len(whole) // 2] + bytes(len(whole) // 2), "truncated"
     thumbnail = encode(scene(32, 24))

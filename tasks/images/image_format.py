@@ -295,6 +295,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
+UNFINISHED = "the picture data end in zeros (a copy that was never finished?); upload or copy it again"
 MAX_ZEROS = 4096  # HEVC escapes more than two (ITU-T H.265, 7.3.1.1); flat pictures in AV1 have up to five (measured)
 
 
@@ -308,10 +309,28 @@ def check_filled(data: bytes, metadata: int) -> None:
     """
     for kind, start, end in _boxes(data):
         if kind == b"mdat" and not data[max(end - MAX_ZEROS - metadata, start) : end].strip(b"\0"):
-            raise DecodeFailure(
-                Reason.TRUNCATED,
-                "the picture data end in zeros (a copy that was never finished?); upload or copy it again",
-            )
+            raise DecodeFailure(Reason.TRUNCATED, UNFINISHED)
+
+
+SPARED = 1024  # of MAX_ZEROS; encoders write a few bytes more than decoders need, at most
+
+
+def webp_without_end(data: bytes) -> bytes | None:
+    """Return a whole WebP whose picture data end in zeros without the last of these; None if they do not.
+
+    They may rightly end so: flat pictures are coded in zeros. But then the decoder needs every one of them.
+    """
+    at = 12
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        end = at + 8 + size
+        if kind in (b"VP8 ", b"VP8L"):
+            if size <= MAX_ZEROS or data[end - MAX_ZEROS : end].strip(b"\0"):
+                return None
+            shorter = struct.pack("<4sI", kind, size - SPARED) + data[at + 8 : end - SPARED]
+            return data[:4] + struct.pack("<I", len(data) - SPARED - 8) + data[8:at] + shorter + data[end:]
+        at = end + size % 2
+    return None
 
 
 def _check_tiff(data: bytes) -> None:

@@ -454,6 +454,16 @@ def test_zeros_in_metadata_and_behind_the_picture_do_not_matter(format: str) -> 
         assert isinstance(outcome(file), Photo)
 
 
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_may_end_in_zeros_that_it_needs_and_in_no_others(lossless: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    flat = save(Image.fromarray(np.concatenate([noise, np.zeros_like(noise)])), "WEBP", quality=0, method=0)
+    assert flat[-5000:] == bytes(5000)
+    assert (decode(flat).pixels[700:] < 8).all()
+    busy = save(Image.fromarray(scene(800, 600) // 2 + noise // 8), "WEBP", lossless=lossless)
+    assert outcome(busy[:-20_000] + bytes(20_000)) in (Reason.TRUNCATED, Reason.CORRUPT)
+
+
 def test_leniency_switched_on_by_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     with pytest.raises(RuntimeError, match="LOAD_TRUNCATED_IMAGES"):
