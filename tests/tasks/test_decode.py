@@ -248,6 +248,21 @@ def test_broken_profile_is_noted_and_the_picture_kept() -> None:
     assert grey.notes == ("icc_ignored",)
 
 
+@pytest.mark.property
+@given(
+    st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59)).map(lambda t: t.replace(microsecond=0))
+    | st.sampled_from([datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59)]),
+    st.integers(-99, 99),
+    st.integers(0, 99),
+)
+def test_a_time_at_the_ends_of_the_calendar_costs_nothing(moment: datetime, hours: int, minutes: int) -> None:
+    words = f"{moment.year:04}:{moment:%m:%d %H:%M:%S}"
+    photo = decode(save(Image.new("L", (8, 8)), "JPEG", exif=exif(6, words, f"{hours:+03}:{minutes:02}")))
+    assert (photo.notes, photo.exif_time is None) == ((), False)
+    assert photo.exif_time is not None
+    assert photo.exif_time.isoformat()[:19] == moment.isoformat()
+
+
 @pytest.mark.parametrize("format", TURNABLE)
 def test_time_of_the_photograph_is_read(format: str) -> None:
     naive = decode(encode(PICTURE, format, exif=exif(taken="2024:05:17 18:30:00"))).exif_time
