@@ -78,7 +78,7 @@ def outside_share(transforms: Tensor, photo_sizes: Tensor, size: int) -> Tensor:
 
 
 def blacken_outside(crops: Tensor, transforms: Tensor, photo_sizes: Tensor) -> None:
-    """Make those pixels of crops (N, S, S, 3) black whose centres lie outside their photo, the rest as `outside_share`."""
+    """Make those pixels of crops (N, S, S, 3) black that `outside_share` counts."""
     for k, outside in _outside(transforms, photo_sizes, crops.shape[1]):
         crops[k].masked_fill_(outside.to(crops.device, non_blocking=True)[..., None], 0)
 

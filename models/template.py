@@ -65,9 +65,7 @@ class LandmarkTemplate:
     name: str
     size: int
     points: Points
-    fill: Rgb = field(
-        default=BLACK, repr=False
-    )  # contracts tell it apart, where it is not black (Preprocess.fingerprint)
+    fill: Rgb = field(default=BLACK, repr=False)  # contracts hold it apart, where it is not black
 
     def transforms(self, boxes: Tensor, landmarks: Tensor) -> Tensor:
         return similarity_transforms(torch.tensor(self.points, dtype=torch.float64), landmarks.double()).float()

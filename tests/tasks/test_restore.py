@@ -63,10 +63,12 @@ def detect(recipe: Recipe) -> Detect:
 
 def prepared(detect: Detect, recipe: Recipe, *pictures: Pixels) -> list[PhotoFaces]:
     """Photos as they come to the restorer."""
-    found = detect([
-        Decoded(PhotoFaces(i, f"{i}.jpg", len(data), content_id=i), decode(data, LIMITS, long_side=1280), data)
-        for i, data in enumerate(map(jpeg, pictures))
-    ])  # fmt: skip
+    items = []
+    for i, data in enumerate(map(jpeg, pictures)):
+        picture = decode(data, LIMITS, long_side=1280)
+        photo = PhotoFaces(i, f"{i}.jpg", len(data), content_id=i, width=picture.width, height=picture.height)
+        items.append(Decoded(photo, picture, data))
+    found = detect(items)
     return assess([align_faces(item, LIMITS, recipe.templates) for item in found], recipe)
 
 
