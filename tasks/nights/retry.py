@@ -15,9 +15,7 @@ from tasks.images.image_format import Reason
 
 REPLACED = "once the file is replaced, the next run takes it up by itself"
 SAME_BYTES = f"the same bytes would fail again; {REPLACED}"
-UNREAD = (
-    f"the same reader would refuse it again; {REPLACED}; name this reason after an update of Visage that reads more"
-)
+UNREAD = f"the same reader would refuse it again; {REPLACED}; after an update that reads more, name this reason"
 LASTING: dict[str, str] = {
     Reason.EMPTY: SAME_BYTES,
     ERASED: "it was erased, and is not taken in again",

@@ -2,17 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from threading import Event, Thread
 from time import monotonic
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text, update
+from sqlalchemy import delete, text, update
 
 from infra.catalog.database import Catalog
 from infra.catalog.queries.language import InvalidQuestion
-from infra.catalog.queries.photographs import PhotoFilter, photographs
+from infra.catalog.queries.photographs import PhotoFilter, digest, photographs
 from infra.catalog.queries.questions import NEAR, _alike, ask, count_by, duplicates
 from infra.catalog.tables.schema import (
     Attribute,
@@ -173,6 +174,28 @@ def test_a_photo_that_failed_under_two_keys_is_found_by_either_reason(catalog: C
         assert found("corrupt") == []
         assert found(None) == ["10.jpg"]
         session.rollback()
+
+
+def test_a_photograph_whose_row_is_held_is_removed_only_afterwards(catalog: Catalog) -> None:
+    begun, removed = Event(), Event()
+
+    def remove() -> None:
+        begun.set()
+        with catalog.write() as session:
+            session.execute(delete(Failure).where(Failure.image_id == 30))
+            session.execute(delete(Image).where(Image.id == 30))
+            removed.set()
+            session.rollback()
+
+    remover = Thread(target=remove)
+    with catalog.write() as session:
+        assert digest(session, 30, hold=True) is not None
+        assert digest(session, 10**6, hold=True) is None
+        remover.start()
+        assert begun.wait(10)
+        assert not removed.wait(0.5)
+    remover.join()
+    assert removed.is_set()
 
 
 def counts(catalog: Catalog, by: str, question: str = "") -> dict[str | None, int]:

@@ -71,7 +71,7 @@ def test_what_may_succeed_is_taken_up_and_the_rest_is_refused_with_a_reason(cata
         planned = plan(session, "archive")
     assert planned.taken == {"store_unavailable": 1, "timeout": 2, "worker_died": 1}
     assert planned.refused["truncated"] == (1, "the same reader would refuse it again; once the file is replaced, the next "
-        "run takes it up by itself; name this reason after an update of Visage that reads more")  # fmt: skip
+        "run takes it up by itself; after an update that reads more, name this reason")  # fmt: skip
     assert planned.refused["erased"] == (1, "it was erased, and is not taken in again")
     assert "VISAGE_MAX_MEGAPIXELS" in planned.refused["too_many_pixels"][1]
     assert retry(catalog, "archive") == 4
