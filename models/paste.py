@@ -10,7 +10,7 @@ from torch import Tensor
 
 FEATHER = 0.25  # of the half crop, from its edge inwards: the width over which it fades
 ROUNDNESS = 4  # exponent of the superellipse that the mask is: between a circle (2) and the crop itself
-BORDER = 0.06  # of the half crop: near the photo's border the restorer saw black beyond, so it fades there, too
+BORDER = 0.06  # of the half crop: beyond the photo's border the restorer saw one colour, so near it the crop fades, too
 COLOUR_GRID = 24  # cells along the face's bounding box, over which colours are matched
 COLOUR_KERNEL = (1.0, 4.0, 6.0, 4.0, 1.0)
 

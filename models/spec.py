@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.constant import constant
-from models.template import Template
+from models.template import BLACK, Template
 
 StateDict = Mapping[str, Tensor]
 EMBEDDING = "embedding"  # what a network that describes calls the embedding among its outputs
@@ -62,7 +62,8 @@ class Preprocess:
     @property
     def fingerprint(self) -> dict[str, Any]:
         """Everything that changes the network's input, for the contract of a result."""
-        return {"template": repr(self.template), "color": self.color.value, "mean": self.mean, "std": self.std}
+        facts = {"template": repr(self.template), "color": self.color.value, "mean": self.mean, "std": self.std}
+        return facts if self.template.fill == BLACK else {**facts, "fill": self.template.fill}
 
 
 class Kind(StrEnum):

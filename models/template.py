@@ -4,13 +4,15 @@ A template turns detections into affine transforms from crop pixels to photo pix
 Coordinates are pixel centres: the pixel in column 0 lies at x = 0.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 Points = tuple[tuple[float, float], ...]
+Rgb = tuple[int, int, int]
+BLACK: Rgb = (0, 0, 0)
 
 
 class Template(Protocol):
@@ -21,6 +23,11 @@ class Template(Protocol):
 
     @property
     def size(self) -> int: ...
+
+    @property
+    def fill(self) -> Rgb:
+        """The colour of what lies outside of the photo."""
+        ...
 
     def transforms(self, boxes: Tensor, landmarks: Tensor) -> Tensor:
         """Return transforms (N, 2, 3) float32 from crop pixels to photo pixels.
@@ -58,6 +65,7 @@ class LandmarkTemplate:
     name: str
     size: int
     points: Points
+    fill: Rgb = field(default=BLACK, repr=False)  # contracts hold it apart, where it is not black
 
     def transforms(self, boxes: Tensor, landmarks: Tensor) -> Tensor:
         return similarity_transforms(torch.tensor(self.points, dtype=torch.float64), landmarks.double()).float()
@@ -66,7 +74,7 @@ class LandmarkTemplate:
         """The same view of the face at another resolution (pixel edges, not centres, are what scales)."""
         factor = size / self.size
         points = tuple(((x + 0.5) * factor - 0.5, (y + 0.5) * factor - 0.5) for x, y in self.points)
-        return type(self)(name, size, points)
+        return replace(self, name=name, size=size, points=points)
 
 
 @dataclass(frozen=True)
@@ -102,6 +110,7 @@ class BoxTemplate:
     margin: float = 0.0
     margin_pixels: float = 0.0
     square: bool = True
+    fill: Rgb = field(default=BLACK, repr=False)
 
     def transforms(self, boxes: Tensor, landmarks: Tensor) -> Tensor:
         boxes = boxes.double()
@@ -122,6 +131,9 @@ FFHQ_512 = CropFittedTemplate(
     "ffhq-512", 512,
     ((192.98138, 239.94708), (318.90277, 240.1936), (256.63416, 314.01935), (201.26117, 371.41043), (313.08905, 371.15118)),
 )  # fmt: skip
+# The same as facexlib cuts it for restorers: on the grey that its `align_warp_face` lays beyond the photo's border, (135, 133,
+# 132) in BGR order. A little blue, and with it RestoreFormer was published and is used.
+FACEXLIB_512 = replace(FFHQ_512, name="facexlib-512", fill=(132, 133, 135))
 
 
 # The same view for what is our own: quality, stored crops, and Real-ESRGAN, which was trained on whole pictures.

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from models.alignment import align_views
+from models.alignment import View, align_views
 from models.detection.area import runs
 from models.template import Template
 from tasks.decode import DecodeLimits, decode
@@ -65,7 +65,7 @@ def _cut(items: Sequence[Decoded], views: Mapping[str, Template]) -> list[PhotoF
     boxes, landmarks = (of_all(photos, name) for name in (BOXES, LANDMARKS))
     corners = torch.from_numpy((boxes.reshape(-1, 2, 2) + 0.5) / factors - 0.5).reshape(-1, 4)
     points = torch.from_numpy((landmarks + 0.5) / factors - 0.5)
-    wanted = [(template.transforms(corners, points), template.size) for template in views.values()]
+    wanted = [View(template.transforms(corners, points), template.size, template.fill) for template in views.values()]
     owners = torch.arange(len(items)).repeat_interleave(torch.tensor(counts))
     crops = align_views([item.pixels for item in items], wanted, owners)
     return handed_out(photos, download(dict(zip(views, crops, strict=True))))

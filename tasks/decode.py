@@ -28,6 +28,7 @@ from pillow_heif.as_plugin import HeifImageFile
 from tasks.images.color_profile import to_srgb
 from tasks.images.exif import read_exif, upright
 from tasks.images.image_format import (
+    UNFINISHED,
     DecodeFailure,
     Format,
     Reason,
@@ -36,6 +37,7 @@ from tasks.images.image_format import (
     mend_jpeg,
     padding_before_end,
     sniff,
+    webp_without_end,
     without_chunks,
 )
 
@@ -153,6 +155,8 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
         if isinstance(file, TiffImageFile):
             _check_tiff(file, len(data), limits)
         file.load()
+        if isinstance(file, WebPImageFile):
+            _check_needed(data)
         width, height = file.size  # known for certain only now (HEIF), and upright (TIFF)
         _check_size(file.size, limits)
         if getattr(file, "is_animated", False):
@@ -215,6 +219,18 @@ def _check_tiff(file: TiffImageFile, length: int, limits: DecodeLimits) -> None:
             raise DecodeFailure(
                 Reason.TRUNCATED, f"the TIFF ends after {length:,} of {max(ends):,} bytes; upload or copy it again"
             )
+
+
+def _check_needed(data: bytes) -> None:
+    """See that a decoder needs the zeros that a WebP ends in, which are else those of a copy that was never finished."""
+    shorter = webp_without_end(data)
+    if shorter is None:
+        return
+    try:
+        WebPImageFile(BytesIO(shorter)).load()
+    except (OSError, ValueError):
+        return
+    raise DecodeFailure(Reason.TRUNCATED, UNFINISHED)
 
 
 def _jpeg_pixels(

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.alignment import align
+from models.alignment import align, blacken_outside
 from models.quality import QUALITY_TEMPLATE, sharpness
 from models.template import Template
 from tasks.execution.guard import guarded
@@ -72,12 +72,17 @@ class Restore:
         return [results.get(photo.image_id, photo) for photo in photos]
 
     def seen_as(self, view: Template, photo: PhotoFaces, pixels: Tensor) -> Tensor:
-        """Cut another view out of the restored pictures, by way of the photo's coordinates."""
+        """Cut another view out of the restored pictures, by way of the photo's coordinates.
+
+        What lies outside of the photo is black, as in a view that is cut out of the photo, whatever the restorer made of it.
+        """
         boxes, landmarks = _restored_faces(photo)
         restored_to_photo = to_photo(self.restorer, boxes, landmarks)
-        view_to_photo = _square(view.transforms(boxes, landmarks))
-        view_to_restored = torch.linalg.solve(_square(restored_to_photo), view_to_photo)[:, :2].float()
-        return align(list(pixels), view_to_restored, torch.arange(len(pixels)), view.size)
+        view_to_photo = view.transforms(boxes, landmarks)
+        view_to_restored = torch.linalg.solve(_square(restored_to_photo), _square(view_to_photo))[:, :2].float()
+        seen = align(list(pixels), view_to_restored, torch.arange(len(pixels)), view.size)
+        blacken_outside(seen, view_to_photo, torch.tensor([[photo.height, photo.width]]).expand(len(seen), 2))
+        return seen
 
 
 def landmarks_in_crop(photo: PhotoFaces, template: Template) -> Tensor:

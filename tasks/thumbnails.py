@@ -8,6 +8,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from enum import IntEnum
 from pathlib import Path
 
@@ -40,29 +41,40 @@ def thumbnails_folder(settings: Settings) -> Path:
 
 
 def thumbnail(settings: Settings, collection_uri: str, key: str, etag: str, sha256: str, size: Size) -> bytes:
-    """A photograph as JPEG whose longer side has `size` pixels, or as many as there are.
+    """A photograph as JPEG whose longer side has `size` pixels, or as many as there are: as it was kept, or drawn.
 
     Raises:
         StoreError: if the photograph cannot be read, or is not the one any more that the catalog knows.
         DecodeFailure: if it cannot be decoded.
     """
-    path = _folder(settings, sha256) / f"{size.value}.jpg"
-    if size in KEPT and path.is_file():
-        return path.read_bytes()
+    if size in KEPT:
+        with suppress(FileNotFoundError):
+            return _path(settings, sha256, size).read_bytes()
     store = open_store(collection_uri, settings.storage_options)
     data = store.read(key, settings.max_bytes, etag).data
     limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=settings.max_megapixels)
     picture = Image.fromarray(decode(data, limits, long_side=size).pixels)
     picture.thumbnail((size, size))
-    jpeg = bytes(simplejpeg.encode_jpeg(np.asarray(picture), quality=QUALITY, colorspace="RGB", colorsubsampling="420"))
-    if size in KEPT:
-        _write(path, jpeg)
-    return jpeg
+    return bytes(simplejpeg.encode_jpeg(np.asarray(picture), quality=QUALITY, colorspace="RGB", colorsubsampling="420"))
+
+
+def to_keep(settings: Settings, sha256: str, size: Size) -> bool:
+    """Whether a thumbnail of this size is to be kept and is not yet."""
+    return size in KEPT and not _path(settings, sha256, size).is_file()
+
+
+def keep(settings: Settings, sha256: str, size: Size, jpeg: bytes) -> None:
+    """Keep a thumbnail.
+
+    Call it in a transaction that holds the photograph's row: an erasure removes thumbnails once it has removed the row, and so
+    finds this one, even if this process is killed here.
+    """
+    _write(_path(settings, sha256, size), jpeg)
 
 
 def made_thumbnails(settings: Settings, sha256: str) -> list[Path]:
     """The files of a photograph that were made so far, by the SHA-256 of its bytes."""
-    return [path for size in KEPT if (path := _folder(settings, sha256) / f"{size.value}.jpg").is_file()]
+    return [path for size in KEPT if (path := _path(settings, sha256, size)).is_file()]
 
 
 def take_thumbnail(settings: Settings, sha256: str, name: str, jpeg: bytes) -> bool:
@@ -89,6 +101,10 @@ def forget(settings: Settings, contents_sha256: Iterable[str]) -> int:
             removed += sum(1 for _ in folder.iterdir())
             shutil.rmtree(folder)
     return removed
+
+
+def _path(settings: Settings, sha256: str, size: Size) -> Path:
+    return _folder(settings, sha256) / f"{size.value}.jpg"
 
 
 def _folder(settings: Settings, sha256: str) -> Path:

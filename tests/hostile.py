@@ -1,5 +1,6 @@
 """A folder full of everything that breaks photo software, and what must become of each file."""
 
+import base64
 import os
 import struct
 import zlib
@@ -9,6 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from PIL import Image
 
 from tests.photographs import cmyk_profile, encode, exif, rgb_profile, save, scene
@@ -87,7 +89,7 @@ def _cut_off() -> Iterator[Case]:
     yield "cut-and-mended.jpg", jpeg[: len(jpeg) // 2] + b"\xff\xd9", "truncated"
     yield "zeros-in-the-second-half.jpg", jpeg[: len(jpeg) // 2] + bytes(len(jpeg) // 2), "truncated"
     noise = np.random.default_rng(0).integers(0, 256, (128, 128, 3), np.uint8)
-    for suffix in ("heic", "avif"):
+    for suffix in ("heic", "avif", "webp"):
         whole = encode(noise, FORMATS[suffix])
         yield f"zeros-in-the-second-half.{suffix}", whole[: len(whole) // 2] + bytes(len(whole) // 2), "truncated"
     thumbnail = encode(scene(32, 24))
@@ -216,6 +218,14 @@ def _jpeg_oddities() -> Iterator[Case]:
     yield "no-tables.jpg", jpeg[:2] + jpeg[frame:], "corrupt"
     yield "no-scan.jpg", jpeg[:scan] + b"\xff\xd9", "corrupt"
     yield "unusual-sampling.jpg", _unusual_sampling(), "unsupported_format"
+    arithmetic = base64.b64decode(_ARITHMETIC)
+    yield "arithmetic-coding.jpg", arithmetic, "unsupported_format"
+    yield "arithmetic-coding-cut.jpg", arithmetic[:230] + b"\xff\xd9", "unsupported_format"
+    for sampling in ("440", "411"):  # a 4:2:2 that was turned without loss, and a video camera's
+        coded = simplejpeg.encode_jpeg(PICTURE, colorspace="RGB", colorsubsampling=sampling)
+        yield f"{sampling}.jpg", coded, None
+        yield f"{sampling}-cut.jpg", coded[: len(coded) * 3 // 4] + b"\xff\xd9", "truncated"
+        yield f"{sampling}-zeros.jpg", coded[: len(coded) * 3 // 4] + bytes(500) + b"\xff\xd9", "truncated"
     restarts = encode(PICTURE, restart_marker_blocks=2)
     second = restarts.index(b"\xff\xd1")
     yield "restarts.jpg", restarts, None
@@ -231,6 +241,15 @@ def _header_mistakes() -> Iterator[Case]:
         yield f"stray-bytes-between-segments-{part}.jpg", data[:table] + bytes(3) + data[table:], reason
         yield f"stray-byte-before-the-scan-{part}.jpg", data[:scan] + b"x" + data[scan:], reason
         yield f"scan-of-no-frequencies-{part}.jpg", data[: scan + 12] + b"\0" + data[scan + 13 :], reason
+
+
+# A scene of 48 x 32 pixels by libjpeg-turbo's `cjpeg -arithmetic -quality 50`.
+_ARITHMETIC = (
+    "/9j/4AAQSkZJRgABAQAAAQABAAD/2wBDABALDA4MChAODQ4SERATGCgaGBYWGDEjJR0oOjM9PDkzODdASFxOQERXRTc4UG1RV19iZ2hnPk1xeXBkeFxl"
+    "Z2P/2wBDARESEhgVGC8aGi9jQjhCY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2NjY2P/yQARCAAgADADASIAAhEB"
+    "AxEB/8wACgAQEAUBEBEF/9oADAMBAAIRAxEAPwD+wZmDnnxBRPa/C0rC/wDit/S4kh7z+BvoLsIK95cg6DrinyfvJrPape9KQjTJE+Sqgbrq+a5veWYN"
+    "9APsvezmj0dN4G3d1//Z"
+)
 
 
 def _unusual_sampling() -> bytes:

@@ -8,7 +8,7 @@ from flows.service.problems import Problem, not_found
 from flows.service.state import Service
 from infra.catalog.queries import photographs, views
 from infra.storage import ObjectMissing, StoreError
-from tasks.thumbnails import Size, forget, thumbnail
+from tasks.thumbnails import Size, keep, thumbnail, to_keep
 
 MAX_CROP_BYTES = 20 * 2**20
 
@@ -28,12 +28,21 @@ def photograph(service: Service, request: Request, image_id: int, size: Size) ->
         data = thumbnail(service.settings, view.collection_uri, view.key, view.etag, view.sha256, size)
     except (StoreError, DecodeFailure) as error:
         raise Problem(404, "picture-gone", "The photograph cannot be shown", str(error)) from error
-    with service.catalog.read() as session:
-        still = photographs.digest(session, image_id)
-    if still != view.sha256:  # an erasure that came meanwhile has looked for thumbnails before this one was written
-        forget(service.settings, [view.sha256])
+    if not _still_there(service, image_id, view.sha256, size, data):
         raise not_found(f"A picture of image {image_id}")
     return Response(data, media_type="image/jpeg", headers={"ETag": etag})
+
+
+def _still_there(service: Service, image_id: int, sha256: str, size: Size, data: bytes) -> bool:
+    """Whether no erasure has come since the photograph was looked for; keeps its picture, if so."""
+    if not to_keep(service.settings, sha256, size):
+        with service.catalog.read() as session:
+            return photographs.digest(session, image_id) == sha256
+    with service.catalog.write() as session:
+        still = photographs.digest(session, image_id, hold=True) == sha256
+        if still:
+            keep(service.settings, sha256, size, data)
+        return still
 
 
 def crop(service: Service, request: Request, face_id: int, restored: bool = False) -> Response:

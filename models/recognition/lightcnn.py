@@ -7,7 +7,7 @@ MS-Celeb-1M and CASIA-WebFace, carry no licence of their own). No norm layers an
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from models.checkpoint import load, unwrap
 from models.spec import Color, ModelSpec, Preprocess, Role, StateDict
+from models.template import BLACK, Rgb
 
 
 class MaxFeatureMap(nn.Module):
@@ -157,6 +158,7 @@ class EyesMouthTemplate:
     x: float
     eyes_y: float
     mouth_y: float
+    fill: Rgb = field(default=BLACK, repr=False)
 
     def transforms(self, boxes: Tensor, landmarks: Tensor) -> Tensor:
         points = landmarks.double()

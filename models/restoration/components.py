@@ -19,8 +19,9 @@ POINTS_68 = (  # indices into the 68 landmarks of iBUG 300-W; the eyes with thei
 )
 MIN_HALF = 16.0  # px: the smallest box covers two cells of the coarsest feature map
 
-# DFDNet aligns by the eyes' corners and the base of the nose. These are the medians of where MTCNN's landmarks lie in crops
-# made that way (dlib's five points), over 833 faces of LFW. A crop by this template lies a median 20 px off at its corners.
+# DFDNet aligns by the eyes' corners and the base of the nose, on black. These are the medians of where MTCNN's
+# landmarks lie in crops made that way (dlib's five points), over 833 faces of LFW. A crop by this template lies a median 20 px
+# off at its corners.
 DFDNET_512 = CropFittedTemplate(
     "dfdnet-512", 512,
     ((195.18, 243.51), (322.54, 242.72), (258.01, 318.04), (203.84, 382.52), (313.96, 382.46)),

@@ -3,7 +3,8 @@
 Wang, Zhang, Chen, Wang, Luo, "RestoreFormer: High-Quality Blind Face Restoration from Undegraded Key-Value Pairs", CVPR 2022
 (arXiv:2201.06374); Wang et al., "RestoreFormer++", TPAMI 2023 (arXiv:2308.07228).
 Released checkpoints: RestoreFormer.ckpt, RestoreFormer++.ckpt (wzhouxiff/RestoreFormerPlusPlus, release v1.0.0, Apache-2.0).
-RGB 512x512 in [-1, 1] in and out, the output unbounded.
+RGB 512x512 in [-1, 1] in and out, the output unbounded. The released code aligns with facexlib, which lays grey beyond the
+photo's border (`FACEXLIB_512`).
 
 Both start from an auto-encoder of clean faces, whose codebook they keep: the HQ dictionary (v1) and the ROHQD (++).
 """
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from models.checkpoint import load, unwrap
 from models.restoration.vq_autoencoder import GROUPS, Decoder, Encoder, Features, Quantised, VectorQuantiser
 from models.spec import CheckpointMismatch, Color, ModelSpec, Preprocess, Role, StateDict
-from models.template import FFHQ_512
+from models.template import FACEXLIB_512
 
 TRAINED_HERE = "visage train restoration"  # source of the models that no release has
 
@@ -153,7 +154,7 @@ def official(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
     }
 
 
-MINUS_ONE_TO_ONE = Preprocess(template=FFHQ_512, color=Color.RGB, mean=(127.5,) * 3, std=(127.5,) * 3)
+MINUS_ONE_TO_ONE = Preprocess(template=FACEXLIB_512, color=Color.RGB, mean=(127.5,) * 3, std=(127.5,) * 3)
 
 RESTOREFORMER = ModelSpec(
     name="restoreformer",
@@ -185,7 +186,7 @@ RESTOREFORMER_PLUS_PLUS = ModelSpec(
 
 def _trained_here(released: ModelSpec, size: int) -> ModelSpec:
     """A restorer at another size than the released one: 'visage train restoration' makes its weights."""
-    template = FFHQ_512.scaled(f"ffhq-{size}", size)
+    template = FACEXLIB_512.scaled(f"facexlib-{size}", size)
     return replace(
         released,
         name=f"{released.name}-{size}",

@@ -249,14 +249,16 @@ def restored(
     """Restore degraded faces as every night does, taking the reference crop for the photo that they are in."""
     count, template = len(pixels), worker.restorer.template
     index = torch.arange(count)
-    crops = align(list(pixels), template.transforms(places.boxes, places.landmarks), index, template.size)
+    transforms = template.transforms(places.boxes, places.landmarks)
+    crops = align(list(pixels), transforms, index, template.size, template.fill)
     arrays = {
         BOXES: places.boxes.numpy(),
         LANDMARKS: places.landmarks.numpy(),
         TO_RESTORE: crops.numpy(),
         RESTORED_FACES: index.numpy(),
     }
-    [photo] = worker([PhotoFaces(0, "degraded faces", 0, arrays=arrays)])
+    height, width = pixels.shape[1:3]
+    [photo] = worker([PhotoFaces(0, "degraded faces", 0, width=width, height=height, arrays=arrays)])
     if photo.failure is not None:
         raise RuntimeError(photo.failure.message)
     view = photo.arrays[restored_crop(worker.embed_template)]

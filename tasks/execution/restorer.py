@@ -46,7 +46,7 @@ class Restorer:
     def __call__(self, crops: Tensor, landmarks: Tensor) -> Restored:
         """Restore crops (N, S, S, 3) uint8 of the template, in which the five landmarks (N, 5, 2) lie as they say.
 
-        A grey crop stays grey.
+        A grey crop stays grey: one without colour but for that of the template's fill.
 
         Raises:
             FloatingPointError: if the network's output is not finite even in float32: nothing is passed off as restored.
@@ -72,7 +72,8 @@ class Restorer:
         if not bool(torch.isfinite(output).all()):
             raise FloatingPointError(f"{self.spec.name} gave values that are not finite")
         pixels = to_pixels(output, self.spec)
-        grey = (crops == crops[..., :1]).flatten(1).all(dim=1)
+        tint = constant([value - min(self.template.fill) for value in self.template.fill], crops.device)
+        grey = (crops - crops.amin(dim=3, keepdim=True) <= tint).flatten(1).all(dim=1)
         if bool(grey.any()):
             luma = (pixels[grey].float() @ constant(LUMA, pixels.device)).round().byte()
             pixels[grey] = luma[..., None].expand(-1, -1, -1, 3)

@@ -160,6 +160,7 @@ MAX_SCANS = 100  # a progressive JPEG has about ten; thousands of tiny ones keep
 # TEM, RSTn and SOI stand alone, without a length. Before a marker there may be any number of FF, of which the last is taken.
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\xff\x01\xd0-\xd8])")
 _EOI, _SOS = 0xD9, 0xDA
+_ARITHMETIC = {0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # the frames whose data are not Huffman codes (T.81, table B.1)
 
 
 def _jpeg_segments(data: bytes, at: int = 2) -> Iterator[tuple[int, int, int]]:
@@ -181,7 +182,14 @@ def _check_jpeg(data: bytes) -> None:
 
     Coded picture data never contains the markers' byte pairs. That every scan is whole, the decoder sees.
     """
-    first = next((segment for segment in _jpeg_segments(data) if segment[0] in (_EOI, _SOS)), None)
+    ends = _ARITHMETIC | {_EOI, _SOS}
+    first = next((segment for segment in _jpeg_segments(data) if segment[0] in ends), None)
+    if first is not None and first[0] in _ARITHMETIC:
+        # Where they break off or are damaged, decoders go on with invented ones and see nothing wrong.
+        raise DecodeFailure(
+            Reason.UNSUPPORTED_FORMAT,
+            "this JPEG's arithmetic coding is not decoded, as nothing would tell whether it is whole; save it as ordinary JPEG",
+        )
     if first is not None and first[0] == _EOI:
         raise DecodeFailure(Reason.CORRUPT, "the JPEG ends without any picture data")
     if first is None or data.rfind(b"\xff\xd9", first[2]) < 0:
@@ -287,6 +295,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
         at = end
 
 
+UNFINISHED = "the picture data end in zeros (a copy that was never finished?); upload or copy it again"
 MAX_ZEROS = 4096  # HEVC escapes more than two (ITU-T H.265, 7.3.1.1); flat pictures in AV1 have up to five (measured)
 
 
@@ -300,10 +309,28 @@ def check_filled(data: bytes, metadata: int) -> None:
     """
     for kind, start, end in _boxes(data):
         if kind == b"mdat" and not data[max(end - MAX_ZEROS - metadata, start) : end].strip(b"\0"):
-            raise DecodeFailure(
-                Reason.TRUNCATED,
-                "the picture data end in zeros (a copy that was never finished?); upload or copy it again",
-            )
+            raise DecodeFailure(Reason.TRUNCATED, UNFINISHED)
+
+
+SPARED = 1024  # of MAX_ZEROS; encoders write a few bytes more than decoders need, at most
+
+
+def webp_without_end(data: bytes) -> bytes | None:
+    """Return a whole WebP whose picture data end in zeros without the last of these; None if they do not.
+
+    They may rightly end so: flat pictures are coded in zeros. But then the decoder needs every one of them.
+    """
+    at = 12
+    while at + 8 <= len(data):
+        kind, size = struct.unpack_from("<4sI", data, at)
+        end = at + 8 + size
+        if kind in (b"VP8 ", b"VP8L"):
+            if size <= MAX_ZEROS or data[end - MAX_ZEROS : end].strip(b"\0"):
+                return None
+            shorter = struct.pack("<4sI", kind, size - SPARED) + data[at + 8 : end - SPARED]
+            return data[:4] + struct.pack("<I", len(data) - SPARED - 8) + data[8:at] + shorter + data[end:]
+        at = end + size % 2
+    return None
 
 
 def _check_tiff(data: bytes) -> None:

@@ -13,18 +13,20 @@ from infra.catalog.images import StandsFailed, stand_failed, take_up
 from infra.patience import patient
 from tasks.images.image_format import Reason
 
-SAME_BYTES = "the same bytes would fail again; once the file is replaced, the next run takes it up by itself"
+REPLACED = "once the file is replaced, the next run takes it up by itself"
+SAME_BYTES = f"the same bytes would fail again; {REPLACED}"
+UNREAD = f"the same reader would refuse it again; {REPLACED}; after an update that reads more, name this reason"
 LASTING: dict[str, str] = {
     Reason.EMPTY: SAME_BYTES,
-    Reason.NOT_AN_IMAGE: SAME_BYTES,
-    Reason.UNSUPPORTED_FORMAT: SAME_BYTES,
-    Reason.TRUNCATED: SAME_BYTES,
-    Reason.CORRUPT: SAME_BYTES,
     ERASED: "it was erased, and is not taken in again",
     "invalid_key": "no object can be read under this key; rename it",
 }
-# Worth another try only after somebody has raised a limit, and so only by name.
-LIMITED: dict[str, str] = {
+# Worth another try only after somebody has raised a limit or updated the reader, and so only by name.
+BY_NAME: dict[str, str] = {
+    Reason.NOT_AN_IMAGE: UNREAD,
+    Reason.UNSUPPORTED_FORMAT: UNREAD,
+    Reason.TRUNCATED: UNREAD,
+    Reason.CORRUPT: UNREAD,
     Reason.TOO_LARGE: "larger than VISAGE_MAX_BYTES; raise it, then name this reason",
     "object_too_large": "larger than VISAGE_MAX_BYTES; raise it, then name this reason",
     Reason.TOO_MANY_PIXELS: "more than VISAGE_MAX_MEGAPIXELS; raise it, then name this reason",
@@ -77,8 +79,8 @@ def retry(catalog: Catalog, collection: str | None = None, reasons: Some[str] = 
 
 
 def _why_not(image: StandsFailed, named: bool) -> str:
-    if image.reason in LIMITED and not named:
-        return LIMITED[image.reason]
+    if image.reason in BY_NAME and not named:
+        return BY_NAME[image.reason]
     return LASTING.get(image.reason, "")
 
 

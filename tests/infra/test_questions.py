@@ -2,19 +2,29 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from threading import Event, Thread
 from time import monotonic
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sqlalchemy import text, update
+from sqlalchemy import delete, text, update
 
 from infra.catalog.database import Catalog
 from infra.catalog.queries.language import InvalidQuestion
-from infra.catalog.queries.photographs import PhotoFilter, photographs
+from infra.catalog.queries.photographs import PhotoFilter, digest, photographs
 from infra.catalog.queries.questions import NEAR, _alike, ask, count_by, duplicates
-from infra.catalog.tables.schema import Attribute, Content, FaceIdentity, Identity, Image, ImageStatus
+from infra.catalog.tables.schema import (
+    Attribute,
+    Content,
+    FaceIdentity,
+    Failure,
+    Identity,
+    Image,
+    ImageStatus,
+)
+from infra.catalog.work import runs
 from tests import crowd
 from tests.catalogs import ENGINES, FreshUrl
 from tests.command import visage
@@ -143,6 +153,49 @@ def test_a_photo_is_found_by_every_key_it_lies_under(catalog: Catalog) -> None:
         assert [photo.key for photo in photographs(session, PhotoFilter(text="îLE"), None, 9)] == ["Île/11.jpg"]
         everything = [photo.key for photo in photographs(session, PhotoFilter(), None, FACES)]
     assert ("10.jpg" in everything, "20.jpg" in everything) == (True, False), "each of its bytes once"
+
+
+def test_a_photo_that_failed_under_two_keys_is_found_by_either_reason(catalog: Catalog) -> None:
+    with catalog.write() as session:
+        run = runs.open_run(session, session.get_one(Image, 10).collection_id, "recipe")
+        for image_id, reason in ((10, "store_unavailable"), (20, "timeout")):
+            image = session.get_one(Image, image_id)
+            image.status = ImageStatus.FAILED.value
+            failed = {"run_id": run.id, "collection_id": run.collection_id, "image_id": image_id, "key": image.key}
+            session.add(Failure(**failed, stage="read", reason=reason, message="", retryable=True))
+        session.flush()
+
+        def found(reason: str | None) -> list[str]:
+            wanted = PhotoFilter(status=ImageStatus.FAILED, reason=reason)
+            return [photo.key for photo in photographs(session, wanted, None, FACES)]
+
+        assert found("store_unavailable") == ["10.jpg"]
+        assert found("timeout") == ["20.jpg"]
+        assert found("corrupt") == []
+        assert found(None) == ["10.jpg"]
+        session.rollback()
+
+
+def test_a_photograph_whose_row_is_held_is_removed_only_afterwards(catalog: Catalog) -> None:
+    begun, removed = Event(), Event()
+
+    def remove() -> None:
+        begun.set()
+        with catalog.write() as session:
+            session.execute(delete(Failure).where(Failure.image_id == 30))
+            session.execute(delete(Image).where(Image.id == 30))
+            removed.set()
+            session.rollback()
+
+    remover = Thread(target=remove)
+    with catalog.write() as session:
+        assert digest(session, 30, hold=True) is not None
+        assert digest(session, 10**6, hold=True) is None
+        remover.start()
+        assert begun.wait(10)
+        assert not removed.wait(0.5)
+    remover.join()
+    assert removed.is_set()
 
 
 def counts(catalog: Catalog, by: str, question: str = "") -> dict[str | None, int]:

@@ -13,11 +13,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models import alignment
-from models.alignment import align, outside_share
+from models.alignment import align, blacken_outside, outside_share
 from models.recognition.dlib_resnet import DLIB_RESNET
-from models.template import ARCFACE_112, DLIB_64, DLIB_150, FFHQ_512, BoxTemplate, Template
+from models.restoration.dfdnet import DFDNET
+from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
+from models.spec import ModelSpec
+from models.template import ARCFACE_112, BLACK, DLIB_64, DLIB_150, FACEXLIB_512, FFHQ_512, BoxTemplate, Template
 from tests.models.bundled import golden_faces, photo
-from tests.reference import shared
+from tests.reference import seeded, shared
 
 BOX_64 = BoxTemplate("box-64", 64, margin=0.2)
 STRETCHED_64 = BoxTemplate("stretched-64", 64, square=False)
@@ -68,9 +71,12 @@ def test_every_crop_pixel_comes_from_where_the_template_says(template: Template,
     eyes=st.floats(2, 300),
     angle=st.floats(-3.2, 3.2),
     template=st.sampled_from([DLIB_64, ARCFACE_112, BOX_64, STRETCHED_64]),
+    fill=st.sampled_from([BLACK, FACEXLIB_512.fill, (255, 0, 7)]),
     seed=st.integers(0, 99),
 )
-def test_faces_cut_all_at_once_as_on_a_gpu_are_those_cut_one_by_one(height, width, centre, eyes, angle, template, seed):
+def test_faces_cut_all_at_once_as_on_a_gpu_are_those_cut_one_by_one(
+    height, width, centre, eyes, angle, template, fill, seed
+):
     generator = torch.Generator().manual_seed(seed)
     photos = [
         torch.randint(0, 256, (*size, 3), dtype=torch.uint8, generator=generator)
@@ -79,11 +85,11 @@ def test_faces_cut_all_at_once_as_on_a_gpu_are_those_cut_one_by_one(height, widt
     faces = [face(centre, eyes, angle), face((30.0, 40.0), 20), face((50.0, 45.0), eyes)]
     transforms = torch.cat([template.transforms(*found) for found in faces])
     index = torch.tensor([1, 0, 1])
-    one_by_one = align(photos, transforms, index, template.size)
+    one_by_one = align(photos, transforms, index, template.size, fill)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(alignment, "_one_by_one", alignment._together)
         patch.setattr(alignment, "PIXELS_AT_ONCE", 2 * template.size**2)
-        at_once = align(photos, transforms, index, template.size)
+        at_once = align(photos, transforms, index, template.size, fill)
     assert (one_by_one.int() - at_once.int()).abs().max() <= 1
 
 
@@ -151,6 +157,39 @@ def test_outside_is_black_and_its_share_is_told():
     torch.testing.assert_close(dark, shares, rtol=0, atol=1e-3)
     assert (crops[0] == 255).all()
     assert not crops[3].any()
+    blackened = torch.full_like(crops, 255)
+    blacken_outside(blackened, transforms, torch.tensor([[200, 300]] * 4))
+    torch.testing.assert_close((blackened == 0).float().mean(dim=(1, 2, 3)), shares)
+
+
+@pytest.mark.parametrize("spec", [RESTOREFORMER, RESTOREFORMER_PLUS_PLUS, DFDNET], ids=lambda spec: spec.name)
+def test_a_crop_beyond_the_border_is_the_one_that_the_restorer_s_official_code_cuts(spec: ModelSpec) -> None:
+    official = np.load(shared(f"reference/{spec.name.rstrip('+')}/golden_pasteback.npz"))
+    to_photo = official["up1.affine"] if "up1.affine" in official else inverse(official["affine"])
+    picture = (seeded().seeded_image("photo-0", 512)[0, :, :300, :260] * 255).round().byte().permute(1, 2, 0)
+    assert spec.preprocess is not None
+    template = spec.preprocess.template
+    crop = align([picture.contiguous()], torch.tensor(to_photo)[None], FIRST, 512, template.fill)[0, ::8, ::8]
+    expected = torch.from_numpy(official["cropped_sub"])
+    filled = (expected == torch.tensor(template.fill)).all(dim=2)
+    assert 0.005 < filled.float().mean() < 0.05  # what lies outside
+    assert torch.equal((crop == torch.tensor(template.fill)).all(dim=2), filled)
+    # OpenCV weighs the four pixels by 32nds; and DFDNet's transform is told to three decimals.
+    assert (crop.int() - expected.int()).abs().max() <= 15
+    assert (crop.int() - expected.int()).float().abs().mean() < 0.5
+
+
+def inverse(affine: np.ndarray) -> np.ndarray:
+    return np.linalg.inv(np.vstack([affine, [0, 0, 1]]))[:2]
+
+
+@pytest.mark.parametrize("fill", [FACEXLIB_512.fill, (255, 0, 7)])
+@pytest.mark.parametrize("eyes", [20, 400])
+def test_a_photo_of_the_fill_s_colour_has_no_border(fill: tuple[int, int, int], eyes: float) -> None:
+    flat = torch.tensor(fill, dtype=torch.uint8).expand(301, 203, 3).contiguous()
+    transforms = torch.cat([DLIB_64.transforms(*face(centre, eyes, 0.3)) for centre in ((3, 5), (200, 300), (-999, 0))])
+    crops = align([flat], transforms, torch.zeros(3, dtype=torch.int64), 64, fill)
+    assert torch.equal(crops, flat[0, 0].expand_as(crops))
 
 
 @given(angle=st.floats(-math.pi, math.pi), eyes=st.floats(5, 400), x=st.floats(-300, 600), y=st.floats(-300, 500))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from models.alignment import align_views
+from models.alignment import View, align_views
 from models.attributes.dlib_age import DlibAge
 from models.attributes.dlib_gender import DlibGender
 from models.attributes.mini_xception import MiniXception
@@ -26,7 +26,7 @@ from models.quality import sharpness
 from models.restoration.real_esrgan import RealEsrgan
 from models.spec import Role
 from models.table import MODELS
-from models.template import ARCFACE_112, DLIB_64, FFHQ_512
+from models.template import ARCFACE_112, DLIB_64, FACEXLIB_512
 from tests.models.attributes import golden as attributes
 from tests.models.attributes.golden import seeded_checkpoint
 from tests.models.recognition import golden, weights
@@ -156,7 +156,7 @@ def test_crops_are_cut_on_the_device_of_the_photographs() -> None:
         torch.empty(90, 80, 3, dtype=torch.uint8, device=DEVICE),
     ]
     boxes, landmarks = torch.tensor([[60.0, 50, 260, 270]] * 3), torch.rand(3, 5, 2) * 200 + 50
-    views = [(template.transforms(boxes, landmarks), template.size) for template in (ARCFACE_112, DLIB_64, FFHQ_512)]
+    views = [View(t.transforms(boxes, landmarks), t.size, t.fill) for t in (ARCFACE_112, DLIB_64, FACEXLIB_512)]
     crops = align_views(photos, views, torch.tensor([0, 1, 0]))
     assert [view.shape for view in crops] == [(3, 112, 112, 3), (3, 64, 64, 3), (3, 512, 512, 3)]
     assert {view.device for view in crops} == {DEVICE}

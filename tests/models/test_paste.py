@@ -7,7 +7,7 @@ from torch import Tensor
 
 from models.alignment import align
 from models.paste import enlarged, mask, paste
-from models.template import FFHQ_512
+from models.template import BLACK, FACEXLIB_512, FFHQ_512, Rgb
 from tests.portraits import portrait
 
 FFHQ_96 = FFHQ_512.scaled("ffhq-96", 96)
@@ -23,11 +23,11 @@ def landmarks(x: float, y: float, eyes: float, degrees: float = 0.0) -> Tensor:
     return (points @ turn.T + torch.tensor([x, y]))[None]
 
 
-def crop_and_transform(photo: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+def crop_and_transform(photo: Tensor, points: Tensor, fill: Rgb = BLACK) -> tuple[Tensor, Tensor]:
     """The crop as a perfect restorer gives it, four times as large as the restorer's input, and where it lies."""
     template = FFHQ_96.scaled("large", 96 * SCALE)
     transforms = template.transforms(torch.zeros(1, 4), points)
-    return align([photo], transforms, torch.tensor([0]), template.size), transforms
+    return align([photo], transforms, torch.tensor([0]), template.size, fill), transforms
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +85,12 @@ def test_there_is_no_seam_along_the_edge_of_a_pasted_crop(photo: Tensor) -> None
     assert (result[256, 200:300] - 120).abs().max() > 20
 
 
-def test_a_face_at_the_border_brings_no_black_from_beyond_it(photo: Tensor) -> None:
+@pytest.mark.parametrize("fill", [BLACK, FACEXLIB_512.fill])
+def test_a_face_at_the_border_brings_nothing_from_beyond_it(photo: Tensor, fill: Rgb) -> None:
     bright = torch.full_like(photo, 200)
     for x, y in ((10, 256), (500, 256), (256, 5), (256, 508), (3, 3)):
-        crops, transforms = crop_and_transform(bright, landmarks(x, y, 40))
-        assert (crops == 0).any()  # what lies beyond
+        crops, transforms = crop_and_transform(bright, landmarks(x, y, 40), fill)
+        assert (crops == torch.tensor(fill)).all(dim=3).any()  # what lies beyond
         softened = torch.nn.functional.avg_pool2d(crops.permute(0, 3, 1, 2).float(), 5, 1, 2).permute(0, 2, 3, 1)
         result = paste(bright, softened.byte(), transforms)
         assert result.min() >= 197

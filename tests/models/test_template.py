@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from models.template import ARCFACE_112, DLIB_150, FFHQ_512, BoxTemplate, similarity_transforms
+from models.template import ARCFACE_112, DLIB_150, FACEXLIB_512, FFHQ_512, BoxTemplate, similarity_transforms
 from tests.reference import shared
 
 
@@ -38,6 +38,7 @@ def test_scaled_template_shows_the_same_part_of_the_photo() -> None:
     boxes = torch.zeros(1, 4)
     large = FFHQ_512.transforms(boxes, landmarks)[0]
     small = FFHQ_512.scaled("ffhq-64", 64).transforms(boxes, landmarks)[0]
+    assert FACEXLIB_512.scaled("facexlib-64", 64).fill == FACEXLIB_512.fill
     for corner in ((0.0, 0.0), (1.0, 0.0), (0.3, 1.0)):  # as a share of the crop's edges
         points = [t[:, :2] @ (torch.tensor(corner) * size - 0.5) + t[:, 2] for t, size in ((large, 512), (small, 64))]
         torch.testing.assert_close(points[0], points[1], rtol=0, atol=1e-3)

@@ -61,7 +61,7 @@ from tasks.exchange.archive_import import Imported, VersionConflict, import_arch
 from tasks.identities import decisions
 from tasks.nights.collections import InvalidCollection
 from tasks.search import nearest
-from tasks.thumbnails import Size, thumbnail
+from tasks.thumbnails import Size, keep, thumbnail
 from tests.command import visage
 from tests.made_up import Crowd
 
@@ -93,7 +93,8 @@ def source(processed: Settings, tmp_path_factory: pytest.TempPathFactory) -> Set
         decisions.undo(session, "Ben", decisions.ignore(session, "Ada", faces[-1:]).decision_id)
         image = session.scalars(select(Image).where(Image.key == "a.jpg")).one()
         content = session.get_one(Content, image.content_id)
-        thumbnail(settings, collection.uri, image.key, image.etag, content.sha256, Size.SMALL)
+        small = thumbnail(settings, collection.uri, image.key, image.etag, content.sha256, Size.SMALL)
+        keep(settings, content.sha256, Size.SMALL, small)
     catalog.close()
     return settings
 

@@ -61,6 +61,7 @@ def test_any_single_change_changes_the_contract(spec: ModelSpec, digest: str) ->
             spec,
             preprocess=replace(preprocess, template=replace(preprocess.template, size=preprocess.template.size + 1)),
         ),  # type: ignore[type-var]
+        replace(spec, preprocess=replace(preprocess, template=replace(preprocess.template, fill=(0, 0, 1)))),  # type: ignore[type-var]
         replace(spec, preprocess=None),
     ]
     assert before not in {contract(other, digest) for other in changed}

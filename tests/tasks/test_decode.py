@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pillow_heif
 import pytest
+import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -247,6 +248,21 @@ def test_broken_profile_is_noted_and_the_picture_kept() -> None:
     assert grey.notes == ("icc_ignored",)
 
 
+@pytest.mark.property
+@given(
+    st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59)).map(lambda t: t.replace(microsecond=0))
+    | st.sampled_from([datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59)]),
+    st.integers(-99, 99),
+    st.integers(0, 99),
+)
+def test_a_time_at_the_ends_of_the_calendar_costs_nothing(moment: datetime, hours: int, minutes: int) -> None:
+    words = f"{moment.year:04}:{moment:%m:%d %H:%M:%S}"
+    photo = decode(save(Image.new("L", (8, 8)), "JPEG", exif=exif(6, words, f"{hours:+03}:{minutes:02}")))
+    assert (photo.notes, photo.exif_time is None) == ((), False)
+    assert photo.exif_time is not None
+    assert photo.exif_time.isoformat()[:19] == moment.isoformat()
+
+
 @pytest.mark.parametrize("format", TURNABLE)
 def test_time_of_the_photograph_is_read(format: str) -> None:
     naive = decode(encode(PICTURE, format, exif=exif(taken="2024:05:17 18:30:00"))).exif_time
@@ -378,6 +394,8 @@ def samples() -> list[tuple[str, bytes, NDArray[np.uint8]]]:
         "jpeg": save(rgb, "JPEG"),
         "progressive": save(rgb, "JPEG", progressive=True),
         "restarts": save(rgb, "JPEG", restart_marker_blocks=1),
+        "4:4:0 jpeg": simplejpeg.encode_jpeg(scene(40, 30), colorspace="RGB", colorsubsampling="440"),
+        "4:1:1 jpeg": simplejpeg.encode_jpeg(scene(40, 30), colorspace="RGB", colorsubsampling="411"),
         "cmyk jpeg": save(rgb.convert("CMYK"), "JPEG", icc_profile=cmyk_profile()),
         "jpeg with profile and exif": save(rgb, "JPEG", icc_profile=rgb_profile(), exif=exif(6, "2024:05:17 18:30:00")),
         "png": save(rgb, "PNG", exif=exif(3)),
@@ -397,7 +415,7 @@ def samples() -> list[tuple[str, bytes, NDArray[np.uint8]]]:
     return [(name, data, decode(data).pixels) for name, data in files.items()]
 
 
-@pytest.mark.parametrize("kind", range(18))
+@pytest.mark.parametrize("kind", range(20))
 def test_a_file_cut_anywhere_never_passes_as_a_picture(kind: int) -> None:
     name, data, pixels = samples()[kind]
     for cut in {*range(0, len(data), max(len(data) // 60, 1)), *range(max(len(data) - 12, 0), len(data))}:
@@ -412,7 +430,7 @@ EDITS = st.lists(
 
 
 @pytest.mark.property
-@given(st.integers(0, 17), EDITS, st.sampled_from([None, 16]))
+@given(st.integers(0, 19), EDITS, st.sampled_from([None, 16]))
 @settings(max_examples=400)
 def test_damaged_files_give_a_picture_or_a_reason_and_nothing_else(
     kind: int, edits: list[tuple[float, bytes, int]], long_side: int | None
@@ -449,6 +467,16 @@ def test_zeros_in_metadata_and_behind_the_picture_do_not_matter(format: str) -> 
     assert data.endswith(bytes(10_000)) is (format == "HEIF")
     for file in (data, data + bytes(100_000)):
         assert isinstance(outcome(file), Photo)
+
+
+@pytest.mark.parametrize("lossless", [False, True])
+def test_a_webp_may_end_in_zeros_that_it_needs_and_in_no_others(lossless: bool) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (600, 800, 3), np.uint8)
+    flat = save(Image.fromarray(np.concatenate([noise, np.zeros_like(noise)])), "WEBP", quality=0, method=0)
+    assert flat[-5000:] == bytes(5000)
+    assert (decode(flat).pixels[700:] < 8).all()
+    busy = save(Image.fromarray(scene(800, 600) // 2 + noise // 8), "WEBP", lossless=lossless)
+    assert outcome(busy[:-20_000] + bytes(20_000)) in (Reason.TRUNCATED, Reason.CORRUPT)
 
 
 def test_leniency_switched_on_by_somebody_else_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,7 +34,7 @@ from tasks.custody import erase, retention
 from tasks.custody.erase import CannotErase, UnknownSubject
 from tasks.identities import decisions
 from tasks.nights.report import Tally, contact_sheet
-from tasks.thumbnails import Size, thumbnail
+from tasks.thumbnails import Size, keep, thumbnail
 from tests.catalogs import PostgreSQL
 from tests.made_up import Crowd
 
@@ -419,7 +419,8 @@ def real(
         collections.by_name(session, "archive").uri = str(tmp_path / "photos")
         image = session.scalars(select(Image).where(Image.key == "a.jpg")).one()
         sha256 = erasing.digests(session, [image.content_id or 0])[0]
-    thumbnail(settings, str(tmp_path / "photos"), image.key, image.etag, sha256, Size.SMALL)
+    small = thumbnail(settings, str(tmp_path / "photos"), image.key, image.etag, sha256, Size.SMALL)
+    keep(settings, sha256, Size.SMALL, small)
     yield settings, catalog
     catalog.close()
 

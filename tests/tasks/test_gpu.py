@@ -17,7 +17,7 @@ from models.detection.mtcnn import MTCNN
 from models.recognition.elasticface import IRESNET, UNITS, IResNet
 from models.spec import Role
 from models.table import MODELS
-from models.template import ARCFACE_112, DLIB_64, DLIB_150
+from models.template import ARCFACE_112, DLIB_64, DLIB_150, FACEXLIB_512
 from tasks.align import align_faces
 from tasks.assess import measure
 from tasks.decode import DecodeLimits, decode
@@ -139,7 +139,7 @@ def test_faces_of_a_photo_do_not_depend_on_the_others_on_a_gpu(
         torch.testing.assert_close(alone.boxes[order], together.boxes[other], rtol=0, atol=1.0)
 
 
-@pytest.mark.parametrize("template", [ARCFACE_112, DLIB_64, DLIB_150], ids=lambda template: template.name)
+@pytest.mark.parametrize("template", [ARCFACE_112, DLIB_64, DLIB_150, FACEXLIB_512], ids=lambda template: template.name)
 def test_crops_are_those_of_the_cpu_within_a_grey_level(template) -> None:
     generator = torch.Generator().manual_seed(0)
     photos = [torch.from_numpy(portrait(side).copy()) for side in (90, 400, 1300)]
@@ -148,8 +148,8 @@ def test_crops_are_those_of_the_cpu_within_a_grey_level(template) -> None:
     spread = torch.tensor([photo.shape[1] for photo in photos])[index, None, None].double()
     landmarks = torch.rand(len(index), 5, 2, generator=generator, dtype=torch.float64) * 1.3 * spread - 0.15 * spread
     transforms = template.transforms(torch.zeros(len(index), 4), landmarks)
-    expected = align(photos, transforms, index, template.size)
-    found = align([photo.to(GPU) for photo in photos], transforms, index, template.size)
+    expected = align(photos, transforms, index, template.size, template.fill)
+    found = align([photo.to(GPU) for photo in photos], transforms, index, template.size, template.fill)
     assert found.is_cuda
     assert (found.cpu().int() - expected.int()).abs().max() <= 1
 

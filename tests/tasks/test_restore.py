@@ -16,7 +16,9 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 from infra.settings import Settings
+from models.alignment import align
 from models.spec import Preprocess
+from models.template import ARCFACE_112, FACEXLIB_512
 from tasks.align import align_faces
 from tasks.assess import assess
 from tasks.decode import DecodeLimits, decode
@@ -26,9 +28,11 @@ from tasks.execution.restorer import Restorer
 from tasks.images.mark import LABEL, labelled, marked_png
 from tasks.model_version import ModelVersion, load_network
 from tasks.photo_faces import (
+    BOXES,
     EMBEDDING,
     FIDELITY,
     IDENTITY_SIMILARITY,
+    LANDMARKS,
     REPEATED,
     RESTORED,
     RESTORED_EMBEDDING,
@@ -59,10 +63,12 @@ def detect(recipe: Recipe) -> Detect:
 
 def prepared(detect: Detect, recipe: Recipe, *pictures: Pixels) -> list[PhotoFaces]:
     """Photos as they come to the restorer."""
-    found = detect([
-        Decoded(PhotoFaces(i, f"{i}.jpg", len(data), content_id=i), decode(data, LIMITS, long_side=1280), data)
-        for i, data in enumerate(map(jpeg, pictures))
-    ])  # fmt: skip
+    items = []
+    for i, data in enumerate(map(jpeg, pictures)):
+        picture = decode(data, LIMITS, long_side=1280)
+        photo = PhotoFaces(i, f"{i}.jpg", len(data), content_id=i, width=picture.width, height=picture.height)
+        items.append(Decoded(photo, picture, data))
+    found = detect(items)
     return assess([align_faces(item, LIMITS, recipe.templates) for item in found], recipe)
 
 
@@ -221,6 +227,13 @@ class Bright(torch.nn.Module):
         return self.down(self.up(faces))
 
 
+class Reddening(torch.nn.Module):
+    """Gives back what it gets, with more red."""
+
+    def forward(self, faces: Tensor) -> Tensor:
+        return faces + torch.tensor([0.1, 0.0, 0.0])[:, None, None]
+
+
 def test_a_face_that_overflows_half_precision_is_repeated_in_float32_and_says_so(restorer: Restore) -> None:
     version = restorer.restorer.version
     stub = Restorer.__new__(Restorer)
@@ -241,6 +254,35 @@ def test_a_grey_face_stays_grey_and_no_faces_are_none(restorer: Restore, small: 
     assert torch.equal(pixels, pixels[..., :1].expand_as(pixels))
     assert pixels.float().std() > 20
     assert restorer.restorer(crops[:0], torch.zeros(0, 5, 2)).pixels.shape == (0, 384, 384, 3)
+
+
+def test_a_grey_face_stays_grey_where_the_template_lays_another_colour_beyond_the_border(restorer: Restore) -> None:
+    stub = Restorer.__new__(Restorer)
+    spec, template = replace(restorer.restorer.spec, scale=1), replace(FACEXLIB_512, size=96)
+    vars(stub).update(vars(restorer.restorer), spec=spec, template=template, network=Reddening(), half=False)
+    grey = torch.arange(96, dtype=torch.uint8).mul(2)[:, None, None].expand(96, 96, 3).contiguous()
+    half_outside = torch.tensor([[[1.0, 0, -48.5], [0, 1, 0]]])  # by half a pixel: there the colours mix
+    crops = align([grey, grey.roll(9, dims=2)], half_outside.expand(2, 2, 3), torch.arange(2), 96, template.fill)
+    assert (crops[..., 0] != crops[..., 2]).any()
+    coloured = crops.clone()
+    coloured[:, 0, 90, 0] += 1  # red, which the fill lacks
+    pixels = stub(torch.cat([crops[:1], coloured[:1]]), torch.zeros(2, 5, 2)).pixels
+    assert torch.equal(pixels[0], pixels[0, ..., :1].expand_as(pixels[0]))
+    assert not torch.equal(pixels[1], pixels[1, ..., :1].expand_as(pixels[1]))
+
+
+def test_other_models_see_black_beyond_the_border_whatever_the_restorer_made_of_it(restorer: Restore) -> None:
+    points = torch.tensor(FACEXLIB_512.points) * 0.2 - torch.tensor([40.0, 0.0])
+    arrays = {BOXES: np.array([[0, 30, 40, 90]], np.float32), LANDMARKS: points[None].numpy()}
+    photo = PhotoFaces(0, "cut.jpg", 1, width=100, height=110).having(**arrays, **{RESTORED_FACES: np.array([0])})
+    size = restorer.restorer.template.size * restorer.restorer.spec.scale
+    seen = restorer.seen_as(ARCFACE_112, photo, torch.full((1, size, size, 3), 200, dtype=torch.uint8))
+    transforms = ARCFACE_112.transforms(torch.tensor(arrays[BOXES]), torch.tensor(arrays[LANDMARKS]))
+    plain = align([torch.full((110, 100, 3), 200, dtype=torch.uint8)], transforms, torch.tensor([0]), 112)
+    assert 0.2 < (plain == 0).float().mean() < 0.8
+    differ = (seen.int() - plain.int()).abs() > 1
+    assert differ.float().mean() < 0.02  # the pixels that the border runs through
+    assert (seen[plain == 0] == 0).all()
 
 
 def test_an_all_black_crop_and_one_of_noise_come_back_finite(restorer: Restore) -> None:

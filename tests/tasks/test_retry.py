@@ -70,8 +70,8 @@ def test_what_may_succeed_is_taken_up_and_the_rest_is_refused_with_a_reason(cata
     with catalog.read() as session:
         planned = plan(session, "archive")
     assert planned.taken == {"store_unavailable": 1, "timeout": 2, "worker_died": 1}
-    assert planned.refused["truncated"] == (1, "the same bytes would fail again; once the file is replaced, the next run "
-        "takes it up by itself")  # fmt: skip
+    assert planned.refused["truncated"] == (1, "the same reader would refuse it again; once the file is replaced, the next "
+        "run takes it up by itself; after an update that reads more, name this reason")  # fmt: skip
     assert planned.refused["erased"] == (1, "it was erased, and is not taken in again")
     assert "VISAGE_MAX_MEGAPIXELS" in planned.refused["too_many_pixels"][1]
     assert retry(catalog, "archive") == 4
@@ -87,8 +87,13 @@ def test_reasons_and_keys_choose_and_copies_go_along(catalog: Catalog) -> None:
 
 def test_what_a_limit_kept_out_is_taken_up_when_it_is_named(catalog: Catalog) -> None:
     assert retry(catalog, reasons=["too_many_pixels"]) == 1
-    assert retry(catalog, reasons=["truncated"]) == 0
+    assert retry(catalog, reasons=["erased"]) == 0
     assert reopened(catalog) == {"d.jpg"}
+
+
+def test_what_an_older_reader_refused_is_taken_up_when_it_is_named(catalog: Catalog) -> None:
+    assert retry(catalog, "archive", reasons=["truncated"]) == 1
+    assert reopened(catalog) == {"a.jpg"}
 
 
 def test_what_has_not_failed_cannot_be_retried(catalog: Catalog) -> None:
@@ -104,7 +109,7 @@ def test_the_command_says_what_it_takes_up_and_what_not(catalog: Catalog) -> Non
     assert ended.code == 0, ended.err
     assert "4 images are taken up by the next run of archive" in ended.out
     assert "truncated" in ended.out
-    assert "the same bytes would fail again" in ended.out
+    assert "the same reader would refuse it again" in " ".join(ended.out.split())
     assert visage("retry", "archive", "--json").json["taken"] == 4
     refused = visage("retry", "archive", "--key", "good.jpg")
     assert (refused.code, refused.out) == (1, "")

@@ -115,10 +115,13 @@ def photograph(session: Session, image_id: int) -> PhotoView | None:
     return found[0] if found else None
 
 
-def digest(session: Session, image_id: int) -> str | None:
-    """SHA-256 of a photograph's bytes; None if it is not there, or was never read."""
-    statement = select(Content.sha256).join(Image, Image.content_id == Content.id)
-    return session.scalar(statement.where(Image.id == image_id))
+def digest(session: Session, image_id: int, hold: bool = False) -> str | None:
+    """SHA-256 of a photograph's bytes; None if it is not there, or was never read.
+
+    `hold`, in a writing transaction, keeps others from removing the photograph until that ends.
+    """
+    statement = select(Content.sha256).join(Image, Image.content_id == Content.id).where(Image.id == image_id)
+    return session.scalar(statement.with_for_update(read=True, of=Image) if hold else statement)
 
 
 def photograph_of_face(session: Session, face_id: int) -> int | None:
@@ -178,9 +181,6 @@ def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[boo
         conditions.append(taken_since(wanted.taken_from))
     if wanted.taken_to:
         conditions.append(taken_until(wanted.taken_to))
-    if wanted.reason:
-        failed = Failure.image_id == Image.id, Failure.reason == wanted.reason
-        conditions.append(exists().where(*failed, Failure.resolved_at.is_(None)))
     of_photo = Face.content_id == Image.content_id
     if wanted.faces == "without":
         conditions.append(~exists().where(of_photo))
@@ -209,6 +209,9 @@ def _of_key(session: Session, image: type[Image], wanted: PhotoFilter) -> list[C
     conditions = [image.status == wanted.status.value]
     if wanted.text:
         conditions.append(in_letters(session, image.key).icontains(wanted.text, autoescape=True))
+    if wanted.reason:
+        failed = Failure.image_id == image.id, Failure.reason == wanted.reason
+        conditions.append(exists().where(*failed, Failure.resolved_at.is_(None)))
     return conditions
 
 

@@ -1,5 +1,6 @@
 """What people decide and erase through the service: by whom, once, to the end, and written down."""
 
+import threading
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -169,6 +170,29 @@ def test_whoever_a_photograph_shows_is_erased_by_it_and_the_photograph_is_not_ke
     assert admin.erase(order).kind == "photo"
     assert list(admin.faces()) == []
     assert next(admin.erasures()).counts["faces"] == len(everybody)
+
+
+def test_a_process_that_dies_when_it_keeps_a_thumbnail_leaves_none_of_an_erased_photograph(
+    clients: dict[str, Client], own: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin, write = clients["admin"], thumbnails._write
+    image = next(admin.images())
+    asked = ErasureIn(image=image.id)
+    plan = admin.plan_erasure(asked)
+    order = ErasureOrder(**asked.model_dump(), word="erase", digest=plan.digest, reason="asked for")
+    eraser = threading.Thread(target=admin.erase, args=[order])
+
+    def write_while_erased_and_die(path: Path, data: bytes) -> None:
+        eraser.start()
+        eraser.join(timeout=3)
+        write(path, data)
+        raise KeyError("as if killed")
+
+    monkeypatch.setattr(thumbnails, "_write", write_while_erased_and_die)
+    assert admin.http.get(f"/images/{image.id}/picture?size=320").status_code == 500
+    eraser.join()
+    assert admin.http.get(f"/images/{image.id}").status_code == 404
+    assert not list((own.home_folder / "thumbnails").rglob("*.*"))
 
 
 def test_the_whole_audit_log_and_all_certificates_can_be_paged_through(clients: dict[str, Client]) -> None:
