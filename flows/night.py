@@ -252,10 +252,10 @@ def _settled(catalog: Catalog, job: Job) -> tuple[Counter[str], list[str]]:
     with catalog.write() as session:
         hold(session, job.run_id)
         failed = settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
-        drop_returned(session, job.collection_id)
+        dropped = drop_returned(session, job.collection_id)
         # Beside other runs nobody can tell what is left over from what they are about to refer to.
         alone = not has_company(session, job.run_id, job.collection_id)
-        return failed, prune(session, job.collection_id) if alone else []
+        return failed, [*sorted(dropped), *(prune(session, job.collection_id) if alone else [])]
 
 
 def group_faces(state: Night) -> Grouped:

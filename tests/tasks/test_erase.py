@@ -487,6 +487,12 @@ def test_an_erased_photo_and_an_erased_face_are_not_taken_in_again(
         assert (
             session.scalar(select(func.count()).select_from(Attribute).where(Attribute.face_id.in_(image.faces))) == 0
         )
+        other = session.scalars(select(Image.content_id).where(Image.key == "b.jpg")).one()
+        replaced = erasing.objects_of(session, erasing.faces_in(session, [other or 0]))
+    assert replaced
+    shutil.copyfile(tmp_path / "photos" / "a.jpg", tmp_path / "photos" / "b.jpg")  # what was there before goes with it
+    assert a_night(anew).tally.faces == 0
+    assert not any(f"objects/{key}" in files(settings) for key in replaced)
 
 
 @pytest.mark.slow

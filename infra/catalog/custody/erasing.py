@@ -311,8 +311,11 @@ class Erased:
         return [keyed.digest(key, "content", of, sha256) for key, of in self.keys]
 
 
-def drop_returned(session: Session, collection_id: int) -> int:
-    """Forget objects that came back with erased bytes, as the last run found; returns how many."""
+def drop_returned(session: Session, collection_id: int) -> set[str]:
+    """Forget objects that came back with erased bytes, as the last run found.
+
+    Returns the crops of what they held before, to which nothing refers any more.
+    """
     returned = list(
         session.scalars(
             select(Image)
@@ -327,8 +330,10 @@ def drop_returned(session: Session, collection_id: int) -> int:
         )
         for image in returned:
             suppress_object(session, erasure_id or 0, image)
-        forget_images(session, returned)
-    return len(returned)
+    faces = faces_in(session, contents_of(returned))
+    crops = objects_of(session, faces)
+    forget_images(session, returned)
+    return crops - objects_of(session, faces)
 
 
 # --- The outbox
