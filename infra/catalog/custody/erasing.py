@@ -324,12 +324,13 @@ def drop_returned(session: Session, collection_id: int) -> set[str]:
             .distinct()
         )
     )
-    if returned:
-        erasure_id = session.scalar(
-            select(func.max(Suppression.erasure_id)).where(Suppression.collection_id == collection_id)
-        )
-        for image in returned:
-            suppress_object(session, erasure_id or 0, image)
+    if not returned:
+        return set()
+    erasure_id = session.scalar(
+        select(func.max(Suppression.erasure_id)).where(Suppression.collection_id == collection_id)
+    )
+    for image in returned:
+        suppress_object(session, erasure_id or 0, image)
     faces = faces_in(session, contents_of(returned))
     crops = objects_of(session, faces)
     forget_images(session, returned)
