@@ -75,7 +75,7 @@ def test_every_row_arrives_and_the_copy_works_on_by_itself(source: Catalog, targ
 
 def test_a_copy_that_is_killed_goes_on_where_it_stopped(source: Catalog, target: str) -> None:
     script = (
-        "import os, signal; from infra.catalog import copying; copying.PAGE = 25; seen = []\n"
+        "import os, signal; from infra.catalog.exchange import copying; copying.PAGE = 25; seen = []\n"
         "def progress(table, rows):\n"
         "    seen.append(table)\n"
         "    if seen.count('face') == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -95,7 +95,7 @@ def test_a_copy_that_is_killed_goes_on_where_it_stopped(source: Catalog, target:
 def test_a_source_that_changes_meanwhile_is_noticed_and_the_target_stays_closed(
     source: Catalog, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "_finish", lambda connection: 1 / 0)
+    monkeypatch.setattr(copying, "_finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         copy_catalog(source.url, target)
     monkeypatch.undo()
