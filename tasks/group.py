@@ -72,7 +72,7 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
                 _faces(new),
                 Exemplars(_faces(known), known.identities),
                 policy,
-                next_identity=enforcement.next_identity_id(session),
+                next_identity=people.next_identity(session),
                 cohort=people.representatives(session, version_id, dimension, COHORT),
                 seen_together=partial(_apart, session),
                 settled=np.array(people.settled_identities(session, np.unique(known.identities).tolist()), np.int64),

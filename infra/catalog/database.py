@@ -1,6 +1,7 @@
 """Opening the catalog: engine, migrations, sessions."""
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -125,7 +126,7 @@ def upgrade(engine: Engine) -> None:
         if revision(connection) == script.get_current_head():
             return
     known = {revision.revision for revision in script.walk_revisions()}
-    with engine.begin() as connection:
+    with _rebuilding(engine) as connection:
         exclusive(connection, "upgrade")
         current = revision(connection)
         if current is not None and current.startswith(COPYING):
@@ -145,6 +146,30 @@ def upgrade(engine: Engine) -> None:
                 vectors.keep_journal(connection)
             waiting.keep(connection)
             encryption.keep_alike(connection)
+
+
+@contextmanager
+def _rebuilding(engine: Engine) -> Iterator[Connection]:
+    """Begin a transaction in which tables can be made anew. Dropping one would otherwise delete what refers to its rows."""
+    if engine.dialect.name != "sqlite":
+        with engine.begin() as connection:
+            yield connection
+        return
+    with engine.connect() as connection:
+        _switch(connection, foreign_keys="OFF", legacy_alter_table="ON")  # who refers to a table means its name
+        try:
+            with connection.begin():
+                yield connection
+        finally:
+            _switch(connection, foreign_keys="ON", legacy_alter_table="OFF")
+
+
+def _switch(connection: Connection, **pragmas: str) -> None:
+    """Set what SQLite does not let be set within a transaction, and `connection.execute` begins one."""
+    driver = connection.connection.driver_connection
+    assert driver is not None
+    for name, value in pragmas.items():
+        driver.execute(f"PRAGMA {name} = {value}")
 
 
 def _migrations() -> tuple["Config", "ScriptDirectory"]:

@@ -114,6 +114,9 @@ def record_photos(session: Session, run_id: int, contract: Contract, photos: Seq
         return
     contents = [photo.content_id for photo in photos]
     before = inheritance.known(session, contents)
+    if before.faces:
+        boxes = {photo.content_id: np.array([face.box for face in photo.faces]).reshape(-1, 4) for photo in photos}
+        inheritance.keep_numbers(session, before, contract.detector_id, boxes)
     _write_faces(session, contract, photos)
     ids = _face_ids(session, contract, photos)
     faces = {ids[photo.content_id, ordinal]: face for photo in photos for ordinal, face in enumerate(photo.faces)}

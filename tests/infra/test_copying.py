@@ -95,7 +95,7 @@ def test_a_copy_that_is_killed_goes_on_where_it_stopped(source: Catalog, target:
 def test_a_source_that_changes_meanwhile_is_noticed_and_the_target_stays_closed(
     source: Catalog, target: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(copying, "_finish", lambda connection: 1 / 0)
+    monkeypatch.setattr(copying, "_finish", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         copy_catalog(source.url, target)
     monkeypatch.undo()

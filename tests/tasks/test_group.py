@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import event, insert, select, update
 
 from infra.catalog.custody import retention
+from infra.catalog.custody.erasing import forget_faces
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
 from infra.catalog.identities import people
@@ -255,9 +256,23 @@ def test_a_face_keeps_its_place_and_no_vector_of_another_when_fewer_are_found(ca
     crowd.night()
     home = crowd.places()[bob]
     (left,) = found_anew(crowd, ada, boxes[1:], [BOB])
-    assert (left, crowd.places()) == (ada, {ada: home})  # the number is that of whom was the first before
+    assert (left, crowd.places()) == (bob, {bob: home})
     with catalog.read() as session:
         assert list(session.scalars(select(Embedding.model_version_id))) == [crowd.versions[VERSIONS[0]]]
+
+
+def test_a_number_means_the_same_face_of_a_photo_whoever_of_it_is_erased_or_found_first(catalog: Catalog) -> None:
+    crowd = Crowd(catalog)
+    boxes = [(0.0, 0.0, 80.0, 100.0), (100.0, 0.0, 180.0, 100.0), (200.0, 0.0, 280.0, 100.0)]
+    ada, bob, eve = found_anew(crowd, crowd.photo(ADA, BOB)[0], boxes, [ADA, BOB, 3])
+    with catalog.write() as session:
+        forget_faces(session, [ada])
+    assert found_anew(crowd, bob, boxes[1:], [BOB, 3]) == [bob, eve]
+    assert found_anew(crowd, bob, boxes[:0:-1], [3, BOB]) == [eve, bob]
+    eve_again, stranger, bob_again = found_anew(crowd, bob, [boxes[2], boxes[0], boxes[1]], [3, 4, BOB])
+    assert (eve_again, bob_again) == (eve, bob)
+    assert stranger > max(ada, bob, eve)
+    assert found_anew(crowd, bob, [], []) == []
 
 
 def test_neighbours_whose_boxes_overlap_keep_their_own_places(catalog: Catalog) -> None:

@@ -30,7 +30,7 @@ from sqlalchemy import (
     update,
 )
 
-from infra.catalog import encryption
+from infra.catalog import encryption, numbers
 from infra.catalog.database import COPYING, Catalog, create_catalog_engine, head, location_of, revision, upgrade
 from infra.catalog.search.vectors import index_all
 from infra.catalog.tables.schema import Base, EmbeddingChange, UngroupedFace
@@ -80,8 +80,8 @@ def copy_catalog(
             for table in tables():
                 _copy(reading, engine, table, on_progress)
             copied = [_verified(reading, engine, table) for table in tables()]
-        with engine.begin() as connection:
-            _finish(connection)
+            with engine.begin() as connection:
+                _finish(reading, connection)
         return copied
     finally:
         source.close()
@@ -221,16 +221,10 @@ def _bytes(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, ensure_ascii=False).encode()
 
 
-def _finish(connection: Connection) -> None:
-    """Make an index per embedding version, let new ids begin after the copied ones, and take the mark away."""
+def _finish(reading: Connection, connection: Connection) -> None:
+    """Make an index per embedding version, let numbers go on where the source's are, and take the mark away."""
     index_all(connection)
-    if connection.dialect.name == "postgresql":
-        for table in tables():
-            column = table.autoincrement_column
-            if column is not None:
-                sequence = func.pg_get_serial_sequence(table.name, column.name)
-                highest = select(func.max(column)).scalar_subquery()
-                connection.execute(
-                    select(func.setval(sequence, highest)).where(select(func.max(column) > 0).scalar_subquery())
-                )
+    for table in tables():
+        if table.autoincrement_column is not None:
+            numbers.go_on_after(connection, table.name, numbers.last_given(reading, table.name))
     connection.execute(text("UPDATE alembic_version SET version_num = :head"), {"head": head()})

@@ -3,12 +3,11 @@
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from sqlalchemy import Table, func, select, text
+from sqlalchemy import Table
 from sqlalchemy.orm import Session
 
+from infra.catalog import numbers
 from infra.catalog.exchange.portable import Carried
-from infra.catalog.identities.enforcement import next_identity_id
-from infra.catalog.tables.schema import Identity
 
 REMEMBERED = frozenset({"run", "image"})  # of which a row may be gone while others still tell its number
 
@@ -28,14 +27,15 @@ class Renumbering:
         self.numbers: dict[str, dict[int, int]] = {}
         self._instead = instead
 
-    def are(self, table: str, numbers: dict[int, int]) -> None:
+    def are(self, table: str, here: dict[int, int]) -> None:
         """Rows that are here already stand for some of another catalog."""
-        self.numbers[table] = numbers
+        self.numbers[table] = here
 
-    def reserve(self, table: Table, numbers: Iterable[int]) -> None:
+    def reserve(self, table: Table, elsewhere: Iterable[int]) -> None:
         """Give new numbers to rows of a table, in the same order."""
-        old = sorted(set(numbers))
-        self.numbers[table.name] = dict(zip(old, self._next(table, len(old)), strict=True))
+        old = sorted(set(elsewhere))
+        new = numbers.take(self.session.connection(), table.name, len(old))
+        self.numbers[table.name] = dict(zip(old, new, strict=True))
 
     def translated(self, carried: Carried, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Rows with the numbers that they and those they refer to have here.
@@ -59,13 +59,3 @@ class Renumbering:
         if here is None:
             raise DanglingReference(f"a row of {carried.name} refers to {table} {number}, which is not there")
         return here
-
-    def _next(self, table: Table, count: int) -> Iterable[int]:
-        if table.name == Identity.__tablename__:
-            first = next_identity_id(self.session)
-        elif self.session.get_bind().dialect.name == "postgresql":
-            sequence = text("SELECT nextval(pg_get_serial_sequence(:name, 'id')) FROM generate_series(1, :count)")
-            return list(self.session.scalars(sequence, {"name": table.name, "count": count}))
-        else:
-            first = (self.session.scalar(select(func.max(table.c.id))) or 0) + 1
-        return range(first, first + count)

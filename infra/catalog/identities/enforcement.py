@@ -7,7 +7,6 @@ all of this finds nothing left to do.
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from datetime import datetime
-from itertools import count
 
 from sqlalchemy import ColumnElement, Select, and_, delete, exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
@@ -108,10 +107,10 @@ def _heirs(session: Session, identities: Collection[int], version: int) -> dict[
             holder = _holder(session, version, person, family(session, person.id), members(session, former.id))
             assert holder is not None  # there are faces
             holder.name, heirs[former.id] = person.name, holder.id
-    founded = dict(zip(sorted(set(identities) - heirs.keys()), count(next_identity_id(session)), strict=False))
-    session.add_all(Identity(id=new, model_version_id=version) for new in founded.values())
+    founded = {former: Identity(model_version_id=version) for former in sorted(set(identities) - heirs.keys())}
+    session.add_all(founded.values())
     session.flush()
-    return heirs | founded
+    return heirs | {former: identity.id for former, identity in founded.items()}
 
 
 def _without_row(face_id, model_version_id: int):  # type: ignore[no-untyped-def]  # SQLAlchemy's own types are longer
@@ -184,7 +183,7 @@ def _holder(
         found = session.get_one(Identity, best)
         found.person_id = person.id
     else:
-        found = Identity(id=next_identity_id(session), model_version_id=version, person_id=person.id)
+        found = Identity(model_version_id=version, person_id=person.id)
         session.add(found)
     session.flush()
     free = {face for part in chunks(faces) for face in part} - _placed(session, version, faces)
@@ -342,12 +341,6 @@ def refresh_exemplars(session: Session, identities: Collection[int]) -> None:
             .execution_options(synchronize_session=False)
         )
     session.expire_all()
-
-
-def next_identity_id(session: Session) -> int:
-    """The first id that a new identity may have: higher than any that an undo may bring back."""
-    highest = [session.scalar(select(func.max(c))) or 0 for c in (Identity.id, DecidedMove.former_identity_id)]
-    return max(highest) + 1
 
 
 def kept_apart(session: Session, identities: Sequence[int]) -> list[tuple[int, int]]:

@@ -8,6 +8,7 @@ keyword.
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from infra.catalog.boxes import overlaps
 from infra.catalog.chunks import chunks
 from infra.catalog.statements import table_of
 from infra.catalog.tables.people import DecidedMove, Statement
-from infra.catalog.tables.schema import Content, Embedding, Face, FaceIdentity, Image, ImageStatus
+from infra.catalog.tables.schema import Content, Face, FaceIdentity, Image, ImageStatus
 
 SAME_FACE = 0.5  # intersection over union from which two boxes in one photo are one face
 # Bits in which the perceptual hashes of one picture may differ. Twenty photographs saved again, at a third of the size or at
@@ -41,6 +42,26 @@ def known(session: Session, contents: Collection[int]) -> Known:
     return Known(_by_photo(rows), {row.id: (row.found_at, row.embeddings_expired_at) for row in rows})
 
 
+def keep_numbers(session: Session, before: Known, detector_id: int, found: Mapping[int, np.ndarray]) -> None:
+    """Let faces that a detector finds again, by {content: boxes (N, 4)}, keep their numbers, in whatever order it finds them.
+
+    To be called before they are written, which goes by their order. Those that it finds no more come behind the others.
+    """
+    its_own = Face.content_id.in_(list(before.faces)), Face.detector_id == detector_id
+    order = dict(session.execute(select(Face.id, Face.ordinal).where(*its_own)).tuples().all())
+    moved: dict[int, int] = {}
+    for content, (ids, boxes) in before.faces.items():
+        mine = np.isin(ids, list(order))
+        places = _in_their_places(ids[mine], boxes[mine], np.arange(len(found[content])), found[content])
+        behind = count(len(found[content]))
+        moved |= {face: places[face] if face in places else next(behind) for face in ids[mine].tolist()}
+    changed = [{"id": face, "ordinal": place} for face, place in moved.items() if place != order[face]]
+    if changed:  # out of each other's way first
+        rows = update(Face).where(Face.id.in_([row["id"] for row in changed])).values(ordinal=-1 - Face.ordinal)
+        session.execute(rows.execution_options(synchronize_session=False))
+        session.execute(update(Face), changed)
+
+
 def hand_over(session: Session, before: Known, written: Collection[int]) -> None:
     """Give what was known of each face to the one now found in its place; with none there, it is dropped.
 
@@ -55,8 +76,6 @@ def hand_over(session: Session, before: Known, written: Collection[int]) -> None
         forebears |= {new: old for old, new in successors.items()}
     _rewrite(session, {old: new for old, new in heirs.items() if old != new})
     _keep_times(session, before, forebears, now)
-    others = [face for face in written if face in before.times and forebears.get(face) != face]
-    session.execute(delete(Embedding).where(Embedding.face_id.in_(others)))  # of whoever had the number before
 
 
 def _keep_times(

@@ -7,6 +7,7 @@ import numpy as np
 from sqlalchemy import ScalarSelect, delete, exists, func, not_, null, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog import numbers
 from infra.catalog.chunks import chunks
 from infra.catalog.sides import unindexed
 from infra.catalog.statements import upsert
@@ -167,6 +168,11 @@ def settled_identities(session: Session, identities: Sequence[int]) -> list[int]
     ]
 
 
+def next_identity(session: Session) -> int:
+    """The first number of those that a grouping may give to new identities, while nobody else makes any."""
+    return numbers.last_given(session.connection(), Identity.__tablename__) + 1
+
+
 def write_grouping(
     session: Session,
     run_id: int,
@@ -183,8 +189,10 @@ def write_grouping(
     """
     wanted = {identity for identity in identities.values() if identity is not None}
     there = set(session.scalars(select(Identity.id).where(Identity.id.in_(wanted))))
-    session.add_all(Identity(id=new, model_version_id=model_version_id) for new in sorted(wanted - there))
+    founded = sorted(wanted - there)
+    session.add_all(Identity(id=new, model_version_id=model_version_id) for new in founded)
     session.flush()
+    numbers.go_on_after(session.connection(), Identity.__tablename__, max(founded, default=0))
     upsert(
         session,
         FaceIdentity,

@@ -13,6 +13,7 @@ from sqlalchemy import (
     JSON,
     BigInteger,
     CheckConstraint,
+    Column,
     DateTime,
     Dialect,
     ForeignKey,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    Table,
     Text,
     TypeDecorator,
     UniqueConstraint,
@@ -143,6 +145,12 @@ class Base(DeclarativeBase):
         }
     )
     type_annotation_map = {datetime: UtcDateTime, dict[str, Any]: JSON, list[str]: JSON, np.ndarray: Vector, str: Text}  # noqa: RUF012
+
+    @classmethod
+    def __table_cls__(cls, name: str, metadata: MetaData, *parts: Any, **options: Any) -> Table:
+        """Have SQLite give the number of a row once, as PostgreSQL does: it is written down where it outlives the row."""
+        numbered = any(isinstance(part, Column) and part.name == "id" for part in parts)
+        return Table(name, metadata, *parts, sqlite_autoincrement=numbered, **options)
 
 
 class Collection(Base):
@@ -336,7 +344,6 @@ class EmbeddingChange(Base):
     """
 
     __tablename__ = "embedding_change"
-    __table_args__ = {"sqlite_autoincrement": True}  # noqa: RUF012 - ids are positions and never come twice
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     model_version_id: Mapped[int] = mapped_column(Id)
     face_id: Mapped[int] = mapped_column(Id)
