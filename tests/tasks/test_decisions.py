@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select
 
@@ -508,7 +508,14 @@ STEPS = (
 )
 
 
-@settings(max_examples=15, phases=[Phase.generate])
+UNITED_BY_A_MERGE = [  # two faces of one photo, of which a merge under the other version says nothing
+    ("photo", 21), ("name", 70), ("photo", 1), ("second night", 97), ("undo", 10), ("merge", 22), ("photo", 67),
+    ("second night", 26), ("merge", 36), ("second night", 62), ("merge", 47),
+]  # fmt: skip
+
+
+@settings(max_examples=15, phases=[Phase.explicit, Phase.generate])
+@example(5323, UNITED_BY_A_MERGE, 0.45278205312791175)
 @given(
     st.integers(0, 10_000),
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 99)), max_size=12),

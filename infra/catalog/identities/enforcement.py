@@ -137,8 +137,10 @@ def _obey(session: Session, version: int, person: Person, decision_id: int | Non
     theirs = select(FaceIdentity.face_id).where(
         FaceIdentity.model_version_id == version, FaceIdentity.identity_id.in_(absorbed)
     )
-    arriving = {*confirmed, *session.scalars(theirs)}
-    touched = _move(session, version, arriving, holder.id, decision_id)
+    follow = set(session.scalars(theirs)) - confirmed
+    twice = _shown_beside(session, {*confirmed, *members(session, holder.id)}, follow)
+    touched = _move(session, version, confirmed | follow - twice, holder.id, decision_id)
+    touched |= _move(session, version, twice, None, decision_id)
     rejected = select(Statement.face_id).where(stated(Says.IS_NOT, persons))
     leaving = select(FaceIdentity.face_id).where(
         FaceIdentity.identity_id == holder.id, FaceIdentity.face_id.in_(rejected)
@@ -149,6 +151,24 @@ def _obey(session: Session, version: int, person: Person, decision_id: int | Non
     if touched:
         refresh_exemplars(session, {*touched, holder.id})
     session.flush()
+
+
+def _shown_beside(session: Session, there: Collection[int], arriving: Collection[int]) -> set[int]:
+    """Those of some arriving faces whose photo shows one that is there already, or another one that arrives.
+
+    Only a person can say that two faces of one photo are one person. What follows from a merge under another version does not.
+    """
+    photo_of = {
+        face: photo
+        for part in chunks({*there, *arriving})
+        for face, photo in session.execute(select(Face.id, Face.content_id).where(Face.id.in_(part))).tuples()
+    }
+    taken, twice = {photo_of[face] for face in there if face in photo_of}, set[int]()
+    for face in sorted(arriving):
+        if photo_of[face] in taken:
+            twice.add(face)
+        taken.add(photo_of[face])
+    return twice
 
 
 def _embedded(session: Session, version: int, faces: Select[tuple[int]]) -> set[int]:
