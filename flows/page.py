@@ -37,7 +37,7 @@ def write_page(collection_name: str, folder: Path) -> Path:
         collection = collections.by_name(session, collection_name)
         found = views.faces(session, collection_name, None, 0.0, MAX_FACES + 1)
         failures = views.failures(session, collection_name, None, 100)
-        latest = [run for run in nights.runs(session, 100) if run.collection == collection_name][:10]
+        latest = nights.runs(session, 10, collection_name)
     crops = open_store(settings.crops_uri, settings.storage_options)
     faces = [_face(crops, view) for view in found[:MAX_FACES]]
     photos = _wall(open_store(collection.uri, settings.storage_options), found[:MAX_FACES], settings)

@@ -1,7 +1,7 @@
 """Record: the crops as objects beside the catalog, then everything else in one transaction.
 
-Object keys follow from the photo's bytes and the model versions, so doing it twice writes the same objects again, and a
-crash between the two leaves nothing that the next run does not use.
+Object keys follow from the photo's bytes, the face's place in it and the model versions, so doing it twice writes the same
+objects again, and a crash between the two leaves nothing that the next run does not use.
 """
 
 import io
@@ -126,8 +126,16 @@ def _photo_record(photo: PhotoFaces, job: Job, crops: Store) -> PhotoRecord:
         taken_at=photo.taken_at,
         perceptual_hash=photo.perceptual_hash,
         notes=list(photo.notes),
-        faces=tuple(_face_record(photo, face, f"{stem}-{face}", job, crops) for face in range(photo.face_count)),
+        faces=tuple(
+            _face_record(photo, face, f"{stem}-{_place(box)}", job, crops)
+            for face, box in enumerate(photo.arrays[BOXES] if photo.face_count else ())
+        ),
     )
+
+
+def _place(box: np.ndarray) -> str:
+    """Where a face is in its photo, for keys: no other face comes to have those of one that was erased."""
+    return "_".join(str(round(float(edge))) for edge in box)
 
 
 def _face_record(photo: PhotoFaces, face: int, stem: str, job: Job, crops: Store) -> FaceRecord:

@@ -12,6 +12,7 @@ from PIL import Image as PillowImage
 from sqlalchemy import event, select
 
 from infra.catalog import collections, images
+from infra.catalog.custody.erasing import forget_faces
 from infra.catalog.database import Catalog
 from infra.catalog.queries import views
 from infra.catalog.tables.schema import Attribute, Base, Content, Embedding, Face, Failure, Image, Restoration
@@ -268,6 +269,19 @@ def test_a_crash_between_objects_and_rows_leaves_nothing_that_the_next_run_does_
     assert len(left) == 3
     place.record(found("a.jpg", 2, restored=(0,)))
     assert place.objects() == left
+
+
+def test_no_face_comes_to_have_the_crop_of_one_that_was_erased(place: Place) -> None:
+    """Else an erasure that deletes it late, on another machine say, would delete the neighbour's."""
+    photo = found(KEYS[0], faces=3)
+    place.record(photo)
+    with place.catalog.read() as session:
+        first, *others = session.scalars(select(Face.crop_key).order_by(Face.id))
+    with place.catalog.write() as session:
+        forget_faces(session, [session.scalars(select(Face.id).where(Face.crop_key == first)).one()])
+    place.record(replace(photo, arrays={name: rows[1:] for name, rows in photo.arrays.items()}))
+    with place.catalog.read() as session:
+        assert list(session.scalars(select(Face.crop_key).order_by(Face.id))) == others
 
 
 def test_where_a_crop_cannot_be_written_no_row_claims_that_it_is_there(
