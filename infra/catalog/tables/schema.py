@@ -99,7 +99,7 @@ class Vector(TypeDecorator[np.ndarray]):
 class UnitVector(Vector):
     """An embedding: a float32 vector of unit length; any other length is refused, zero above all.
 
-    Sealed on its way to the database where the catalog's embeddings are encrypted (`infra.catalog.custody.encryption`).
+    Sealed on its way to the database where the catalog's embeddings are encrypted (`infra.catalog.encryption`).
     """
 
     cache_ok = True
