@@ -312,8 +312,11 @@ def test_every_copy_of_a_broken_file_is_named_in_its_own_failure(settings: Setti
     assert failures["a.jpg"].partition(": ")[2] == failures["b.jpg"].partition(": ")[2]
 
 
-def test_a_night_that_cannot_begin_is_a_failed_one(settings: Settings, photos: Path, tmp_path: Path) -> None:
+def test_a_night_that_cannot_begin_is_a_failed_one(
+    settings: Settings, photos: Path, empty_registry: Path, tmp_path: Path
+) -> None:
     add(settings, photos)
+    shutil.copyfile(empty_registry, tmp_path / "empty.db")
     without_models = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path / 'empty.db'}"})
     with pytest.raises(NotInstalled):
         run(without_models)
