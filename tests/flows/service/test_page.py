@@ -603,6 +603,7 @@ def test_scrolling_shows_every_photograph_once_while_others_arrive(
     with serving(settings, rates=GENEROUS) as url:
         context = browser.new_context(base_url=url, viewport=DESKTOP)
         page = context.new_page()
+        refuse_pictures(page)
         page.goto("/photographs")
         add_photographs(catalog, range(301, 311))
         for _ in range(100):
@@ -625,6 +626,7 @@ def test_a_long_wall_stays_small_and_leads_back_to_where_it_began(
     add_photographs(Catalog(settings.catalog_url), range(1, total + 1))
     with serving(settings, rates=GENEROUS) as url:
         page = browser.new_page(base_url=url, viewport=DESKTOP)
+        refuse_pictures(page)
         page.goto("/photographs?order=oldest")
         names = "$$('.tile figcaption').map(e => e.textContent)"
         seen: dict[str, None] = {}
@@ -682,6 +684,13 @@ def test_a_busy_browser_that_tells_late_of_scrolling_still_loads_more(
         page.evaluate("tellNow()")
         page.locator(".tile").nth(first).wait_for(state="attached")
         page.close()
+
+
+def refuse_pictures(page: "Page") -> None:
+    """Let the browser itself refuse the pictures of `add_photographs`: the service would look for each, again and again."""
+    network = page.context.new_cdp_session(page)
+    network.send("Network.enable")
+    network.send("Network.setBlockedURLs", {"urls": ["*/picture?*"]})
 
 
 def add_photographs(catalog: Catalog, numbers: range) -> None:

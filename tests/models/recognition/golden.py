@@ -1,5 +1,6 @@
 """Comparing a network with a golden file: outputs of the official code under seeded weights."""
 
+import csv
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -22,6 +23,13 @@ def checkpoint(relative: str, gain: float = 1.0) -> dict[str, Tensor]:
     """A file in the official layout with seeded weights; kernels and matrices multiplied by `gain`."""
     state_dict = seeded().seeded_state_dict(shared(f"reference/{relative}"))
     return {key: value * gain if value.ndim >= 2 else value for key, value in state_dict.items()}
+
+
+def empty_checkpoint(relative: str) -> dict[str, Tensor]:
+    """The keys and shapes of such a file, with weights that say nothing: for tests of names alone."""
+    with shared(f"reference/{relative}").open(newline="") as rows:
+        floats = [row for row in csv.DictReader(rows, delimiter="\t") if row["dtype"].startswith("float")]
+    return {row["key"]: torch.empty([int(n) for n in row["shape"].split(",") if n]) for row in floats}
 
 
 def network(spec: ModelSpec, table: str, gain: float = 1.0) -> nn.Module:

@@ -10,7 +10,7 @@ from models.spec import CheckpointMismatch
 from tests.models.recognition.golden import (
     assert_close,
     assert_taps,
-    checkpoint,
+    empty_checkpoint,
     faces,
     golden,
     network,
@@ -43,11 +43,11 @@ def test_embedding_and_intermediates_are_those_of_the_official_code(spec, table,
 
 def test_checkpoint_of_the_other_training_set_is_refused():
     with pytest.raises(CheckpointMismatch, match=r"logits\.weight has 8631 classes.*facenet-vggface2"):
-        FACENET_CASIA_WEBFACE.official(checkpoint(VGGFACE2))
+        FACENET_CASIA_WEBFACE.official(empty_checkpoint(VGGFACE2))
 
 
 def test_checkpoint_of_another_network_is_refused_by_key():
-    other = LIGHTCNN_9.official(checkpoint("lightcnn/state_dict_9.tsv"))
+    other = LIGHTCNN_9.official(empty_checkpoint("lightcnn/state_dict_9.tsv"))
     with pytest.raises(CheckpointMismatch, match=r"missing: block8\.branch0.*unexpected: fc1\.filter\.bias"):
         FACENET_VGGFACE2.build(other)
 

@@ -5,7 +5,7 @@ import pytest
 from models.recognition.elasticface import UNITS, IResNet
 from models.recognition.sface import SFACE_IR_50, SFACE_IR_101, SFACE_MOBILEFACENET
 from models.spec import CheckpointMismatch
-from tests.models.recognition.golden import assert_golden, checkpoint, golden, network
+from tests.models.recognition.golden import assert_golden, empty_checkpoint, golden, network
 
 SPECS = {"IR_50": SFACE_IR_50, "IR_101": SFACE_IR_101, "MobileFaceNet": SFACE_MOBILEFACENET}
 
@@ -39,7 +39,7 @@ def test_embedding_and_intermediates_are_those_of_the_official_code(variant, gai
 def test_checkpoint_of_another_backbone_is_refused_by_key(variant, file, named):
     spec = SPECS[variant]
     with pytest.raises(CheckpointMismatch, match=named):
-        spec.build(spec.official(checkpoint(f"sface/state_dict_{file}.tsv")))
+        spec.build(spec.official(empty_checkpoint(f"sface/state_dict_{file}.tsv")))
 
 
 def test_iresnet_is_not_taken_for_ir():
