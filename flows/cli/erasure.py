@@ -53,7 +53,7 @@ def erase(
         print_json({"certificate": certificate, "finished": finished, "notes": plan.notes})
     else:
         console.print(literal(f"Erased: certificate {certificate.erasure_id} ({len(plan.faces)} faces)"))
-    _say_what_is_left(finished.left)
+    say_what_is_left(finished.left)
 
 
 def _plan(
@@ -93,7 +93,8 @@ def _preview(plan: "Plan", as_json: bool) -> None:
         console.print(literal(f"- {note}"))
 
 
-def _say_what_is_left(left: Sequence[str]) -> None:
+def say_what_is_left(left: Sequence[str]) -> None:
+    """Say what of an erasure could not be done now. Exit code 1 if something could not."""
     for problem in left:
         errors.print(literal(f"left to do by the next run or 'visage retention': {problem}"))
     if left:
@@ -136,4 +137,4 @@ def retention(
             console.print(literal(f"{name}: the embeddings of {faces} faces were deleted"))
     else:
         console.print("No embedding's time is over.")
-    _say_what_is_left(left)
+    say_what_is_left(left)

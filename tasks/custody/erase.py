@@ -105,8 +105,8 @@ def plan_faces(session: Session, face_ids: Collection[int], kind: str = "face") 
         image_ids=(),
         collection_ids=tuple(collections),
         keys=_keys(session, images),
-        counts=_counts(session, face_ids, collections),
-        exhibits=_exhibits(session, collections),
+        counts=counts_of(session, face_ids, collections),
+        exhibits=exhibits_of(session, collections),
         notes=(STAYS, NEW_PHOTOS, NEIGHBOURS),
         similarities={},
     )
@@ -149,8 +149,8 @@ def _plan_name(session: Session) -> Plan:
         image_ids=(),
         collection_ids=collections,
         keys=(),
-        counts=_counts(session, (), collections),
-        exhibits=_exhibits(session, collections),
+        counts=counts_of(session, (), collections),
+        exhibits=exhibits_of(session, collections),
         notes=(NO_FACE,),
         similarities={},
     )
@@ -181,8 +181,8 @@ def plan_image(session: Session, key: str, collection: str | None = None) -> Pla
         image_ids=tuple(image.id for image in images),
         collection_ids=(found[0].collection_id,),
         keys=_keys(session, images),
-        counts={"images": len(images), **_counts(session, faces, [found[0].collection_id])},
-        exhibits=_exhibits(session, [found[0].collection_id]),
+        counts={"images": len(images), **counts_of(session, faces, [found[0].collection_id])},
+        exhibits=exhibits_of(session, [found[0].collection_id]),
         notes=(STAYS,),
         similarities={},
     )
@@ -262,12 +262,12 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
         erasure = Erasure(kind=plan.kind, reason=reason, who=who, counts=plan.counts)
         session.add(erasure)
         session.flush()
-        _leave_errands(session, erasure.id, plan)
+        leave_errands(session, erasure.id, plan)
         _forget(session, erasure.id, plan)
         audit.append(session, who, "erase", {"erasure": erasure.id, "kind": plan.kind, "counts": plan.counts})
     finished = finish(catalog, settings)
     with catalog.read() as session:
-        return _certificate(session.get_one(Erasure, erasure.id)), finished
+        return certificate(session, erasure.id), finished
 
 
 def finish(catalog: Catalog, settings: Settings) -> Finished:
@@ -301,12 +301,18 @@ def finish(catalog: Catalog, settings: Settings) -> Finished:
     return Finished(done + len(to_scrub), tuple(left))
 
 
+def certificate(session: Session, erasure_id: int) -> Certificate:
+    """One erasure."""
+    return _certificate(session.get_one(Erasure, erasure_id))
+
+
 def certificates(session: Session, limit: int = 50, before: int | None = None) -> list[Certificate]:
     """Erasures, the latest first."""
     return [_certificate(row) for row in erasing.certificates(session, limit, before)]
 
 
-def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
+def leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
+    """Post what is to be deleted besides the rows of a plan, which are still there."""
     found = erasing.regions(session, plan.faces)
     thumbnails = [f"thumbnails/{r.sha256[:2]}/{r.sha256}" for r in found]
     contents = erasing.contents_of(_images(session, plan.image_ids))
@@ -373,17 +379,19 @@ def _keys(session: Session, images: Sequence[Image]) -> tuple[str, ...]:
     return tuple(f"{names[image.collection_id]}/{image.key}" for image in images)
 
 
-def _counts(session: Session, faces: Collection[int], collections: Collection[int]) -> dict[str, int]:
+def counts_of(session: Session, faces: Collection[int], collections: Collection[int]) -> dict[str, int]:
+    """How many rows and files hang on some faces of some collections."""
     return {
         "faces": len(faces),
         **erasing.row_counts(session, faces),
         "objects": len(erasing.objects_of(session, faces)),
         "reports": len(_tracked(session, collections)),
-        "exhibits": len(_exhibits(session, collections)),
+        "exhibits": len(exhibits_of(session, collections)),
     }
 
 
-def _exhibits(session: Session, collections: Collection[int]) -> tuple[str, ...]:
+def exhibits_of(session: Session, collections: Collection[int]) -> tuple[str, ...]:
+    """Where files are that may show faces of some collections."""
     return tuple(sorted({exhibit.place for exhibit in exhibits.concerning(session, collections)}))
 
 

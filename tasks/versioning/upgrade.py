@@ -11,10 +11,11 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from infra.catalog import collections
 from infra.catalog.database import Catalog, exclusive
 from infra.catalog.identities import enforcement
-from infra.catalog.tables.schema import Collection, now
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
+from infra.catalog.tables.schema import now
 from infra.catalog.tables.upgrades import Upgrade, UpgradeStatus
 from infra.catalog.versioning import upgrades
 from infra.catalog.versioning.versions import serving
@@ -323,7 +324,7 @@ def switch(catalog: Catalog, settings: Settings) -> bool:
 def _serve(session: Session, settings: Settings, former_id: int, target_id: int) -> None:
     """Change what queries use, and what recipe the photographs were done by."""
     former, target = (version_of_row(session.get_one(ModelVersionRow, v), settings) for v in (former_id, target_id))
-    for collection in session.scalars(select(Collection)):
+    for collection in collections.every(session):
         old, new = (
             current_recipe(settings, frozenset(collection.sensitive_attributes), embedder)
             for embedder in (former, target)

@@ -1,5 +1,6 @@
 """`visage`: exit codes, what goes to stdout and stderr, and messages that say what to do."""
 
+import io
 import json
 import os
 import shutil
@@ -17,8 +18,9 @@ from sqlalchemy import func, select
 
 from flows.cli.app import app
 from infra.catalog.database import Catalog
+from infra.catalog.images import Listed, put_pending
 from infra.catalog.queries import views
-from infra.catalog.tables.schema import Image, Run
+from infra.catalog.tables.schema import Image, Run, now
 from infra.settings import PREFIX, Settings
 from tests.archive import BROKEN
 from tests.command import Ended, visage
@@ -194,6 +196,54 @@ def test_names_are_printed_as_they_are(empty: Path) -> None:
 def test_an_unknown_collection_is_an_error_wherever_it_is_named(archive: Settings) -> None:
     for command in ("run", "faces --collection", "failures --collection"):
         refused(visage(*command.split(), "albums"), 1, "'albums'", "archive", "visage collections add albums")
+
+
+@pytest.fixture
+def known(empty: Path) -> Path:
+    """A folder with a photograph, which the collection `archive` knows."""
+    photos = empty / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(jpeg(portrait()))
+    assert visage("collections", "add", "archive", photos).code == 0
+    with Catalog(f"sqlite:///{empty / 'home' / 'catalog.db'}").write() as session:
+        put_pending(session, 1, [Listed("a.jpg", "1", 1, now())])
+    return photos
+
+
+def test_a_collection_is_removed_once_somebody_has_seen_what_would_go(
+    known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert visage("schedule", "nightly", "--collection", "archive", "--cron", "0 2 * * *").code == 0
+    seen = visage("collections", "remove", "archive", "--json")
+    assert (seen.code, seen.json["counts"]["images"], seen.json["schedules"]) == (0, 1, ["nightly"])
+    assert "nothing was removed ('--yes' does it)" in seen.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert "the schedule nightly" in visage("collections", "remove", "archive").out
+    assert len(visage("collections", "list", "--json").json) == 1
+    removed = visage("collections", "remove", "archive", "--yes", "--json")
+    assert removed.json["certificate"]["kind"] == "collection"
+    assert visage("collections", "list", "--json").json == visage("schedule", "list", "--json").json == []
+    assert (known / "a.jpg").exists()
+    refused(visage("collections", "remove", "archive", "--yes"), 1, "'archive'")
+    assert visage("collections", "add", "archive", known).code == 0
+
+
+def test_a_collection_is_renamed(known: Path) -> None:
+    assert visage("collections", "rename", "archive", "press", "--json").json == {"name": "press", "before": "archive"}
+    assert [row["name"] for row in visage("collections", "list", "--json").json] == ["press"]
+    refused(visage("collections", "rename", "press", "a/b"), 2, "'a/b' is no name")
+    refused(visage("collections", "rename", "archive", "b"), 1, "'archive'")
+
+
+def test_a_collection_moves_only_to_where_its_photographs_are(known: Path) -> None:
+    elsewhere = known.rename(known.with_name("elsewhere"))
+    known.mkdir()
+    refused(visage("collections", "set", "archive", "--uri", known), 2, "of 1 photograph of 'archive', none is there")
+    refused(visage("collections", "set", "archive", "--uri", known / "nowhere"), 1, "no such folder")
+    moved = visage("collections", "set", "archive", "--uri", elsewhere, "--retention-days", 9, "--json").json
+    assert (moved["uri"], moved["found"], moved["missing"], moved["new"]) == (str(elsewhere), 1, 0, 0)
+    assert moved["retention_days"] == 9
+    assert "1 photograph is there under the same key" in visage("collections", "set", "archive", "--uri", elsewhere).out
 
 
 # --- questions
