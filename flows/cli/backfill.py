@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.evaluate import progress as bar
-from flows.cli.output import Json, console, print_json, print_table
+from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 
@@ -54,10 +54,17 @@ def run(
 def status(as_json: Json = False) -> None:
     """Tell how far the latest upgrade has got, how long it will take, and what the bridge between the versions loses."""
     from tasks.versioning.bridge import describe  # noqa: PLC0415 - imports torch
-    from tasks.versioning.upgrade import progress  # noqa: PLC0415
+    from tasks.versioning.upgrade import NoUpgrade, progress  # noqa: PLC0415
 
     with Catalog(load_settings().catalog_url).read() as session:
-        found = progress(session)
+        try:
+            found = progress(session)
+        except NoUpgrade as none:  # which is an answer
+            if as_json:
+                print_json({"status": None})
+            else:
+                console.print(literal(str(none)))
+            return
     if as_json:
         print_json({**asdict(found), "seconds_left": found.seconds_left})
         return

@@ -50,13 +50,10 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a collection. Nothing is read until 'visage run NAME'."""
-    from tasks.nights.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import check  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
-    try:
-        checked = check(settings, name, uri, include or [], exclude, sensitive or [])
-    except InvalidCollection as error:
-        raise typer.BadParameter(str(error)) from error
+    checked = check(settings, name, uri, include or [], exclude, sensitive or [])
     with Catalog(settings.catalog_url).write() as session:
         added = stored.add(session, name, checked.uri, checked.include, checked.exclude, checked.sensitive_attributes)
         added.retention_days, added.legal_basis, added.consent_note = retention_days or None, legal_basis, consent_note
@@ -106,25 +103,18 @@ def set_(
 
 
 def _move(catalog: Catalog, settings: Settings, name: str, uri: str) -> "Moved":
-    from tasks.nights.collections import InvalidCollection, move  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import move  # noqa: PLC0415 - imports torch
 
-    try:
-        return move(catalog, settings, name, uri)
-    except InvalidCollection as error:
-        raise typer.BadParameter(str(error), param_hint="--uri") from error
+    return move(catalog, settings, name, uri)
 
 
 @app.command()
 def rename(name: Name, new: Annotated[str, typer.Argument(help="A name that is free.")], as_json: Json = False) -> None:
     """Call a collection something else. Schedules and runs stay; commands, pages and addresses know the new name only."""
-    from tasks.nights.collections import InvalidCollection  # noqa: PLC0415 - imports torch
-    from tasks.nights.collections import rename as call  # noqa: PLC0415
+    from tasks.nights.collections import rename as call  # noqa: PLC0415 - imports torch
 
     with closing(Catalog(load_settings().catalog_url)) as catalog:
-        try:
-            call(catalog, name, new)
-        except InvalidCollection as error:
-            raise typer.BadParameter(str(error), param_hint="NEW") from error
+        call(catalog, name, new)
     if as_json:
         print_json({"name": new, "before": name})
     else:

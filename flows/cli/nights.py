@@ -71,16 +71,14 @@ def run(
 
 
 def _keys(collection: str, part: str | None, after_key: str | None, through_key: str | None) -> KeyRange:
-    from tasks.nights.parts import UnusablePart, keys_of  # noqa: PLC0415
+    from tasks.nights.parts import keys_of  # noqa: PLC0415
 
     if part is not None and not after_key is through_key is None:
         raise typer.BadParameter("give either --part, or --after-key and --through-key")
+    if part is not None:
+        return keys_of(load_settings(), collection, part)
     try:
-        if part is not None:
-            return keys_of(load_settings(), collection, part)
         return KeyRange(after_key, through_key)
-    except UnusablePart as error:
-        raise typer.BadParameter(str(error), param_hint="--part") from error
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--after-key") from error
 
@@ -273,6 +271,8 @@ def metrics(
         part = out.with_name(f".{out.name}.part")
         part.write_bytes(text)
         part.replace(out)
+        if as_json:
+            print_json({"written": out})
     elif as_json:
         print_json({"metrics": text.decode()})
     else:

@@ -55,8 +55,11 @@ def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]
     console.print(table)
 
 
-def print_error(message: str) -> None:
-    """Print an error to stderr, unfolded: whoever searches a log for a path finds it."""
+def print_error(message: str, exit_code: int, in_json: bool) -> None:
+    """Print an error to stderr, unfolded: whoever searches a log for a path finds it. In JSON it is one line, the last."""
+    if in_json:
+        print(json.dumps({"error": message, "exit_code": exit_code}, ensure_ascii=False), file=sys.stderr)
+        return
     errors.print(Text.assemble(("error: ", "bold red"), literal(message, keep="\n")), soft_wrap=True)
 
 

@@ -103,7 +103,7 @@ def test_faces_are_erased_after_a_preview_and_certified(crowd: Crowd, tmp_path: 
 
 def test_a_collection_says_on_what_grounds_and_for_how_long_it_is_kept(crowd: Crowd) -> None:
     assert visage("collections", "set", "crowd", "--retention-days", 30, "--legal-basis", "contract", "--json").json == {
-        "name": "crowd", "retention_days": 30, "legal_basis": "contract", "consent_note": None,
+        "name": "crowd", "uri": "/photos", "retention_days": 30, "legal_basis": "contract", "consent_note": None,
     }  # fmt: skip
     assert visage("collections", "set", "crowd", "--consent-note", "in the archive").code == 0
     (row,) = visage("collections", "list", "--json").json
