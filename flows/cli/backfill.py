@@ -11,6 +11,7 @@ from flows.cli.evaluate import progress as bar
 from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+from infra.words import count
 
 app = typer.Typer(name="backfill", help="Embed the catalog's faces with a new model version.", no_args_is_help=True)
 
@@ -47,7 +48,9 @@ def run(
         f"Queries use {ended['target']} now; 'visage models rollback' goes back to {ended['former']} at once."
     )
     if ended["given_up"]:
-        console.print(f"{ended['given_up']} faces could not be embedded; the next night looks at their photos again.")
+        console.print(
+            f"{count(ended['given_up'], 'face')} could not be embedded; the next night looks at their photos again."
+        )
 
 
 @app.command()
@@ -104,7 +107,7 @@ def search(
         )
     console.print(f"Bridge: {describe(answers[0].bridge)}", markup=False)
     if answers[0].unseen:
-        console.print(f"{answers[0].unseen} faces have not been embedded by this version yet, and are not seen.")
+        console.print(f"{count(answers[0].unseen, 'face')} not embedded by this version yet cannot be seen.")
 
 
 def duration(seconds: float | None) -> str:

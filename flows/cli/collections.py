@@ -170,7 +170,7 @@ def list_(as_json: Json = False) -> None:
                 "name": c.name,
                 "uri": c.uri,
                 "sensitive": ", ".join(c.sensitive_attributes) or "none",
-                "kept": "for ever" if c.retention_days is None else f"{c.retention_days} days",
+                "kept": "for ever" if c.retention_days is None else count(c.retention_days, "day"),
                 "legal_basis": c.legal_basis,
                 "consent_note": c.consent_note,
                 **image_counts(session, c.id),

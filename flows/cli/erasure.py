@@ -10,6 +10,7 @@ import typer
 from flows.cli.output import Json, console, errors, literal, print_json, print_table
 from infra.catalog.database import Catalog
 from infra.settings import Settings, load_settings
+from infra.words import count
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -52,7 +53,7 @@ def erase(
     if as_json:
         print_json({"certificate": certificate, "finished": finished, "notes": plan.notes})
     else:
-        console.print(literal(f"Erased: certificate {certificate.erasure_id} ({len(plan.faces)} faces)"))
+        console.print(literal(f"Erased: certificate {certificate.erasure_id} ({count(len(plan.faces), 'face')})"))
     say_what_is_left(finished.left)
 
 
@@ -134,7 +135,7 @@ def retention(
         print_json(counts)
     elif counts:
         for name, faces in counts.items():
-            console.print(literal(f"{name}: the embeddings of {faces} faces were deleted"))
+            console.print(literal(f"{name}: the embeddings of {count(faces, 'face')} were deleted"))
     else:
         console.print("No embedding's time is over.")
     say_what_is_left(left)

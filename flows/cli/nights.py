@@ -17,6 +17,7 @@ from infra.catalog.queries import views
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings, load_settings
 from infra.storage import StoreError, open_store
+from infra.words import count
 
 if TYPE_CHECKING:
     from infra.prefect_server import PendingServer
@@ -145,16 +146,19 @@ def _run_nightly(collection: str, keys: KeyRange, settings: Settings, server: "P
 def _print_summary(collection: str, counts: dict[str, Any]) -> None:
     console.print(
         f"{collection}: {counts['new']} new, {counts['changed']} changed, {counts['missing']} missing, "
-        f"{counts['unchanged']} unchanged; processed {counts['processed']} images with {counts['faces']} faces "
-        f"({counts['restored']} sent to restoration) in {counts['seconds'].get('process', 0):.1f} s"
+        f"{counts['unchanged']} unchanged; processed {count(counts['processed'], 'image')} with "
+        f"{count(counts['faces'], 'face')} ({counts['restored']} sent to restoration) "
+        f"in {counts['seconds'].get('process', 0):.1f} s"
     )
     if counts["duplicates"]:
-        console.print(f"{counts['duplicates']} images hold the same bytes as another and were not processed again")
+        copies = count(counts["duplicates"], "image holds", "images hold")
+        console.print(f"{copies} the same bytes as another: not processed again")
     people = counts["people"]
     if people["grouped"] or people["alone"]:
         console.print(
-            f"people: {people['grouped']} faces placed, {people['founded']} new identities, {people['merged']} merged, "
-            f"{people['proposed']} merges proposed"
+            f"people: {count(people['grouped'], 'face')} placed, {count(people['founded'], 'new identity', 'new identities')}, "
+            f"{people['merged']:,} merged, "
+            f"{count(people['proposed'], 'merge')} proposed"
         )
     if not people["calibrated"]:
         console.print(
@@ -162,7 +166,8 @@ def _print_summary(collection: str, counts: dict[str, Any]) -> None:
         )
     if counts["failed_images"]:
         console.print(
-            f"{counts['failed_images']} images stand as failed: 'visage failures --collection {collection}' says why"
+            f"{count(counts['failed_images'], 'image stands', 'images stand')} as failed: "
+            f"'visage failures --collection {collection}' says why"
         )
 
 

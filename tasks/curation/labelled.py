@@ -17,6 +17,7 @@ from infra.catalog.tables.schema import Content, Face, Image, ImageStatus
 from infra.catalog.versioning.versions import serving
 from infra.settings import Settings
 from infra.storage import open_store
+from infra.words import count
 from tasks.embed import embed
 from tasks.evaluation.recognition import GROUP, FaceFinder, Progress, read_images, template_of
 from tasks.execution.inference import load_for_inference
@@ -75,7 +76,9 @@ def study_pictures(
         done += len(group)
         on_progress(done, len(labelled.names))
     if not names:
-        raise UnusableLabels(f"{labelled.images}: a face was found in none of {len(labelled.names)} labelled pictures")
+        raise UnusableLabels(
+            f"{labelled.images}: a face was found in none of {count(len(labelled.names), 'labelled picture')}"
+        )
     return Studied(
         tuple(names),
         tuple(identity[name] for name in names),

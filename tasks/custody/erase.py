@@ -31,6 +31,7 @@ from infra.catalog.work.runs import close_dead_runs
 from infra.settings import Settings
 from infra.storage import StoreError, open_store
 from infra.tracking import remove_artifact
+from infra.words import count
 from tasks.evaluation.calibration import Calibration
 from tasks.nights.run_report import REVEALING
 
@@ -202,7 +203,9 @@ def plan_photo(session: Session, settings: Settings, photo: Path, least: float |
     version, least = meant_from(session, least)
     probed = Prober(settings)(photo.read_bytes(), version)
     if len(probed.vectors) != 1:
-        raise CannotErase(f"{photo}: {len(probed.vectors)} faces are in this photo; cut out the one that is meant")
+        raise CannotErase(
+            f"{photo}: {count(len(probed.vectors), 'face is', 'faces are')} in this photo; cut out the one that is meant"
+        )
     [plan] = plan_alike(session, version, probed.vectors, least)
     if plan is None:
         raise CannotErase(f"{photo}: no face of the catalog is similar to {least:.3f} or more; nothing was erased")

@@ -24,6 +24,7 @@ from infra.evaluations import Evaluations
 from infra.ray_cluster import device
 from infra.registry import CHALLENGER, CHAMPION, Registry
 from infra.settings import Settings
+from infra.words import count
 from models.spec import Role
 from tasks.group import group_version
 from tasks.recipe import current_recipe, enter_versions, version_for, version_of_row
@@ -356,7 +357,8 @@ def rollback(catalog: Catalog, settings: Settings, name: str) -> tuple[str, str]
             lacking = upgrades.count_visible_lacking(session, former.id)
             if lacking:
                 raise RollbackIncomplete(
-                    f"{lacking} faces have no embedding by {former.name}@{former.version}; 'visage models promote "
+                    f"{count(lacking, 'face has', 'faces have')} no embedding by {former.name}@{former.version}; "
+                    f"'visage models promote "
                     f"{former.name}@{former.version} --force' plans a backfill that makes them and then switches"
                 )
             exclusive(session, enforcement.PEOPLE)
