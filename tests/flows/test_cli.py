@@ -29,7 +29,7 @@ from tests.command import Ended, visage
 from tests.portraits import jpeg, landscape, mirrored, portrait, small_collection
 
 VISAGE = Path(sys.executable).parent / "visage"
-HEAVY = ("torch", "ray", "mlflow", "prefect")
+HEAVY = ("torch", "ray", "mlflow", "prefect", "boto3", "fastapi", "pyarrow")
 
 
 @pytest.fixture
