@@ -5,6 +5,7 @@ import importlib.metadata
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,10 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from sqlalchemy import func, select
 
+from flows.cli import output
 from flows.cli.app import app
 from infra.catalog.database import Catalog
 from infra.catalog.images import Listed, put_pending
@@ -402,6 +405,30 @@ def test_a_key_neither_styles_the_table_nor_steers_the_terminal(archive: Setting
     out = visage("failures", "--collection", "archive").out
     assert r"[bold]\x1b[31mred\n:smile:.jpg" in out
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("command", ["runs", "failures", "faces", "identities", "status", "collections list"])
+def test_a_narrow_terminal_breaks_no_word(archive: Settings, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def words(printed: str) -> set[str]:
+        return {word for word in re.findall(r"[^\s│┃━╇]+", printed) if len(word) <= output.LONGEST_WORD}
+
+    wide = words(visage(*command.split()).out)
+    monkeypatch.setattr(output, "console", Console(width=60))
+    narrow = visage(*command.split()).out
+    assert wide <= words(narrow)
+    assert max(map(len, narrow.splitlines())) <= 60 or command == "status"  # which explains below its table
+
+
+def test_a_table_too_wide_for_the_terminal_has_a_line_for_each_value(
+    archive: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "console", Console(width=60))
+    assert re.search(r"^status +done_with_failures\s*$", visage("runs").out, re.MULTILINE)
+    assert "┃" in visage("identities").out
+
+
+def test_a_title_is_not_folded_to_the_width_of_its_table(archive: Settings) -> None:
+    assert "\nPhotos of archive that are there more than once\n" in "\n" + visage("duplicates", "archive").out
 
 
 def test_faces_are_listed_with_all_that_is_known(archive: Settings) -> None:
