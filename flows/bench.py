@@ -17,6 +17,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.settings import Settings
 from infra.storage.base import LITTER
+from infra.words import count
 from tasks.evaluation.stage_limits import Stages, forwards, loading_seconds
 from tasks.evaluation.timing import processor
 from tasks.pipeline import thread_count
@@ -98,7 +99,9 @@ def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] 
             stages = Stages(state.catalog, state.job)
             photos = stages.through()
             if not any(photo.face_count for photo in photos):
-                raise NoPhotographs(f"{photographs}: no face was found in {len(photos)} pictures; choose others")
+                raise NoPhotographs(
+                    f"{photographs}: no face was found in {count(len(photos), 'picture')}; choose others"
+                )
             stages.record(photos)
             store = state.job.photographs()
             files = [store.read(p.key, settings.max_bytes).data for p in photos if p.failure is None and not p.shared]

@@ -25,6 +25,7 @@ from infra.catalog.work import schedules
 from infra.metrics import serve_metrics
 from infra.prefect_server import ServerUnavailable
 from infra.settings import Settings
+from infra.words import count
 from tasks.nights.problems import NotTold, tell_problems
 from tasks.nights.schedules import ON_TIME, Due, due, give_up
 
@@ -79,7 +80,7 @@ class _Server:
         await self._forget_former()
         await self._keep_in_step(runner)
         await self._ring()
-        self.say(f"serving {len(self.served)} schedules, with Prefect at {self.url}")
+        self.say(f"serving {count(len(self.served), 'schedule')}, with Prefect at {self.url}")
         told_to_stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         runner.handle_sigterm = lambda *_: loop.call_soon_threadsafe(told_to_stop.set)  # its own forgets to await

@@ -15,6 +15,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, gen
 from sqlalchemy import func, select
 from sqlalchemy.orm import Session
 
+from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Collection, Failure, Image, ImageStatus, Run, RunStatus, Schedule
 
@@ -52,7 +53,7 @@ def render(catalog: Catalog) -> bytes:
     registry = CollectorRegistry()
     gauges = _Gauges(registry)
     with catalog.read() as session:
-        for collection in session.scalars(select(Collection).order_by(Collection.name)):
+        for collection in collections.every(session):
             _fill(session, gauges, collection)
         for schedule, name in session.execute(
             select(Schedule, Collection.name).join(Collection, Collection.id == Schedule.collection_id)

@@ -4,8 +4,11 @@ Both are in the order of the keys' bytes, so one pass over two streams tells all
 changed costs its share of the listing and of an indexed read, and no write.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields
+
+from sqlalchemy.orm import Session
 
 from infra.catalog.custody.erasing import Erased
 from infra.catalog.database import Catalog
@@ -102,6 +105,25 @@ def discover(
     with catalog.write() as session:
         resolve_unlisted(session, run_id, collection_id, keys)
         reopen(session, collection_id, recipe, keys)
+    return Discovery(**counts)
+
+
+def compare(session: Session, store: Store, wanted: Filter, collection_id: int) -> Discovery:
+    """How the photographs in some place compare with those that the catalog knows. Nothing is read of them, or changed.
+
+    Raises:
+        StoreError: if the place cannot be listed.
+    """
+    counts = Counter[str]()
+    for entry, remembered in merge(_listing(store, EVERY_KEY), known(session, collection_id)):
+        if isinstance(entry, ListingProblem):
+            counts["unlisted"] += wanted.may_want(entry.key)
+        elif entry is not None and wanted(entry.key):
+            here = remembered is not None and _same_object(entry, remembered)
+            counts["new" if remembered is None else "unchanged" if here else "changed"] += 1
+        else:
+            counts["ignored"] += entry is not None
+            counts["missing"] += remembered is not None and remembered.status is not ImageStatus.MISSING
     return Discovery(**counts)
 
 

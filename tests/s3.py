@@ -9,7 +9,8 @@ from contextlib import contextmanager
 import boto3
 import pytest
 
-from infra.storage import S3, S3Options
+from infra.storage import S3Options
+from infra.storage.s3 import S3
 
 # It serves until its standard input closes, so that it never outlives the tests, not even when they are killed.
 PROGRAM = """

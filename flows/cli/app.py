@@ -1,12 +1,13 @@
 """The command line's frame: commands, exit codes, errors.
 
-Exit codes: 0 all done, 1 error, 2 wrong usage, 3 done, but some images failed (`status`: last night was not good), 130
-interrupted. Commands import what is heavy only when they run, so that help and errors come at once.
+Commands import what is heavy only when they run, so that help and errors come at once.
 """
 
+import importlib.metadata
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -42,15 +43,20 @@ from flows.cli import (
     train_attributes,
     upkeep,
 )
-from flows.cli.output import errors, print_error
+from flows.cli.output import print_error
+from flows.cli.problems import exit_code, speaks_for_itself, words
 from infra.telemetry import silence
 
-OURS = {"flows", "tasks", "models", "infra"}
-EXIT_ERROR = 1
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 it did not work, or what was looked at is not well; 2 asked wrongly; 3 done, but some images failed "
+    "('status': last night was not good); 130 interrupted. With --json, stdout gets the answer in JSON or nothing; an error is "
+    'the last line of stderr, {"error": ..., "exit_code": ...}.'
+)
 
 app = typer.Typer(
     name="visage",
     help="Process collections of face photographs: detect, restore, embed, describe; then ask who is where.",
+    epilog=EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
@@ -99,26 +105,38 @@ for command in COMMANDS:
 app.command("import")(archive.import_)
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"visage {importlib.metadata.version('visage')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _frame(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """What comes before a command."""
+
+
 def run() -> None:
     """Run the command and turn every error into a message and an exit code."""
     silence()
+    in_json = "--json" in sys.argv[1:]
+    code: object = 0
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=not in_json)  # with it, Typer itself says what is wrong with a command, and exits
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # what Typer makes of KeyboardInterrupt
-            errors.print("interrupted; what was recorded stays, the next run goes on from there")
-        raise
+        code = end.code
+    except typer.TyperException as error:
+        code = error.exit_code
+        print_error(error.format_message(), error.exit_code, in_json)
     except Exception as error:
-        if not _speaks_for_itself(error):
+        code = exit_code(error)
+        if not speaks_for_itself(error):
             traceback.print_exc()
-        print_error(_message(error))
-        sys.exit(EXIT_ERROR)
-
-
-def _speaks_for_itself(error: Exception) -> bool:
-    """Errors of our own, and those of the operating system, say what to do; any other is a bug and shows its trace."""
-    return type(error).__module__.split(".")[0] in OURS or isinstance(error, OSError)
-
-
-def _message(error: Exception) -> str:
-    return str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        print_error(words(error), exit_code(error), in_json)
+    if code == INTERRUPTED:  # what Typer makes of KeyboardInterrupt
+        print_error("interrupted; what was recorded stays, the next run goes on from there", INTERRUPTED, in_json)
+    sys.exit(code if isinstance(code, int) else 0)

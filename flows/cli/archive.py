@@ -10,6 +10,7 @@ import typer
 from flows.cli.output import Json, console, literal, print_json
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+from infra.words import count
 
 
 def archive(
@@ -26,7 +27,10 @@ def archive(
     if as_json:
         print_json(made)
         return
-    told = f"{made.path}: {made.photos:,} photos, {made.faces:,} faces, {made.objects:,} pictures; digest {made.digest}"
+    told = (
+        f"{made.path}: {count(made.photos, 'photo')}, "
+        f"{count(made.faces, 'face')}, {count(made.objects, 'picture')}; digest {made.digest}"
+    )
     console.print(literal(told), soft_wrap=True)
     if made.decrypted:
         console.print(
@@ -52,16 +56,20 @@ def import_(
         print_json(taken)
         return
     console.print(
-        literal(f"{taken.collection}: {taken.photos:,} photos, {taken.faces:,} faces, {taken.identities:,} people"),
+        literal(
+            f"{taken.collection}: {count(taken.photos, 'photo')}, {count(taken.faces, 'face')}, "
+            f"{count(taken.identities, 'person', 'people')}"
+        ),
         soft_wrap=True,
     )
     console.print(literal(f"Its photographs are looked for in {taken.uri} (--uri names another place)"), soft_wrap=True)
     if taken.held_photos or taken.held_faces:
-        console.print(f"Kept out, for they were erased here: {taken.held_photos} photos, {taken.held_faces} faces")
+        held = f"{count(taken.held_photos, 'photo')}, {count(taken.held_faces, 'face')}"
+        console.print(f"Kept out, for they were erased here: {held}")
     if taken.lacking:
         console.print(
             literal(
-                f"{taken.lacking:,} faces lack the embedding version that queries use here; "
+                f"{count(taken.lacking, 'face lacks', 'faces lack')} the embedding version that queries use here; "
                 f"'visage run {shlex.quote(taken.collection)}' makes it"
             )
         )

@@ -9,6 +9,7 @@ from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog.custody import audit as log
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+from infra.words import count
 
 app = typer.Typer(name="audit", help="Read and verify the audit log.", no_args_is_help=True)
 
@@ -46,5 +47,7 @@ def verify(
     if as_json:
         print_json(verified)
         return
-    console.print(literal(f"The audit log holds: {verified.entries} entries. Its digest now: {verified.head}"))
+    console.print(
+        literal(f"The audit log holds: {count(verified.entries, 'entry', 'entries')}. Its digest now: {verified.head}")
+    )
     console.print("Keep this digest somewhere else; with --head it shows later that the end was not cut off.")

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 import typer
 
 from flows.cli.evaluate import progress as bar
-from flows.cli.output import Json, console, print_json, print_table
+from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+from infra.words import count
 
 app = typer.Typer(name="backfill", help="Embed the catalog's faces with a new model version.", no_args_is_help=True)
 
@@ -45,17 +46,26 @@ def run(
         f"Queries use {ended['target']} now; 'visage models rollback' goes back to {ended['former']} at once."
     )
     if ended["given_up"]:
-        console.print(f"{ended['given_up']} faces could not be embedded; the next night looks at their photos again.")
+        console.print(
+            f"{count(ended['given_up'], 'face')} could not be embedded; the next night looks at their photos again."
+        )
 
 
 @app.command()
 def status(as_json: Json = False) -> None:
     """Tell how far the latest upgrade has got, how long it will take, and what the bridge between the versions loses."""
     from tasks.versioning.bridge import describe  # noqa: PLC0415 - imports torch
-    from tasks.versioning.upgrade import progress  # noqa: PLC0415
+    from tasks.versioning.upgrade import NoUpgrade, progress  # noqa: PLC0415
 
     with Catalog(load_settings().catalog_url).read() as session:
-        found = progress(session)
+        try:
+            found = progress(session)
+        except NoUpgrade as none:  # which is an answer
+            if as_json:
+                print_json({"status": None})
+            else:
+                console.print(literal(str(none)))
+            return
     if as_json:
         print_json({**asdict(found), "seconds_left": found.seconds_left})
         return
@@ -95,7 +105,7 @@ def search(
         )
     console.print(f"Bridge: {describe(answers[0].bridge)}", markup=False)
     if answers[0].unseen:
-        console.print(f"{answers[0].unseen} faces have not been embedded by this version yet, and are not seen.")
+        console.print(f"{count(answers[0].unseen, 'face')} not embedded by this version yet cannot be seen.")
 
 
 def duration(seconds: float | None) -> str:

@@ -8,6 +8,7 @@ import typer
 
 from flows.cli.output import Json, console, errors, plain, print_json, print_table
 from infra.settings import load_settings
+from infra.words import count
 
 
 def bench(
@@ -43,7 +44,8 @@ def bench(
     ]
     rows += [[f"{name}, forwards only", None, None, value] for name, value in result.forwards.items()]
     print_table(
-        f"{result.photographs:,} photographs with {result.faces:,} faces ({result.restored:,} restored) on {result.machine}, "
+        f"{count(result.photographs, 'photograph')} with {count(result.faces, 'face')} "
+        f"({result.restored:,} restored) on {result.machine}, "
         f"{result.processors} processors",
         ["stage", "seconds", "ms a photograph", "seconds alone"],
         [[_rounded(value) for value in row] for row in rows],

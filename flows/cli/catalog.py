@@ -9,6 +9,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.queries import views
 from infra.settings import load_settings
+from infra.words import count
 
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
 
@@ -50,7 +51,7 @@ def faces(
 def estimate_text(attribute: views.AttributeView) -> str:
     value = attribute.label
     if attribute.value is None:
-        value = "mask" if attribute.mask_key else f"{len(attribute.vector or ())} numbers"
+        value = "mask" if attribute.mask_key else count(len(attribute.vector or ()), "number")
     elif value is None:
         value = (
             f"{attribute.value:.2f}" if attribute.unit == "0..1" else f"{attribute.value:.0f} {attribute.unit}".strip()

@@ -2,15 +2,21 @@
 
 import shlex
 from contextlib import closing
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flows.cli.output import Json, console, literal, print_json, print_table
+from flows.cli.erasure import say_what_is_left
+from flows.cli.output import Json, console, errors, literal, print_json, print_table
 from infra.catalog import collections as stored
 from infra.catalog.database import Catalog
 from infra.catalog.queries.views import image_counts
-from infra.settings import load_settings
+from infra.settings import Settings, load_settings
+from infra.words import count
+
+if TYPE_CHECKING:
+    from tasks.custody.remove_collection import Removal
+    from tasks.nights.collections import Moved
 
 RetentionDays = Annotated[
     int | None,
@@ -19,7 +25,11 @@ RetentionDays = Annotated[
 LegalBasis = Annotated[str | None, typer.Option(help="On what grounds faces are processed, in your words.")]
 ConsentNote = Annotated[str | None, typer.Option(help="Where consents are kept, or what was agreed.")]
 
-app = typer.Typer(name="collections", help="Add and list collections of photographs.", no_args_is_help=True)
+Name = Annotated[str, typer.Argument(help="Name of the collection.")]
+
+app = typer.Typer(
+    name="collections", help="Add, list, change and remove collections of photographs.", no_args_is_help=True
+)
 
 
 @app.command()
@@ -40,13 +50,10 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a collection. Nothing is read until 'visage run NAME'."""
-    from tasks.nights.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import check  # noqa: PLC0415 - imports torch
 
     settings = load_settings()
-    try:
-        checked = check(settings, name, uri, include or [], exclude, sensitive or [])
-    except InvalidCollection as error:
-        raise typer.BadParameter(str(error)) from error
+    checked = check(settings, name, uri, include or [], exclude, sensitive or [])
     with Catalog(settings.catalog_url).write() as session:
         added = stored.add(session, name, checked.uri, checked.include, checked.exclude, checked.sensitive_attributes)
         added.retention_days, added.legal_basis, added.consent_note = retention_days or None, legal_basis, consent_note
@@ -61,27 +68,96 @@ def add(
 
 @app.command("set")
 def set_(
-    name: Annotated[str, typer.Argument(help="Name of the collection.")],
+    name: Name,
+    uri: Annotated[
+        str | None, typer.Option(help="Where the same photographs lie now: a folder, or s3://bucket/prefix.")
+    ] = None,
     retention_days: RetentionDays = None,
     legal_basis: LegalBasis = None,
     consent_note: ConsentNote = None,
     as_json: Json = False,
 ) -> None:
-    """Say on what grounds a collection is kept, and for how long. What is not given stays; 0 days keep for ever."""
+    """Say where a collection lies, on what grounds it is kept, for how long. What is not given stays; 0 days: for ever."""
     from tasks.custody.retention import set_terms  # noqa: PLC0415 - a second of imports
 
-    with closing(Catalog(load_settings().catalog_url)) as catalog:
+    settings = load_settings()
+    with closing(Catalog(settings.catalog_url)) as catalog:
+        moved = None if uri is None else _move(catalog, settings, name, uri)
         collection = set_terms(catalog, name, retention_days, legal_basis, consent_note)
     terms = {
         "name": name,
+        "uri": collection.uri,
         "retention_days": collection.retention_days,
         "legal_basis": collection.legal_basis,
         "consent_note": collection.consent_note,
     }
     if as_json:
-        print_json(terms)
+        found = {} if moved is None else {"found": moved.found, "missing": moved.missing, "new": moved.new}
+        print_json(terms | found)
+        return
+    print_table("Collection", ["what", "value"], list(terms.items()))
+    if moved is not None:
+        photos = count(moved.found, "photograph is", "photographs are")
+        console.print(f"{photos} there under the same key; {moved.missing:,} missing, {moved.new:,} new.")
+        console.print("The next run reads them, and processes anew only those whose bytes have changed.")
+
+
+def _move(catalog: Catalog, settings: Settings, name: str, uri: str) -> "Moved":
+    from tasks.nights.collections import move  # noqa: PLC0415 - imports torch
+
+    return move(catalog, settings, name, uri)
+
+
+@app.command()
+def rename(name: Name, new: Annotated[str, typer.Argument(help="A name that is free.")], as_json: Json = False) -> None:
+    """Call a collection something else. Schedules and runs stay; commands, pages and addresses know the new name only."""
+    from tasks.nights.collections import rename as call  # noqa: PLC0415 - imports torch
+
+    with closing(Catalog(load_settings().catalog_url)) as catalog:
+        call(catalog, name, new)
+    if as_json:
+        print_json({"name": new, "before": name})
     else:
-        print_table("Collection", ["what", "value"], list(terms.items()))
+        console.print(literal(f"{name} is called {new} now"))
+
+
+@app.command()
+def remove(
+    name: Name,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it without asking.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Show what the catalog knows of a collection, and remove all of it. The photographs themselves stay where they are."""
+    from tasks.custody import remove_collection as removing  # noqa: PLC0415 - a second of imports
+
+    settings = load_settings()
+    with closing(Catalog(settings.catalog_url)) as catalog:
+        with catalog.read() as session:
+            plan = removing.plan(session, name)
+        if not yes:
+            _preview(plan, as_json)
+            if as_json or not typer.confirm(f"Remove {name}? It cannot be undone", err=True):
+                errors.print("nothing was removed" + (" ('--yes' does it)" if as_json else ""))
+                return
+        certificate, finished = removing.remove(catalog, settings, settings.acting, plan)
+    if as_json:
+        print_json({"certificate": certificate, "finished": finished, "notes": plan.notes})
+    else:
+        console.print(literal(f"Removed {name}: certificate {certificate.erasure_id}"))
+    say_what_is_left(finished)
+
+
+def _preview(plan: "Removal", as_json: bool) -> None:
+    if as_json:
+        print_json(plan)
+        return
+    print_table(f"Would be removed of {plan.collection}", ["what", "how many"], list(plan.counts.items()))
+    for name in plan.schedules:
+        console.print(literal(f"would end with it: the schedule {name}"))
+    for place in plan.exhibits:
+        console.print(literal(f"may show its faces, and would be deleted: {place}"))
+    for note in plan.notes:
+        console.print(literal(f"- {note}"))
 
 
 @app.command("list")
@@ -94,7 +170,7 @@ def list_(as_json: Json = False) -> None:
                 "name": c.name,
                 "uri": c.uri,
                 "sensitive": ", ".join(c.sensitive_attributes) or "none",
-                "kept": "for ever" if c.retention_days is None else f"{c.retention_days} days",
+                "kept": "for ever" if c.retention_days is None else count(c.retention_days, "day"),
                 "legal_basis": c.legal_basis,
                 "consent_note": c.consent_note,
                 **image_counts(session, c.id),
@@ -110,7 +186,7 @@ def list_(as_json: Json = False) -> None:
 
 @app.command()
 def split(
-    name: Annotated[str, typer.Argument(help="Name of the collection.")],
+    name: Name,
     parts: Annotated[int, typer.Argument(min=1, help="How many parts.")],
     anew: Annotated[bool, typer.Option("--anew", help="Cut it afresh: it has grown unevenly.")] = False,
     as_json: Json = False,

@@ -10,6 +10,7 @@ from flows.cli.evaluate import progress
 from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+from infra.words import count
 
 
 def curate(
@@ -52,7 +53,8 @@ def curate(
         print_json({**told(found), "files": [str(path) for path in files]})
         return
     print_table(
-        f"{len(found.labels):,} pictures of {len(found.people):,} identities, compared by {found.studied.model}",
+        f"{count(len(found.labels), 'picture')} of "
+        f"{count(len(found.people), 'identity', 'identities')}, compared by {found.studied.model}",
         ["round", "do not belong", "one person"],
         [[n, len(one.findings), len(one.merges)] for n, one in enumerate(found.rounds, start=1)],
     )

@@ -8,6 +8,7 @@ from flows.cli.output import Json, console, errors, literal, print_json
 from infra.catalog import encryption
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+from infra.words import count
 
 app = typer.Typer(name="encryption", help="Encrypt embeddings at rest.", no_args_is_help=True)
 
@@ -49,11 +50,12 @@ def _switch(wanted: bool, as_json: bool) -> None:
     from tasks.custody.encryption import switch  # noqa: PLC0415 - a second of imports
 
     settings = load_settings()
-    count, finished = switch(settings, settings.acting, wanted)
+    embeddings, finished = switch(settings, settings.acting, wanted)
     if as_json:
-        print_json({"embeddings": count, "left": finished.left})
+        print_json({"embeddings": embeddings, "left": finished.left})
     else:
-        console.print(f"{count} embeddings are {'encrypted' if wanted else 'decrypted'} now.")
+        told = count(embeddings, "embedding is", "embeddings are")
+        console.print(f"{told} {'encrypted' if wanted else 'decrypted'} now.")
     for problem in finished.left:
         errors.print(literal(f"left to do by the next run or 'visage retention': {problem}"))
     if finished.left:

@@ -9,6 +9,7 @@ import typer
 from flows.cli.output import Json, console, errors, literal, print_json, print_table
 from infra.catalog.database import Catalog
 from infra.settings import Settings, load_settings
+from infra.words import count
 
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
@@ -51,8 +52,8 @@ def erase(
     if as_json:
         print_json({"certificate": certificate, "finished": finished, "notes": plan.notes})
     else:
-        console.print(literal(f"Erased: certificate {certificate.erasure_id} ({len(plan.faces)} faces)"))
-    _say_what_is_left(finished)
+        console.print(literal(f"Erased: certificate {certificate.erasure_id} ({count(len(plan.faces), 'face')})"))
+    say_what_is_left(finished)
 
 
 def _plan(
@@ -92,7 +93,8 @@ def _preview(plan: "Plan", as_json: bool) -> None:
         console.print(literal(f"- {note}"))
 
 
-def _say_what_is_left(finished: "Finished") -> None:
+def say_what_is_left(finished: "Finished") -> None:
+    """Say what of an erasure waits for other machines, and what could not be done now. Exit code 1 if something could not."""
     for place in finished.waiting:
         errors.print(literal(f"waits for another machine: {place}"))
     for problem in finished.left:
@@ -146,7 +148,7 @@ def retention(
         print_json(counts)
     elif counts:
         for name, faces in counts.items():
-            console.print(literal(f"{name}: the embeddings of {faces} faces were deleted"))
+            console.print(literal(f"{name}: the embeddings of {count(faces, 'face')} were deleted"))
     else:
         console.print("No embedding's time is over.")
-    _say_what_is_left(finished)
+    say_what_is_left(finished)

@@ -11,6 +11,7 @@ from rich.progress import Progress
 
 from flows.cli.output import Json, console, errors, print_json, print_table
 from infra.settings import load_settings
+from infra.words import count
 
 app = typer.Typer(name="evaluate", help="Measure models on labelled data.", no_args_is_help=True)
 Images = Annotated[Path, typer.Option(exists=True, help="Folder or tar file of pictures.")]
@@ -55,7 +56,7 @@ def verification(
         )
         return
     print_table(
-        f"Verification by {reference} on {report.pairs} pairs of {images.name}",
+        f"Verification by {reference} on {count(report.pairs, 'pair')} of {images.name}",
         ["measure", "value"],
         [
             ["accuracy", f"{report.accuracy:.4f} ± {report.accuracy_standard_error:.4f}"],
@@ -121,7 +122,7 @@ def compare(
         names[6:6] = ["ms in all", f"fits {budget} ms"]
         for cells, row in zip(rows, comparison.rows, strict=True):
             cells[6:6] = [f"{row.pipeline_ms:.1f}", row.fits]
-    print_table(f"{comparison.verifications[0].report.pairs} pairs of {images.name}", names, rows)
+    print_table(f"{count(comparison.verifications[0].report.pairs, 'pair')} of {images.name}", names, rows)
     console.print(f"Times: {comparison.how}.", markup=False)
     console.print(f"Written to MLflow as run {run}, with the ROC curves and accuracy over time.")
 

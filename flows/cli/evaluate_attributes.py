@@ -8,6 +8,7 @@ import typer
 from flows.cli.evaluate import REFERENCE, Images, progress
 from flows.cli.output import Json, console, print_json, print_table
 from infra.settings import load_settings
+from infra.words import count
 
 if TYPE_CHECKING:
     from tasks.evaluation.attributes import AttributeEvaluation
@@ -58,7 +59,7 @@ def _print(evaluation: "AttributeEvaluation") -> None:
     from tasks.evaluation.attribute_metrics import ClassReport  # noqa: PLC0415
 
     report, without = evaluation.report, len(evaluation.without_face)
-    title = f"{evaluation.attribute.name} by {evaluation.model.reference} on {report.faces} faces"
+    title = f"{evaluation.attribute.name} by {evaluation.model.reference} on {count(report.faces, 'face')}"
     if not isinstance(report, ClassReport):
         rows = [
             ["mean absolute error", f"{report.mean_absolute_error:.2f} ± {report.standard_error:.2f} {report.unit}"],

@@ -9,6 +9,7 @@ from flows.cli.evaluate import REFERENCE, Images, progress
 from flows.cli.evaluate_attributes import LeaveOut
 from flows.cli.output import Json, console, print_json, print_table
 from infra.settings import load_settings
+from infra.words import count
 
 CSV = {"exists": True, "dir_okay": False}
 
@@ -78,7 +79,7 @@ def fairness(
     )
     refused = sum(cell.value is None for cell in judged.report.cells)
     console.print(
-        f"{len(judged.report.cells) - refused} numbers, {refused} refused for fewer than {minimum} observations."
+        f"{count(len(judged.report.cells) - refused, 'number')}, {refused} refused for fewer than {minimum} observations."
     )
     for note in judged.report.notes:
         console.print(note, markup=False)

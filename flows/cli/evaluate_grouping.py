@@ -8,6 +8,7 @@ import typer
 from flows.cli.evaluate import REFERENCE, Images, progress
 from flows.cli.output import Json, console, print_json, print_table
 from infra.settings import load_settings
+from infra.words import count
 
 
 def grouping(
@@ -32,12 +33,13 @@ def grouping(
         print_json({"tracking_run": run, **report.model_dump()})
         return
     print_table(
-        f"Grouping {report.faces} faces of {report.people} people (BCubed)",
+        f"Grouping {count(report.faces, 'face')} of {count(report.people, 'person', 'people')} (BCubed)",
         ["nights", "order", "precision", "recall", "F", "merges", "proposed", "seconds"],
         [[r.nights, r.order, r.precision, r.recall, r.f, r.merges, r.proposals, r.seconds] for r in report.rounds],
     )
-    console.print(f"No face was found in {report.without_face} pictures; they are left out.")
+    console.print(f"No face was found in {count(report.without_face, 'picture')}: left out.")
     console.print(
-        f"Of {report.twins} pairs of the most similar strangers, each in one photo, {report.twins_merged} became one person."
+        f"Of {count(report.twins, 'pair')} of the most similar strangers, each in one photo, "
+        f"{report.twins_merged:,} became one person."
     )
     console.print(f"Written to MLflow as run {run}.")

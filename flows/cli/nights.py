@@ -20,6 +20,7 @@ from infra.catalog.work import nights
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
 from infra.settings import Settings, load_settings
 from infra.storage import StoreError, open_store
+from infra.words import count
 
 if TYPE_CHECKING:
     from infra.prefect_server import PendingServer
@@ -93,16 +94,14 @@ def run(
 
 
 def _keys(collection: str, part: str | None, after_key: str | None, through_key: str | None) -> KeyRange:
-    from tasks.nights.parts import UnusablePart, keys_of  # noqa: PLC0415
+    from tasks.nights.parts import keys_of  # noqa: PLC0415
 
     if part is not None and not after_key is through_key is None:
         raise typer.BadParameter("give either --part, or --after-key and --through-key")
+    if part is not None:
+        return keys_of(load_settings(), collection, part)
     try:
-        if part is not None:
-            return keys_of(load_settings(), collection, part)
         return KeyRange(after_key, through_key)
-    except UnusablePart as error:
-        raise typer.BadParameter(str(error), param_hint="--part") from error
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--after-key") from error
 
@@ -157,16 +156,19 @@ def _run_nightly(collection: str, keys: KeyRange, settings: Settings, server: "P
 def _print_summary(collection: str, counts: dict[str, Any]) -> None:
     console.print(
         f"{collection}: {counts['new']} new, {counts['changed']} changed, {counts['missing']} missing, "
-        f"{counts['unchanged']} unchanged; processed {counts['processed']} images with {counts['faces']} faces "
-        f"({counts['restored']} sent to restoration) in {counts['seconds'].get('process', 0):.1f} s"
+        f"{counts['unchanged']} unchanged; processed {count(counts['processed'], 'image')} with "
+        f"{count(counts['faces'], 'face')} ({counts['restored']} sent to restoration) "
+        f"in {counts['seconds'].get('process', 0):.1f} s"
     )
     if counts["duplicates"]:
-        console.print(f"{counts['duplicates']} images hold the same bytes as another and were not processed again")
+        copies = count(counts["duplicates"], "image holds", "images hold")
+        console.print(f"{copies} the same bytes as another: not processed again")
     people = counts["people"]
     if people["grouped"] or people["alone"]:
         console.print(
-            f"people: {people['grouped']} faces placed, {people['founded']} new identities, {people['merged']} merged, "
-            f"{people['proposed']} merges proposed"
+            f"people: {count(people['grouped'], 'face')} placed, {count(people['founded'], 'new identity', 'new identities')}, "
+            f"{people['merged']:,} merged, "
+            f"{count(people['proposed'], 'merge')} proposed"
         )
     if not people["calibrated"]:
         console.print(
@@ -174,7 +176,8 @@ def _print_summary(collection: str, counts: dict[str, Any]) -> None:
         )
     if counts["failed_images"]:
         console.print(
-            f"{counts['failed_images']} images stand as failed: 'visage failures --collection {collection}' says why"
+            f"{count(counts['failed_images'], 'image stands', 'images stand')} as failed: "
+            f"'visage failures --collection {collection}' says why"
         )
 
 
@@ -283,6 +286,8 @@ def metrics(
         part = out.with_name(f".{out.name}.part")
         part.write_bytes(text)
         part.replace(out)
+        if as_json:
+            print_json({"written": out})
     elif as_json:
         print_json({"metrics": text.decode()})
     else:

@@ -20,6 +20,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a tabl
 # Piped output is read by programs and by `less`: it is not folded to the 80 columns of a terminal that is not there.
 console = Console(width=None if sys.stdout.isatty() else 180)
 errors = Console(stderr=True)
+BETWEEN = " │ "
+LONGEST_WORD = 20  # characters: keys and addresses are longer, and may be folded anywhere
 
 
 def plain(value: Any) -> Any:
@@ -44,19 +46,45 @@ def print_json(value: Any) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print rows as a table to stdout; numbers to the right."""
+    """Print rows to stdout: as a table, numbers to the right, or where it is too narrow for one, a line for each value."""
     rows = list(rows)
-    table = Table(title=literal(title), title_justify="left", header_style="bold", show_edge=False)
+    cells = [[literal(_cell(value)) for value in row] for row in rows]
+    least = [_least_width([name, *(row[i].plain for row in cells)]) for i, name in enumerate(columns)]
+    console.print(literal(title), style="italic", soft_wrap=True)
+    if sum(least) + len(BETWEEN) * len(columns) > console.width:
+        _print_records(columns, cells)
+        return
+    table = Table(header_style="bold", show_edge=False)
     for i, name in enumerate(columns):
         numbers = bool(rows) and all(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in rows)
-        table.add_column(name, justify="right" if numbers else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(literal(_cell(value)) for value in row))
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold", min_width=least[i])
+    for row in cells:
+        table.add_row(*row)
     console.print(table)
 
 
-def print_error(message: str) -> None:
-    """Print an error to stderr, unfolded: whoever searches a log for a path finds it."""
+def _least_width(texts: Iterable[str]) -> int:
+    """How wide a column must be so that no word of it is broken, but for those that are too long for any table."""
+    return min(max(len(word) for text in texts for word in text.split() or [""]), LONGEST_WORD)
+
+
+def _print_records(columns: Sequence[str], cells: Sequence[Sequence[Text]]) -> None:
+    for number, row in enumerate(cells):
+        record = Table.grid(padding=(0, 2, 0, 0))
+        record.add_column(style="bold", no_wrap=True)
+        record.add_column(overflow="fold")
+        for name, value in zip(columns, row, strict=True):
+            record.add_row(name, value)
+        if number:
+            console.print()
+        console.print(record)
+
+
+def print_error(message: str, exit_code: int, in_json: bool) -> None:
+    """Print an error to stderr, unfolded: whoever searches a log for a path finds it. In JSON it is one line, the last."""
+    if in_json:
+        print(json.dumps({"error": message, "exit_code": exit_code}, ensure_ascii=False), file=sys.stderr)
+        return
     errors.print(Text.assemble(("error: ", "bold red"), literal(message, keep="\n")), soft_wrap=True)
 
 

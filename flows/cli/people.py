@@ -9,6 +9,7 @@ import typer
 from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+from infra.words import count
 
 if TYPE_CHECKING:
     from tasks.identities.decisions import Proposal
@@ -155,7 +156,7 @@ def _decide(as_json: bool, kind: str, *arguments: object) -> None:
         print_json(decided)
         return
     about = "" if decided.identity_id is None else f", person {decided.identity_id}"
-    faces = f", {decided.faces} faces" if decided.faces else ""
+    faces = f", {count(decided.faces, 'face')}" if decided.faces else ""
     verb = "Undone" if kind == "undo" else "Decided"
     console.print(literal(f"{verb}: decision {decided.decision_id} ({decided.kind}{about}{faces})"))
 

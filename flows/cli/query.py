@@ -12,6 +12,7 @@ from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.queries import questions
 from infra.settings import load_settings
+from infra.words import count
 
 
 class Shape(StrEnum):
@@ -112,4 +113,6 @@ def export(
     if as_json:
         print_json(exported)
         return
-    console.print(f"{exported.faces:,} faces in {exported.folder}: {', '.join(exported.files[:6])}", soft_wrap=True)
+    console.print(
+        f"{count(exported.faces, 'face')} in {exported.folder}: {', '.join(exported.files[:6])}", soft_wrap=True
+    )

@@ -11,6 +11,7 @@ from rich.progress import Progress
 from flows.cli.nights import EXIT_WITH_FAILURES
 from flows.cli.output import Json, console, errors, literal, print_json, print_table
 from infra.settings import load_settings
+from infra.words import count
 
 if TYPE_CHECKING:
     from tasks.restore_photo import PhotoReport
@@ -73,7 +74,7 @@ def _show(source: Path, out: Path, reports: "Sequence[PhotoReport]") -> None:
     written = sum(report.written is not None for report in reports)
     console.print(
         literal(
-            f"{counts['restored']} faces restored, {counts['rejected']} rejected, {counts['left']} left as they are; "
-            f"{written} of {len(reports)} photos written to {out}, marked 'synthetic detail'."
+            f"{count(counts['restored'], 'face')} restored, {counts['rejected']} rejected, {counts['left']} left as they are; "
+            f"{written} of {count(len(reports), 'photo')} written to {out}, marked 'synthetic detail'."
         )
     )

@@ -7,6 +7,7 @@ import typer
 from flows.cli.output import Json, console, literal, print_json, print_table
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
+from infra.words import count
 
 
 def retry(
@@ -26,7 +27,8 @@ def retry(
         refused = [{"reason": name, "images": n, "why": why} for name, (n, why) in plan.refused.items()]
         print_json({"taken": taken, "refused": refused})
         return
-    console.print(literal(f"{taken} images are taken up by the next run" + (f" of {collection}" if collection else "")))
+    told = count(taken, "image is", "images are")
+    console.print(literal(f"{told} taken up by the next run" + (f" of {collection}" if collection else "")))
     if plan.refused:
         rows = [[name, count, why] for name, (count, why) in sorted(plan.refused.items())]
         print_table("Not taken up", ["reason", "images", "why"], rows)

@@ -44,15 +44,12 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a schedule. It runs while 'visage serve-schedules' does."""
-    from tasks.nights.schedules import UnusableSchedule, add_schedule  # noqa: PLC0415
+    from tasks.nights.schedules import add_schedule  # noqa: PLC0415
 
     if name in WORDS:
         raise typer.BadParameter(f"{name!r} is what 'visage schedule {name}' means", param_hint="NAME")
     with closing(Catalog(load_settings().catalog_url)) as catalog:
-        try:
-            row = add_schedule(catalog, name, collection, cron, timezone, catch_up)
-        except UnusableSchedule as error:
-            raise typer.BadParameter(str(error)) from error
+        row = add_schedule(catalog, name, collection, cron, timezone, catch_up)
     if as_json:
         print_json(row)
         return

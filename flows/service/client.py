@@ -33,6 +33,7 @@ from flows.service.dto import (
     ProgressOut,
     ProposalOut,
     ReadyOut,
+    RemovalOut,
     RetriedOut,
     RolledBackOut,
     RunOut,
@@ -40,7 +41,18 @@ from flows.service.dto import (
     StatusOut,
     UpgradeOut,
 )
-from flows.service.orders import CollectionIn, ErasureIn, ErasureOrder, FacesIn, OtherIn, PairIn, RetryIn, ScheduleIn
+from flows.service.orders import (
+    CollectionChange,
+    CollectionIn,
+    ErasureIn,
+    ErasureOrder,
+    FacesIn,
+    OtherIn,
+    PairIn,
+    RemovalOrder,
+    RetryIn,
+    ScheduleIn,
+)
 from tasks.evaluation.fairness import FairnessReport
 
 Answer = TypeVar("Answer")
@@ -100,6 +112,18 @@ class Client:
 
     def add_collection(self, new: CollectionIn, idempotency_key: str | None = None) -> CollectionOut:
         return self._post("/collections", CollectionOut, new, idempotency_key)
+
+    def change_collection(self, name: str, change: CollectionChange) -> CollectionOut:
+        """Rename a collection, or look for its photographs in another place."""
+        answer = self._request("PATCH", f"/collections/{_part(name)}", json=change.model_dump(mode="json"))
+        return CollectionOut.model_validate_json(answer.content)
+
+    def plan_removal(self, name: str) -> RemovalOut:
+        """What removing a collection would take."""
+        return self._get(f"/collections/{_part(name)}/removal", RemovalOut)
+
+    def remove_collection(self, name: str, order: RemovalOrder, idempotency_key: str | None = None) -> CertificateOut:
+        return self._post(f"/collections/{_part(name)}/removal", CertificateOut, order, idempotency_key)
 
     def start_run(self, collection: str, idempotency_key: str | None = None) -> JobOut:
         return self._post(f"/collections/{_part(collection)}/runs", JobOut, None, idempotency_key)

@@ -333,6 +333,18 @@ class PlanOut(Dto):
     digest: str
 
 
+class RemovalOut(Dto):
+    """What removing a collection would take. `exhibits`: pages, exports and archives on the service's machine."""
+
+    collection: str
+    uri: str
+    counts: dict[str, int]
+    schedules: list[str]
+    exhibits: list[str]
+    notes: list[str]
+    digest: str
+
+
 class AlikeOut(Dto):
     """A face of a photograph that was sent, the faces alike from `least` on, and what erasing them would take, if any are."""
 

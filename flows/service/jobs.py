@@ -81,7 +81,11 @@ def _why(code: int, said: str) -> str:
     if code < 0:
         ended = f"its process was ended from outside by {signal.Signals(-code).name}"
         return f"{ended}: the machine may have run out of memory" if -code == signal.SIGKILL else ended
-    return said[-MOST_ERROR_CHARACTERS:].strip().removeprefix("error: ") or f"it ended with exit code {code}"
+    before, _, last = said.strip().rpartition("\n")
+    told = _json(last.encode())
+    if told is not None and "error" in told:  # how `visage --json` ends
+        said = f"{before}\n{told['error']}"
+    return said[-MOST_ERROR_CHARACTERS:].strip() or f"it ended with exit code {code}"
 
 
 def _json(printed: bytes) -> dict[str, Any] | None:

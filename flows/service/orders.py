@@ -25,6 +25,26 @@ class CollectionIn(Order):
     sensitive_attributes: list[str] = Field(default=[], max_length=100)
 
 
+class CollectionChange(Order):
+    """What to call a collection from now on, or where its photographs lie; one of the two."""
+
+    name: str | None = Field(default=None, min_length=1, max_length=100)
+    uri: str | None = Field(default=None, min_length=1, max_length=1000)
+
+    @model_validator(mode="after")
+    def _one_thing(self) -> Self:
+        if (self.name is None) == (self.uri is None):
+            raise ValueError("give a name or a uri: one of the two")
+        return self
+
+
+class RemovalOrder(Order):
+    """A collection to remove. `digest` is the plan's: what was not seen is not removed. `word` must be 'remove'."""
+
+    digest: str = Field(pattern="^[0-9a-f]{64}$")
+    word: str = Field(max_length=20)
+
+
 class NameIn(Order):
     """What to call a person."""
 

@@ -12,6 +12,7 @@ from infra.catalog.exchange.copying import tables
 from infra.catalog.search.vectors import CHUNK, count_vectors, has_index
 from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, ModelVersion
+from infra.words import count
 
 SHOWN = 5  # faces that a problem names
 
@@ -43,15 +44,18 @@ def _database(session: Session) -> list[str]:
     for row in session.execute(text("PRAGMA foreign_key_check")):
         dangling[row[0]] = dangling.get(row[0], 0) + 1
     problems = [f"the file is damaged: {line}; restore a backup" for line in damage[:SHOWN]]
-    return problems + [f"{count} rows of {table} refer to rows that are not there" for table, count in dangling.items()]
+    return problems + [
+        f"{count(rows, 'row')} of {table} cannot be right: what is referred to is not there"
+        for table, rows in dangling.items()
+    ]
 
 
 def _persons(session: Session) -> list[str]:
     root = aliased(Person)
     astray = or_(root.id.is_(None), root.root_id != root.id, root.merged_into_id.is_not(None))
-    count = session.scalar(select(func.count(Person.id)).outerjoin(root, root.id == Person.root_id).where(astray))
+    found = session.scalar(select(func.count(Person.id)).outerjoin(root, root.id == Person.root_id).where(astray))
     advice = "undo their latest merge ('visage people history' lists it)"
-    return [f"{count} persons were merged in a circle; {advice}"] if count else []
+    return [f"{count(found, 'person was', 'persons were')} merged in a circle; {advice}"] if found else []
 
 
 def _embeddings(session: Session) -> list[str]:
@@ -63,8 +67,10 @@ def _embeddings(session: Session) -> list[str]:
             continue
         wrong = _wrong_vectors(session, version_id, dimension or 0)
         if wrong:
+            of = f"{name}@{version}"
             some = ", ".join(map(str, wrong[:SHOWN])) + (", ..." if len(wrong) > SHOWN else "")
-            problems.append(f"{len(wrong)} embeddings by {name}@{version} are no vectors of unit length: faces {some}")
+            told = count(len(wrong), f"embedding by {of} is no vector", f"embeddings by {of} are no vectors")
+            problems.append(f"{told} of unit length: faces {some}")
         if postgresql and not has_index(session.connection(), version_id):
             problems.append(f"{name}@{version} has no index, so that search is slow; 'visage db upgrade' makes it")
     return problems
@@ -74,18 +80,19 @@ def _sealing(session: Session) -> list[str]:
     """Vectors that are open in an encrypted catalog, or sealed in another: written in the course of a switch."""
     encrypted = encryption.is_encrypted(session)
     unlike = encryption.sealed_in_rows() != encrypted
-    count = session.scalar(select(func.count()).select_from(Embedding).where(unlike)) or 0
-    if not count:
+    found = session.scalar(select(func.count()).select_from(Embedding).where(unlike)) or 0
+    if not found:
         return []
     some = session.scalars(select(Embedding.face_id).where(unlike).order_by(Embedding.face_id).limit(SHOWN))
-    faces = ", ".join(map(str, some)) + (", ..." if count > SHOWN else "")
+    faces = ", ".join(map(str, some)) + (", ..." if found > SHOWN else "")
+    told = count(found, "embedding is", "embeddings are")
     if encrypted:
         return [
-            f"{count} embeddings are readable although the catalog is encrypted: faces {faces}; 'visage encryption off' and "
+            f"{told} readable although the catalog is encrypted: faces {faces}; 'visage encryption off' and "
             "then 'on' encrypts all of them"
         ]
     return [
-        f"{count} embeddings are encrypted although the catalog is not: faces {faces}; 'visage encryption on' with their key "
+        f"{told} encrypted although the catalog is not: faces {faces}; 'visage encryption on' with their key "
         "and then 'off' decrypts all of them"
     ]
 

@@ -1,11 +1,12 @@
 """Collections in the catalog."""
 
-from sqlalchemy import select
+from sqlalchemy import Select, select
 from sqlalchemy.orm import Session
 
 from infra.catalog.statements import exclusive
-from infra.catalog.tables.schema import Collection
+from infra.catalog.tables.schema import Collection, now
 
+REMOVED = "removed/"  # how removed ones are called; no other name has a slash
 MOST_DAYS = 36_500  # that embeddings may be kept for: a hundred years, and no date that calendars do not know
 
 
@@ -26,8 +27,7 @@ def add(
         CollectionExists: if the name is taken.
     """
     exclusive(session, "collections")
-    if session.scalar(select(Collection).where(Collection.name == name)) is not None:
-        raise CollectionExists(f"a collection called {name!r} exists already; choose another name")
+    _check_free(session, name)
     collection = Collection(
         name=name, uri=uri, include=include, exclude=exclude, sensitive_attributes=sensitive_attributes
     )
@@ -42,9 +42,9 @@ def by_name(session: Session, name: str) -> Collection:
     Raises:
         UnknownCollection: with the names there are.
     """
-    collection = session.scalar(select(Collection).where(Collection.name == name))
+    collection = session.scalar(_there().where(Collection.name == name))
     if collection is None:
-        names = ", ".join(session.scalars(select(Collection.name).order_by(Collection.name))) or "none yet"
+        names = ", ".join(found.name for found in every(session)) or "none yet"
         raise UnknownCollection(
             f"no collection is called {name!r} (there are: {names}); 'visage collections add {name} FOLDER_OR_S3_URI' makes one"
         )
@@ -52,4 +52,36 @@ def by_name(session: Session, name: str) -> Collection:
 
 
 def every(session: Session) -> list[Collection]:
-    return list(session.scalars(select(Collection).order_by(Collection.name)))
+    """All collections, by name."""
+    return list(session.scalars(_there().order_by(Collection.name)))
+
+
+def rename(session: Session, collection: Collection, name: str) -> None:
+    """Call a collection something else.
+
+    Raises:
+        CollectionExists: if the name is taken.
+    """
+    exclusive(session, "collections")
+    _check_free(session, name)
+    collection.name = name
+
+
+def leave_number(collection: Collection) -> None:
+    """Leave nothing of a collection but its number: the audit log names it, and no later collection gets it.
+
+    In SQLite, a row that goes leaves its number to the next one.
+    """
+    collection.name = f"{REMOVED}{collection.id}"
+    collection.uri, collection.include, collection.exclude, collection.sensitive_attributes = "", [], [], []
+    collection.legal_basis = collection.consent_note = collection.retention_days = None
+    collection.removed_at = now()
+
+
+def _check_free(session: Session, name: str) -> None:
+    if session.scalar(select(Collection).where(Collection.name == name)) is not None:
+        raise CollectionExists(f"a collection called {name!r} exists already; choose another name")
+
+
+def _there() -> Select[tuple[Collection]]:
+    return select(Collection).where(Collection.removed_at.is_(None))

@@ -15,6 +15,7 @@ from infra.storage.base import (
     ObjectMissing,
     ObjectTooLarge,
     Page,
+    S3Options,
     Store,
     StoreEmpty,
     StoreError,
@@ -23,10 +24,8 @@ from infra.storage.base import (
     StoreUnavailable,
 )
 from infra.storage.folder import Folder
-from infra.storage.s3 import S3, S3Options
 
 __all__ = [
-    "S3",
     "AccessDenied",
     "Blob",
     "Entry",
@@ -72,5 +71,7 @@ def open_store(uri: str, options: S3Options | None = None) -> Store:
         bucket, _, prefix = rest.partition("/")
         if not bucket:
             raise ValueError(f"{uri}: the bucket is missing; write s3://bucket/prefix")
+        from infra.storage.s3 import S3  # noqa: PLC0415 - boto3 takes a fifth of a second
+
         return S3(bucket, prefix, options or S3Options())
     raise ValueError(f"{uri}: cannot open {scheme}://; give a path, file:///path or s3://bucket/prefix")

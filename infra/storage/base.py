@@ -105,6 +105,22 @@ class StoreUnavailable(StoreError):
         return True
 
 
+@dataclass(frozen=True)
+class S3Options:
+    """How to reach an S3 server. What is left out comes from boto3's usual places: AWS_* variables, profiles, the instance."""
+
+    endpoint: str | None = None
+    region: str | None = None
+    access_key: str | None = None
+    secret_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise ValueError(f"the S3 endpoint {self.endpoint!r} is no URL; write http:// or https:// before it")
+        if (self.access_key is None) != (self.secret_key is None):
+            raise ValueError("an S3 access key and its secret key go together; give both or neither")
+
+
 class Store(Protocol):
     """A place that holds objects under text keys: a collection of photographs, or our own crops.
 

@@ -31,6 +31,7 @@ from infra.storage.base import (
     ObjectMissing,
     ObjectTooLarge,
     Page,
+    S3Options,
     Store,
     StoreError,
     StoreFull,
@@ -51,22 +52,6 @@ EXPIRED = (
     "InvalidToken",
 )  # some are 400
 CONNECTIONS = 32  # threads of one process that may talk to the server at once
-
-
-@dataclass(frozen=True)
-class S3Options:
-    """How to reach an S3 server. What is left out comes from boto3's usual places: AWS_* variables, profiles, the instance."""
-
-    endpoint: str | None = None
-    region: str | None = None
-    access_key: str | None = None
-    secret_key: str | None = field(default=None, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
-            raise ValueError(f"the S3 endpoint {self.endpoint!r} is no URL; write http:// or https:// before it")
-        if (self.access_key is None) != (self.secret_key is None):
-            raise ValueError("an S3 access key and its secret key go together; give both or neither")
 
 
 @dataclass(frozen=True)

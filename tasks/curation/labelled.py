@@ -16,6 +16,7 @@ from infra.catalog.tables.schema import Content, Face, Image, ImageStatus
 from infra.catalog.versioning.versions import serving
 from infra.settings import Settings
 from infra.storage import open_store
+from infra.words import count
 from tasks.embed import embed
 from tasks.evaluation.central_face import FaceFinder, Progress, template_of
 from tasks.execution.inference import load_for_inference
@@ -68,7 +69,9 @@ def study_pictures(
         vectors.append(embed(network, embedder.spec, crops, "cpu"))
         faces += [_jpeg(pixels) for pixels in crops]
     if not names:
-        raise UnusableLabels(f"{labelled.images}: a face was found in none of {len(labelled.names)} labelled pictures")
+        raise UnusableLabels(
+            f"{labelled.images}: a face was found in none of {count(len(labelled.names), 'labelled picture')}"
+        )
     return Studied(
         tuple(names),
         tuple(identity[name] for name in names),

@@ -32,6 +32,7 @@ from infra.catalog.work.runs import close_dead_runs
 from infra.settings import Settings
 from infra.storage import StoreError, open_store
 from infra.tracking import remove_artifact
+from infra.words import count
 from tasks.calibration import calibration_of
 from tasks.nights.run_report import REVEALING
 
@@ -111,8 +112,8 @@ def plan_faces(session: Session, face_ids: Collection[int], kind: str = "face") 
         image_ids=(),
         collection_ids=tuple(collections),
         keys=_keys(session, images),
-        counts=_counts(session, face_ids, collections),
-        exhibits=_exhibits(session, collections),
+        counts=counts_of(session, face_ids, collections),
+        exhibits=exhibits_of(session, collections),
         notes=(STAYS, NEW_PHOTOS, NEIGHBOURS),
         similarities={},
     )
@@ -155,8 +156,8 @@ def _plan_name(session: Session) -> Plan:
         image_ids=(),
         collection_ids=collections,
         keys=(),
-        counts=_counts(session, (), collections),
-        exhibits=_exhibits(session, collections),
+        counts=counts_of(session, (), collections),
+        exhibits=exhibits_of(session, collections),
         notes=(NO_FACE,),
         similarities={},
     )
@@ -187,8 +188,8 @@ def plan_image(session: Session, key: str, collection: str | None = None) -> Pla
         image_ids=tuple(image.id for image in images),
         collection_ids=(found[0].collection_id,),
         keys=_keys(session, images),
-        counts={"images": len(images), **_counts(session, faces, [found[0].collection_id])},
-        exhibits=_exhibits(session, [found[0].collection_id]),
+        counts={"images": len(images), **counts_of(session, faces, [found[0].collection_id])},
+        exhibits=exhibits_of(session, [found[0].collection_id]),
         notes=(STAYS,),
         similarities={},
     )
@@ -208,7 +209,9 @@ def plan_photo(session: Session, settings: Settings, photo: Path, least: float |
     version, least = meant_from(session, least)
     probed = Prober(settings)(photo.read_bytes(), version)
     if len(probed.vectors) != 1:
-        raise CannotErase(f"{photo}: {len(probed.vectors)} faces are in this photo; cut out the one that is meant")
+        raise CannotErase(
+            f"{photo}: {count(len(probed.vectors), 'face is', 'faces are')} in this photo; cut out the one that is meant"
+        )
     [plan] = plan_alike(session, version, probed.vectors, least)
     if plan is None:
         raise CannotErase(f"{photo}: no face of the catalog is similar to {least:.3f} or more; nothing was erased")
@@ -270,12 +273,12 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
         erasure = Erasure(kind=plan.kind, reason=reason, who=who, counts=plan.counts)
         session.add(erasure)
         session.flush()
-        _leave_errands(session, erasure.id, plan)
+        leave_errands(session, erasure.id, plan)
         _forget(session, erasure.id, plan)
         audit.append(session, who, "erase", {"erasure": erasure.id, "kind": plan.kind, "counts": plan.counts})
     finished = finish(catalog, settings)
     with catalog.read() as session:
-        return _certificate(session, session.get_one(Erasure, erasure.id)), finished
+        return certificate(session, erasure.id), finished
 
 
 def finish(catalog: Catalog, settings: Settings) -> Finished:
@@ -329,12 +332,18 @@ def _waits(place: places.Place) -> str:
     )
 
 
+def certificate(session: Session, erasure_id: int) -> Certificate:
+    """One erasure."""
+    return _certificate(session, session.get_one(Erasure, erasure_id))
+
+
 def certificates(session: Session, limit: int = 50, before: int | None = None) -> list[Certificate]:
     """Erasures, the latest first."""
     return [_certificate(session, row) for row in erasing.certificates(session, limit, before)]
 
 
-def _leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
+def leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
+    """Post what is to be deleted besides the rows of a plan, which are still there."""
     found = erasing.regions(session, plan.faces)
     thumbnails = [f"thumbnails/{r.sha256[:2]}/{r.sha256}" for r in found]
     contents = erasing.contents_of(_images(session, plan.image_ids))
@@ -400,17 +409,19 @@ def _keys(session: Session, images: Sequence[Image]) -> tuple[str, ...]:
     return tuple(f"{names[image.collection_id]}/{image.key}" for image in images)
 
 
-def _counts(session: Session, faces: Collection[int], collections: Collection[int]) -> dict[str, int]:
+def counts_of(session: Session, faces: Collection[int], collections: Collection[int]) -> dict[str, int]:
+    """How many rows and files hang on some faces of some collections."""
     return {
         "faces": len(faces),
         **erasing.row_counts(session, faces),
         "objects": len(erasing.objects_of(session, faces)),
         "reports": len(_tracked(session, collections)),
-        "exhibits": len(_exhibits(session, collections)),
+        "exhibits": len(exhibits_of(session, collections)),
     }
 
 
-def _exhibits(session: Session, collections: Collection[int]) -> tuple[str, ...]:
+def exhibits_of(session: Session, collections: Collection[int]) -> tuple[str, ...]:
+    """Where files are that may show faces of some collections."""
     return tuple(sorted({exhibit.place for exhibit in exhibits.concerning(session, collections)}))
 
 

@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from infra.settings import Settings
 from infra.storage.base import is_image_name
+from infra.words import count
 from tasks.calibration import Calibration
 from tasks.evaluation.central_face import Progress, Recogniser, central_faces
 from tasks.identities.grouping import NOBODY, Exemplars, Faces, Ints, Policy, bcubed, group
@@ -110,7 +111,9 @@ def read_labels(images: Path, labels: Path | None) -> dict[str, str]:
     """
     found = _by_name(images) if labels is None else _by_table(labels)
     if len(set(found.values())) in (0, len(found)):
-        raise UnusableLabels(f"{labels or images}: {len(found)} pictures, and nobody in two of them: nothing to group")
+        raise UnusableLabels(
+            f"{labels or images}: {count(len(found), 'picture')}, and nobody in two of them: nothing to group"
+        )
     return found
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from infra.ray_cluster import device
 from infra.settings import Settings
+from infra.words import count
 from models.alignment import align
 from models.quality import sharpness
 from models.restoration.degradation import CLASSIC, degrade, draw
@@ -347,7 +348,7 @@ def decide(own: Sequence[Row], rows: Sequence[Row]) -> tuple[SizeDecision, ...]:
         gain = f"gain {row.gain:+.4f}, at least {row.gain_low:+.4f}"
         numbers = f"{gain}; accuracy {row.accuracy:.3f} against {plain.accuracy:.3f}"
         if row.faces < MIN_FACES:
-            embed, reason = False, f"{row.faces} faces say too little; {MIN_FACES} are needed"
+            embed, reason = False, f"{count(row.faces, 'face says', 'faces say')} too little; {MIN_FACES} are needed"
         elif row.gain_low <= 0:
             embed, reason = False, f"no clear gain of identity: {numbers}"
         elif row.accuracy < plain.accuracy or row.separation < plain.separation:

@@ -148,7 +148,7 @@ def _as_wanted(row: dict[str, Any], name: str | None, uri: str | None, settings:
         wanted["uri"] = open_store(row["uri"] if uri is None else uri, settings.storage_options).uri
     except ValueError as error:
         raise InvalidCollection(str(error)) from error
-    del wanted["id"]
+    del wanted["id"], wanted["created_at"]  # here it is added now, after what was removed here
     return wanted
 
 

@@ -52,7 +52,11 @@ EMBEDDINGS = pa.schema(
 
 
 class CannotExport(ValueError):
-    """The export cannot be made as it is asked for; the message says why."""
+    """The export cannot be made; the message says why."""
+
+
+class InvalidExport(CannotExport):
+    """What is asked for does not go together."""
 
 
 class Format(StrEnum):
@@ -97,9 +101,9 @@ def export(
         InvalidQuestion: if the question cannot be read.
     """
     if embeddings and format is not Format.PARQUET:
-        raise CannotExport(f"vectors are exported as parquet, not as {format.value}")
+        raise InvalidExport(f"vectors are exported as parquet, not as {format.value}")
     if min_pictures > 1 and format is not Format.FOLDER:
-        raise CannotExport(f"pictures are counted by person in the format folder, not in {format.value}")
+        raise InvalidExport(f"pictures are counted by person in the format folder, not in {format.value}")
     with catalog.read() as session:
         ask(session, question, 1)  # whatever is wrong with the question is said before anything is written
     with catalog.write() as session:

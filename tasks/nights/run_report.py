@@ -11,6 +11,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from infra.catalog.queries.views import FailureView
+from infra.words import count
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
 SHOWN = 100  # failures; 'visage failures' lists all
@@ -47,7 +48,7 @@ class RunReport:
         if not counts["processed"] and not self.failed:
             return "Nothing was new: nothing had to be processed"
         failed = f"{self.failed} could not be processed" if self.failed else "none failed"
-        return f"{counts['processed']} images done, {counts['faces']} faces found, {failed}"
+        return f"{count(counts['processed'], 'image')} done, {count(counts['faces'], 'face')} found, {failed}"
 
 
 def as_json(report: RunReport) -> str:

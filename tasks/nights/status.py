@@ -12,6 +12,7 @@ from infra.catalog.work import schedules
 from infra.catalog.work.key_range import EVERY_KEY
 from infra.catalog.work.nights import RunView
 from infra.catalog.work.runs import alive, key_range
+from infra.words import count
 from tasks.nights.schedules import ScheduleView, due, view
 
 OVERDUE = timedelta(minutes=15)  # after its time a scheduled run has begun, or something is wrong
@@ -58,7 +59,7 @@ def problem_of(run: Run) -> str | None:
     """
     failed = sum(run.counts.get("failed", {}).values()) + run.counts.get("unlisted", 0)
     if run.status == RunStatus.DONE_WITH_FAILURES and failed:
-        return f"run {run.id} left {failed} images unprocessed"
+        return f"run {run.id} left {count(failed, 'image')} unprocessed"
     if run.status in (RunStatus.DONE, RunStatus.DONE_WITH_FAILURES, RunStatus.RUNNING):
         return None
     return f"run {run.id} {_WORDS[RunStatus(run.status)]}: {run.error or 'nobody knows why'}"

@@ -11,11 +11,12 @@ from datetime import datetime
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.identities import enforcement
 from infra.catalog.statements import exclusive
-from infra.catalog.tables.schema import Collection, now
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
+from infra.catalog.tables.schema import now
 from infra.catalog.tables.upgrades import Upgrade, UpgradeStatus
 from infra.catalog.versioning import upgrades
 from infra.catalog.work.runs import close_dead_runs
@@ -23,6 +24,7 @@ from infra.evaluations import Evaluations
 from infra.ray_cluster import device
 from infra.registry import CHALLENGER, CHAMPION, Registry
 from infra.settings import Settings
+from infra.words import count
 from models.spec import Role
 from tasks.group import group_version
 from tasks.model_version import ModelVersion, find_version, load_network
@@ -293,7 +295,7 @@ def switch(catalog: Catalog, settings: Settings) -> bool:
 def _serve(session: Session, settings: Settings, former_id: int, target_id: int) -> None:
     """Change what queries use, and what recipe the photographs were done by."""
     former, target = (version_of_row(session.get_one(ModelVersionRow, v), settings) for v in (former_id, target_id))
-    for collection in session.scalars(select(Collection)):
+    for collection in collections.every(session):
         old, new = (
             current_recipe(settings, frozenset(collection.sensitive_attributes), embedder)
             for embedder in (former, target)
@@ -325,7 +327,8 @@ def rollback(catalog: Catalog, settings: Settings, name: str) -> tuple[str, str]
             lacking = upgrades.count_visible_lacking(session, former.id)
             if lacking:
                 raise RollbackIncomplete(
-                    f"{lacking} faces have no embedding by {former.name}@{former.version}; 'visage models promote "
+                    f"{count(lacking, 'face has', 'faces have')} no embedding by {former.name}@{former.version}; "
+                    f"'visage models promote "
                     f"{former.name}@{former.version} --force' plans a backfill that makes them and then switches"
                 )
             exclusive(session, enforcement.PEOPLE)

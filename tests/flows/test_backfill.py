@@ -220,7 +220,7 @@ def test_a_worse_challenger_is_refused_and_the_reason_is_stored(settings: Settin
         assert (row.status, row.reason) == ("refused", tags["gate_reason"])
     assert f"Gate for {NEW}: worse." in visage("models", "show", "lightcnn-9").out
     assert counts(settings) == {"dlib-resnet": 4}
-    assert "no model has been upgraded yet" in visage("backfill", "status").err
+    assert "no model has been upgraded yet" in visage("backfill", "status").out
 
     forced = visage("models", "promote", NEW, "--force", "--json")
     assert forced.code == 0, forced.err

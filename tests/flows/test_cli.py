@@ -1,7 +1,11 @@
 """`visage`: exit codes, what goes to stdout and stderr, and messages that say what to do."""
 
+import errno
+import importlib.metadata
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,11 +17,14 @@ from typing import Any
 
 import pytest
 import typer
+from rich.console import Console
 from sqlalchemy import func, select
 
+from flows.cli import output
 from flows.cli.app import app
 from infra.catalog.database import Catalog
-from infra.catalog.tables.schema import Image, Run
+from infra.catalog.images import Listed, put_pending
+from infra.catalog.tables.schema import Image, Run, now
 from infra.catalog.work import nights
 from infra.settings import PREFIX, Settings
 from tests.archive import BROKEN
@@ -25,7 +32,7 @@ from tests.command import Ended, visage
 from tests.portraits import jpeg, landscape, mirrored, portrait, small_collection
 
 VISAGE = Path(sys.executable).parent / "visage"
-HEAVY = ("torch", "ray", "mlflow", "prefect")
+HEAVY = ("torch", "ray", "mlflow", "prefect", "boto3", "fastapi", "pyarrow")
 
 
 @pytest.fixture
@@ -110,10 +117,140 @@ def test_unknown_setting_is_refused_by_every_command(empty: Path, monkeypatch: p
         refused(visage(*command.split()), 1, "VISAGE_HOEM", "VISAGE_HOME")
 
 
-def test_a_home_that_cannot_be_made_is_named(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_home_that_cannot_be_made_is_named_with_what_to_do(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (empty / "file").touch()
-    monkeypatch.setenv("VISAGE_HOME", str(empty / "file" / "home"))
-    refused(visage("runs"), 1, str(empty / "file" / "home"))
+    for home in (empty / "file", empty / "file" / "home"):
+        monkeypatch.setenv("VISAGE_HOME", str(home))
+        ended = visage("runs")
+        refused(ended, 1, f"error: {home}: ", "Move it, or name another place", "VISAGE_HOME")
+        assert "Errno" not in ended.err
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EIO, errno.ENOTEMPTY])
+def test_what_the_system_says_comes_with_the_path_and_without_its_number(
+    empty: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(number, os.strerror(number), "/archive/catalog.db")
+
+    monkeypatch.setattr(nights, "runs", fails)
+    ended = visage("runs")
+    refused(ended, 1, "error: /archive/catalog.db: ")
+    assert "Errno" not in ended.err
+
+
+def test_a_full_disk_without_a_path_tells_where_the_home_is(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(nights, "runs", fails)
+    refused(visage("runs"), 1, "no room is left on the disk", str(empty / "home"))
+
+
+ASKED = {  # what is asked for, and how that ends; 2: another command has to be written
+    "serach": 2,
+    "runs --limit 0": 2,
+    "runs --nonsense": 2,
+    "faces --min-quality 2": 2,
+    "failures --run many": 2,
+    "collections": 2,
+    "collections add archive /": 1,
+    "collections add a/b /": 2,
+    "collections add new ftp://server/photos": 2,
+    "collections add new /nowhere": 1,
+    "collections add new / --sensitive shoe_size": 2,
+    "collections set nowhere --retention-days 3": 1,
+    "collections set archive --retention-days -1": 2,
+    "collections set archive --uri /nowhere": 1,
+    "collections set archive --uri ftp://server/photos": 2,
+    "collections rename archive a/b": 2,
+    "collections rename archive archive": 1,
+    "collections rename nowhere new": 1,
+    "collections remove nowhere": 1,
+    "collections split nowhere 2": 1,
+    "collections split archive 0": 2,
+    "run nowhere": 1,
+    "run archive --part 5/4": 2,
+    "run archive --after-key b --through-key a": 2,
+    "faces --collection nowhere": 1,
+    "schedule nightly --collection nowhere --cron 0": 2,
+    "schedule a/b --collection archive --cron 0_2_*_*_*": 2,
+    "schedule pause nowhere": 1,
+    "query nonsense": 2,
+    "query collection=nowhere": 2,
+    "query --count-by nonsense": 2,
+    "duplicates nowhere": 1,
+    "search": 2,
+    "search /nowhere/a.jpg": 2,
+    "search --face 999": 1,
+    "search --person 999": 1,
+    "search --face 1 --attribute age": 2,
+    "search --face 99999999999999999999": 2,
+    "people confirm 999": 1,
+    "people undo 999": 1,
+    "people ignore": 2,
+    "erase": 2,
+    "erase --face 999": 1,
+    "erase --image nowhere.jpg": 1,
+    "retry nowhere": 1,
+    "retention --collection nowhere": 1,
+    "models show nonsense": 1,
+    "models promote dlib-resnet": 2,
+    "models promote dlib-resnet@99": 1,
+    "models rollback dlib-resnet": 1,
+    "backfill status": 0,
+    "backfill run": 1,
+    "tokens revoke nobody": 1,
+    "opinions nonsense": 1,
+    "archive nowhere /nowhere/file": 1,
+    "export /nowhere/new --format csv --embeddings": 2,
+    "db copy nonsense: sqlite://": 1,
+}
+
+
+@pytest.mark.parametrize("command", ASKED)
+def test_exit_codes_tell_what_was_asked_wrongly_from_what_did_not_work(archive: Settings, command: str) -> None:
+    ended = visage(*(word.replace("_", " ") if "*" in word else word for word in command.split()), "--json")
+    assert ended.code == ASKED[command], ended.err
+    if ended.code == 0:
+        assert ended.json is not None
+        return
+    assert ended.out == ""
+    assert "Traceback" not in ended.err
+    told = json.loads(ended.err.splitlines()[-1])
+    assert told.keys() == {"error", "exit_code"}
+    assert told["exit_code"] == ended.code
+    assert told["error"]
+
+
+def test_a_bug_ends_in_json_too(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise IndexError("list index out of range")
+
+    monkeypatch.setattr(nights, "runs", broken)
+    ended = visage("runs", "--json")
+    assert (ended.code, ended.out) == (1, "")
+    assert json.loads(ended.err.splitlines()[-1]) == {"error": "list index out of range", "exit_code": 1}
+
+
+def test_an_interruption_ends_in_json_too(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(nights, "runs", interrupted)
+    ended = visage("runs", "--json")
+    assert (ended.code, ended.out) == (130, "")
+    assert json.loads(ended.err)["exit_code"] == 130
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert visage("--version").out == f"visage {importlib.metadata.version('visage')}\n"
+
+
+def test_metrics_written_to_a_file_say_so_in_json(archive: Settings, tmp_path: Path) -> None:
+    file = tmp_path / "visage.prom"
+    assert visage("metrics", "--out", file, "--json").json == {"written": str(file)}
+    assert "visage_images" in file.read_text()
 
 
 def test_an_error_that_is_a_bug_shows_its_trace(empty: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,6 +333,54 @@ def test_an_unknown_collection_is_an_error_wherever_it_is_named(archive: Setting
         refused(visage(*command.split(), "albums"), 1, "'albums'", "archive", "visage collections add albums")
 
 
+@pytest.fixture
+def known(empty: Path) -> Path:
+    """A folder with a photograph, which the collection `archive` knows."""
+    photos = empty / "photos"
+    photos.mkdir()
+    (photos / "a.jpg").write_bytes(jpeg(portrait()))
+    assert visage("collections", "add", "archive", photos).code == 0
+    with Catalog(f"sqlite:///{empty / 'home' / 'catalog.db'}").write() as session:
+        put_pending(session, 1, [Listed("a.jpg", "1", 1, now())])
+    return photos
+
+
+def test_a_collection_is_removed_once_somebody_has_seen_what_would_go(
+    known: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert visage("schedule", "nightly", "--collection", "archive", "--cron", "0 2 * * *").code == 0
+    seen = visage("collections", "remove", "archive", "--json")
+    assert (seen.code, seen.json["counts"]["images"], seen.json["schedules"]) == (0, 1, ["nightly"])
+    assert "nothing was removed ('--yes' does it)" in seen.err
+    monkeypatch.setattr(sys, "stdin", io.StringIO("n\n"))
+    assert "the schedule nightly" in visage("collections", "remove", "archive").out
+    assert len(visage("collections", "list", "--json").json) == 1
+    removed = visage("collections", "remove", "archive", "--yes", "--json")
+    assert removed.json["certificate"]["kind"] == "collection"
+    assert visage("collections", "list", "--json").json == visage("schedule", "list", "--json").json == []
+    assert (known / "a.jpg").exists()
+    refused(visage("collections", "remove", "archive", "--yes"), 1, "'archive'")
+    assert visage("collections", "add", "archive", known).code == 0
+
+
+def test_a_collection_is_renamed(known: Path) -> None:
+    assert visage("collections", "rename", "archive", "press", "--json").json == {"name": "press", "before": "archive"}
+    assert [row["name"] for row in visage("collections", "list", "--json").json] == ["press"]
+    refused(visage("collections", "rename", "press", "a/b"), 2, "'a/b' is no name")
+    refused(visage("collections", "rename", "archive", "b"), 1, "'archive'")
+
+
+def test_a_collection_moves_only_to_where_its_photographs_are(known: Path) -> None:
+    elsewhere = known.rename(known.with_name("elsewhere"))
+    known.mkdir()
+    refused(visage("collections", "set", "archive", "--uri", known), 2, "of 1 photograph of 'archive', none is there")
+    refused(visage("collections", "set", "archive", "--uri", known / "nowhere"), 1, "no such folder")
+    moved = visage("collections", "set", "archive", "--uri", elsewhere, "--retention-days", 9, "--json").json
+    assert (moved["uri"], moved["found"], moved["missing"], moved["new"]) == (str(elsewhere), 1, 0, 0)
+    assert moved["retention_days"] == 9
+    assert "1 photograph is there under the same key" in visage("collections", "set", "archive", "--uri", elsewhere).out
+
+
 # --- questions
 
 
@@ -220,6 +405,30 @@ def test_a_key_neither_styles_the_table_nor_steers_the_terminal(archive: Setting
     out = visage("failures", "--collection", "archive").out
     assert r"[bold]\x1b[31mred\n:smile:.jpg" in out
     assert "\x1b" not in out
+
+
+@pytest.mark.parametrize("command", ["runs", "failures", "faces", "identities", "status", "collections list"])
+def test_a_narrow_terminal_breaks_no_word(archive: Settings, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    def words(printed: str) -> set[str]:
+        return {word for word in re.findall(r"[^\s│┃━╇]+", printed) if len(word) <= output.LONGEST_WORD}
+
+    wide = words(visage(*command.split()).out)
+    monkeypatch.setattr(output, "console", Console(width=60))
+    narrow = visage(*command.split()).out
+    assert wide <= words(narrow)
+    assert max(map(len, narrow.splitlines())) <= 60 or command == "status"  # which explains below its table
+
+
+def test_a_table_too_wide_for_the_terminal_has_a_line_for_each_value(
+    archive: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(output, "console", Console(width=60))
+    assert re.search(r"^status +done_with_failures\s*$", visage("runs").out, re.MULTILINE)
+    assert "┃" in visage("identities").out
+
+
+def test_a_title_is_not_folded_to_the_width_of_its_table(archive: Settings) -> None:
+    assert "\nPhotos of archive that are there more than once\n" in "\n" + visage("duplicates", "archive").out
 
 
 def test_faces_are_listed_with_all_that_is_known(archive: Settings) -> None:
@@ -305,21 +514,17 @@ def test_search_by_a_face_of_the_catalog_goes_on_where_it_ended(archive: Setting
 def test_search_keeps_to_its_filters(archive: Settings) -> None:
     (answer,) = visage("search", "--face", 1, "--min-quality", 1, "--json").json
     assert answer["matches"] == []
-    for arguments, said in (
-        (("--collection", "nowhere"), "no collection is called 'nowhere'"),
-        (("--attribute", "mood=good"), "no face has the attribute 'mood'"),
-        (("--attribute", "age"), "name=label or name=least..most"),
-        (("--taken-from", "2020-01-02", "--taken-until", "2020-01-01"), "no day from 2020-01-02"),
-        (("--face", 999), "face 999: not in the catalog"),
-        (("--person", 999), "the catalog knows no person 999"),
-        (("--after", "nonsense"), "no place in an answer"),
+    for arguments, code, said in (
+        (("--collection", "nowhere"), 1, "no collection is called 'nowhere'"),
+        (("--attribute", "mood=good"), 2, "no face has the attribute 'mood'"),
+        (("--attribute", "age"), 2, "name=label or name=least..most"),
+        (("--taken-from", "2020-01-02", "--taken-until", "2020-01-01"), 2, "no day from 2020-01-02"),
+        (("--face", 999), 1, "face 999: not in the catalog"),
+        (("--after", "nonsense"), 2, "no place in an answer"),
     ):
-        refused(
-            visage("search", "--face", 1, *arguments) if arguments[0] != "--person" else visage("search", *arguments),
-            1,
-            said,
-        )
-    refused(visage("search"), 1, "names nobody to look for")
+        refused(visage("search", "--face", 1, *arguments), code, said)
+    refused(visage("search", "--person", 999), 1, "the catalog knows no person 999")
+    refused(visage("search"), 2, "names nobody to look for")
     refused(visage("search", "--face", 1, "--number", 1), 2, "name one photo")
 
 

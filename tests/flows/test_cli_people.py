@@ -107,9 +107,15 @@ def test_faces_are_erased_after_a_preview_and_certified(crowd: Crowd, tmp_path: 
     assert "exactly one of" in visage("erase").err.replace("\n", " ")
 
 
+def test_one_face_is_a_face_and_several_are_faces(crowd: Crowd) -> None:
+    assert "(confirm, person 1, 1 face)" in visage("people", "confirm", 1).out
+    assert "(confirm, person 1, 2 faces)" in visage("people", "confirm", 1, 2).out
+    assert "(1 face)" in visage("erase", "--face", 5, "--yes").out
+
+
 def test_a_collection_says_on_what_grounds_and_for_how_long_it_is_kept(crowd: Crowd) -> None:
     assert visage("collections", "set", "crowd", "--retention-days", 30, "--legal-basis", "contract", "--json").json == {
-        "name": "crowd", "retention_days": 30, "legal_basis": "contract", "consent_note": None,
+        "name": "crowd", "uri": "/photos", "retention_days": 30, "legal_basis": "contract", "consent_note": None,
     }  # fmt: skip
     assert visage("collections", "set", "crowd", "--consent-note", "in the archive").code == 0
     (row,) = visage("collections", "list", "--json").json

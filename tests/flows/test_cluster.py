@@ -17,8 +17,9 @@ from infra.catalog.database import Catalog
 from infra.catalog.queries import views
 from infra.catalog.tables.schema import Face, Image, Restoration, Run, RunStatus
 from infra.settings import PREFIX
-from infra.storage import S3, S3Options
+from infra.storage import S3Options
 from infra.storage.base import LITTER
+from infra.storage.s3 import S3
 from tests.cluster import Cluster, ray_cluster
 from tests.namespaces import machines, why_not
 from tests.portraits import jpeg, mirrored, portrait

@@ -19,7 +19,8 @@ from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.queries import views
 from infra.catalog.tables.schema import Image, Run
 from infra.settings import Settings
-from infra.storage import S3, AccessDenied, Folder, S3Options, StoreError, StoreFull, StoreMissing
+from infra.storage import AccessDenied, Folder, S3Options, StoreError, StoreFull, StoreMissing
+from infra.storage.s3 import S3
 from tasks import prepare
 from tests.crashes.left import left
 from tests.crashes.nights import archive

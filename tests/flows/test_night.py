@@ -36,6 +36,7 @@ from infra.settings import Settings
 from infra.storage import open_store
 from tasks.identities import decisions
 from tasks.model_version import NotInstalled
+from tasks.nights.collections import move
 from tasks.nights.status import status
 from tasks.recipe import MEASURED_VERSION
 from tests.catalogs import FreshUrl
@@ -460,3 +461,27 @@ def test_killed_run_resumes_without_duplicates(
     assert [row[:2] for row in left["faces"]] == [row[:2] for row in right["faces"]]
     assert left["images"] == right["images"]
     assert objects(restoring) == objects(undisturbed)
+
+
+def test_photographs_that_moved_are_read_once_and_only_changed_bytes_are_processed(
+    settings: Settings, photos: Path
+) -> None:
+    add(settings, photos)
+    run(settings)
+    catalog = Catalog(settings.catalog_url)
+    with catalog.read() as session:
+        before = session.execute(select(Face.id, Face.found_at, Face.crop_key).order_by(Face.id)).tuples().all()
+    elsewhere = shutil.copytree(photos, photos.with_name("elsewhere"), copy_function=shutil.copyfile)
+    shutil.rmtree(photos)
+    (elsewhere / "b.jpg").write_bytes(jpeg(portrait(500)))
+    moved = move(catalog, settings, "archive", str(elsewhere))
+    assert (moved.found, moved.missing, moved.new) == (5, 0, 0)
+    first, second = run(settings), run(settings)
+    assert (first.discovery.changed, first.discovery.missing) == (5, 0)
+    assert (first.tally.images, first.tally.shared, first.tally.faces) == (5, 4, 1)
+    assert (second.discovery.unchanged, second.tally.images) == (5, 0)
+    with catalog.read() as session:
+        after = session.execute(select(Face.id, Face.found_at, Face.crop_key).order_by(Face.id)).tuples().all()
+    assert len(set(before) & set(after)) == 3
+    assert len(after) == len(before) == 4
+    catalog.close()

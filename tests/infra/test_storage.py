@@ -18,7 +18,6 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from infra.storage import (
-    S3,
     AccessDenied,
     Entry,
     Filter,
@@ -37,6 +36,7 @@ from infra.storage import (
     open_store,
 )
 from infra.storage.base import ascending
+from infra.storage.s3 import S3
 from tests.s3 import client
 
 LIMIT = 1_000_000

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 
 from infra.storage import (
-    S3,
     AccessDenied,
     ObjectChanged,
     ObjectMissing,
@@ -16,7 +15,7 @@ from infra.storage import (
     StoreUnavailable,
 )
 from infra.storage import s3 as implementation
-from infra.storage.s3 import ATTEMPTS
+from infra.storage.s3 import ATTEMPTS, S3
 from tests.proxy import STALL, Fault, Proxy, proxy_before
 
 DATA = b"picture " * 1000

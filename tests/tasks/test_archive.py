@@ -46,6 +46,7 @@ from infra.catalog.tables.schema import (
     Image,
     ModelVersion,
     Run,
+    now,
 )
 from infra.catalog.versioning.upgrades import SERVING
 from infra.catalog.versioning.versions import serving
@@ -153,7 +154,7 @@ def contents(path: Path) -> dict[str, list[dict[str, Any]]]:
     tables = {c.name: [row for page in rows_of(file, c) for row in page] for c in CARRIED}
     tables["run"] = [row for row in tables["run"] if not row["recipe"].startswith("import ")]
     for row in tables["collection"]:
-        del row["name"]
+        del row["name"], row["created_at"]  # it is added where it arrives
     for row in tables["run"]:
         del row["reported_at"]
     tables["model_version"].sort(key=lambda row: row["contract"])  # those that were known have other places
@@ -182,6 +183,13 @@ def test_what_arrives_is_what_left(file: Path, target: Settings, source: Setting
     archive(opened(target), target, "taken", again, "tests")
     assert contents(again) == contents(file)
     assert len(list((target.home_folder / "thumbnails").rglob("*.jpg"))) == 1
+
+
+def test_a_collection_is_added_when_it_arrives(file: Path, empty: Settings) -> None:
+    before = now()
+    taken_in(empty, file)
+    with opened(empty).read() as session:
+        assert collections.by_name(session, "archive").created_at > before
 
 
 def test_people_keep_names_and_decisions_who_and_when(file: Path, target: Settings, source: Settings) -> None:

@@ -155,6 +155,6 @@ def test_command_says_what_it_wrote(archive: Settings, tmp_path: Path) -> None:
     ended = visage("export", tmp_path / "out", "quality > 0.1", "--format", "jsonl", "--json")
     assert (ended.code, ended.json["files"]) == (0, ["faces.jsonl"])
     ended = visage("export", tmp_path / "bad", "quality >> 1")
-    assert ended.code == 1
+    assert ended.code == 2
     assert "cannot be read" in ended.err
     assert not (tmp_path / "bad").exists()

@@ -27,6 +27,7 @@ from flows.service.paging import cursor
 from flows.service.problems import Problem
 from flows.service.upload import read_form
 from infra.catalog.service.tokens import SESSION_LIFE, Role
+from infra.words import count
 
 HERE = Path(__file__).parent
 STATIC = {path.name: path.read_bytes() for path in (HERE / "static").iterdir()}
@@ -44,11 +45,6 @@ SECTIONS = {  # by how an address begins: where it leads back to
     "fairness": "/models",
     "erase": "/erase",
 }
-
-
-def count(number: int, one: str, several: str | None = None) -> str:
-    """Say how many: '1 face', '1,204 faces'."""
-    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def ratio(width: int, height: int) -> int:

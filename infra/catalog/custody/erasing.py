@@ -32,6 +32,7 @@ from infra.catalog.tables.schema import (
     Run,
     now,
 )
+from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.service import IdempotencyKey
 from infra.storage import Entry
 
@@ -240,8 +241,21 @@ def suppress_content(
 
 def suppressions(session: Session, collection_id: int) -> list[tuple[str, list[float] | None]]:
     """Everything of a collection that must not return: keyed hash, and the box if only a face is meant."""
-    rows = select(Suppression.digest, Suppression.box).where(Suppression.collection_id == collection_id)
-    return list(session.execute(rows.order_by(Suppression.id)).tuples())
+    wanted = Suppression.collection_id.in_(_heeded(session, collection_id))
+    return list(
+        session.execute(select(Suppression.digest, Suppression.box).where(wanted).order_by(Suppression.id)).tuples()
+    )
+
+
+def _heeded(session: Session, collection_id: int) -> list[int]:
+    """The collections whose erasures hold for one: its own, and those that were removed before it was added.
+
+    It may hold the same photographs, under whatever name and in whatever place.
+    """
+    added = select(CollectionRow.created_at).where(CollectionRow.id == collection_id).scalar_subquery()
+    erased = exists().where(Suppression.collection_id == CollectionRow.id)
+    earlier = select(CollectionRow.id).where(CollectionRow.removed_at <= added, erased).order_by(CollectionRow.id)
+    return [collection_id, *session.scalars(earlier)]
 
 
 def inherit(
@@ -273,15 +287,17 @@ class Erased:
     """What was erased from a collection, asked while its objects are listed and read; costs nothing where nothing was.
 
     `keys`: what the hashes were made with, each with the number of the collection then: this catalog's secret, and those of
-    catalogs that the collection was taken over from.
+    catalogs that the collection was taken over from; likewise for collections that were removed before it was added.
     """
 
     def __init__(self, session: Session, collection_id: int) -> None:
         own = keyed.known_secret(session, SECRET)
-        self.keys = [] if own is None else [(own, collection_id)]
-        inherited = select(Secret.value).where(Secret.name.startswith(_inherited(collection_id), autoescape=True))
-        for value in session.scalars(inherited.order_by(Secret.name)):
-            self.keys.append((value[: keyed.LENGTH], int(value[keyed.LENGTH :])))
+        heeded = _heeded(session, collection_id)
+        self.keys = [] if own is None else [(own, number) for number in heeded]
+        for number in heeded:
+            inherited = select(Secret.value).where(Secret.name.startswith(_inherited(number), autoescape=True))
+            for value in session.scalars(inherited.order_by(Secret.name)):
+                self.keys.append((value[: keyed.LENGTH], int(value[keyed.LENGTH :])))
         self.whole: set[str] = set()
         self.boxes: dict[str, list[list[float]]] = {}
         for digest, box in suppressions(session, collection_id):
@@ -326,9 +342,8 @@ def drop_returned(session: Session, collection_id: int) -> set[str]:
     )
     if not returned:
         return set()
-    erasure_id = session.scalar(
-        select(func.max(Suppression.erasure_id)).where(Suppression.collection_id == collection_id)
-    )
+    heeded = Suppression.collection_id.in_(_heeded(session, collection_id))
+    erasure_id = session.scalar(select(func.max(Suppression.erasure_id)).where(heeded))
     for image in returned:
         suppress_object(session, erasure_id or 0, image)
     faces = faces_in(session, contents_of(returned))

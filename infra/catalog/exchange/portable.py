@@ -60,7 +60,7 @@ def _by_face(**more: str) -> dict[str, str]:
 
 
 CARRIED = (  # each after those that it refers to, but for runs and images, whose numbers are only remembered
-    Carried(Collection),
+    Carried(Collection, alone=frozenset({"removed_at"})),
     Carried(ModelVersion, alone=frozenset({"serving"})),
     Carried(Run, {"collection_id": "collection"}, frozenset({"schedule_id", "slot", "tracking_run_id"})),
     Carried(Content, {"collection_id": "collection", "owner_image_id": "image", "run_id": "run"}),

@@ -167,6 +167,7 @@ class Collection(Base):
     consent_note: Mapped[str | None]
     retention_days: Mapped[int | None]  # embeddings are deleted so long after their face was found; None: kept
     created_at: Mapped[datetime] = mapped_column(default=now)
+    removed_at: Mapped[datetime | None]  # from then on nothing is left of it but its number
 
 
 class ModelVersion(Base):

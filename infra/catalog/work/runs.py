@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from sqlalchemy import URL, exists, func, select, update
+from sqlalchemy import URL, Select, exists, func, select, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
@@ -120,11 +120,8 @@ def key_range(run: Run) -> KeyRange:
 
 def close_dead_runs(session: Session, collection_id: int | None = None) -> list[Run]:
     """Close as crashed what is running and dead, of one collection or of all; returns those that are alive."""
-    running = select(Run).where(Run.status == RunStatus.RUNNING.value).order_by(Run.id)
-    if collection_id is not None:
-        running = running.where(Run.collection_id == collection_id)
     living = []
-    for run in session.scalars(running.with_for_update()):
+    for run in session.scalars(_running(collection_id).with_for_update()):
         if alive(session, run):
             living.append(run)
             continue
@@ -132,6 +129,21 @@ def close_dead_runs(session: Session, collection_id: int | None = None) -> list[
         run.error = f"its process {run.process_id} on {run.host} ended without closing it"
     session.flush()
     return living
+
+
+def let_none_begin(session: Session, collection_id: int) -> None:
+    """Let no run on a collection begin before this transaction has ended: of two that come here, the second waits."""
+    session.execute(select(Collection.id).where(Collection.id == collection_id).with_for_update())
+
+
+def at_work(session: Session, collection_id: int) -> list[Run]:
+    """The runs on a collection that are alive; changes nothing."""
+    return [run for run in session.scalars(_running(collection_id)) if alive(session, run)]
+
+
+def _running(collection_id: int | None) -> Select[tuple[Run]]:
+    running = select(Run).where(Run.status == RunStatus.RUNNING.value).order_by(Run.id)
+    return running if collection_id is None else running.where(Run.collection_id == collection_id)
 
 
 def open_run(
@@ -143,8 +155,7 @@ def open_run(
         RunInProgress: if one is alive on some of these keys: two runs never work on the same ones at once.
         SlotTaken: if another run has claimed this time of the schedule, and has not crashed.
     """
-    # Two that start at once, on whatever machines, come here one after the other.
-    session.execute(select(Collection.id).where(Collection.id == collection_id).with_for_update())
+    let_none_begin(session, collection_id)
     if slot is not None and _is_taken(session, slot):
         raise SlotTaken(f"another run has taken the time {slot.at:%Y-%m-%d %H:%M %Z}")
     for run in close_dead_runs(session, collection_id):

@@ -16,6 +16,7 @@ import torch
 
 from infra.settings import Settings
 from infra.tracking import Run
+from infra.words import count
 from models import table
 from models.attributes.head import classes_of
 from models.spec import Attribute, Role
@@ -87,7 +88,8 @@ def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda don
     trained, held = set_apart(faces.identities, options.holdout)
     if len(held) < MIN_HELD or len(trained) < MIN_TRAINED:
         raise TooFewPeople(
-            f"{people} people with {len(faces)} faces: {len(held)} faces are kept for judging and {len(trained)} are "
+            f"{count(people, 'person', 'people')} with {count(len(faces), 'face')}: "
+            f"{len(held):,} are kept for judging and {len(trained)} are "
             f"left to train on; at least {MIN_HELD} and {MIN_TRAINED} are needed. Label more, or change --holdout."
         )
     return Job(

@@ -9,6 +9,7 @@ import torch
 
 from infra.settings import Settings
 from infra.tracking import Run
+from infra.words import count
 from models import table
 from models.restoration.st_lpips import ST_LPIPS
 from models.spec import Role
@@ -80,7 +81,8 @@ def prepare(planned: Plan, tracking_run: str, on_progress: Progress = lambda don
     trained, held = set_apart(faces.identities, options.holdout)
     if len(held) < MIN_HELD or len(trained) < options.batch_size:
         raise TooFewPeople(
-            f"{people} people with {len(faces)} faces: {len(held)} faces are kept for judging and {len(trained)} are left "
+            f"{count(people, 'person', 'people')} with {count(len(faces), 'face')}: "
+            f"{len(held):,} are kept for judging and {len(trained)} are left "
             f"to train on; at least {MIN_HELD} and {options.batch_size} are needed. Give more pictures, or change --holdout."
         )
     return Job(

@@ -12,7 +12,15 @@ import pytest
 
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
-from flows.service.orders import CollectionIn, ErasureIn, ErasureOrder, RetryIn, ScheduleIn
+from flows.service.orders import (
+    CollectionChange,
+    CollectionIn,
+    ErasureIn,
+    ErasureOrder,
+    RemovalOrder,
+    RetryIn,
+    ScheduleIn,
+)
 from infra.settings import Settings
 from tests.serving import serving
 
@@ -54,6 +62,9 @@ def calls(client: Client, folder: str) -> list[Callable[[], Any]]:
         lambda: client.evaluation_file(run, "plot.png"), lambda: client.plan_erasure(ErasureIn(faces=[1])),
         lambda: client.plan_erasure_by_photo(b"no picture"), lambda: client.erase(order), lambda: list(client.erasures()),
         lambda: list(client.audit()), client.places, lambda: client.forget_place(1),
+        lambda: client.change_collection("nowhere", CollectionChange(name="new")),
+        lambda: client.plan_removal("nowhere"),
+        lambda: client.remove_collection("nowhere", RemovalOrder(digest="0" * 64, word="remove")),
     ]  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Rate, Rates
-from flows.service.orders import ErasureIn, ErasureOrder
+from flows.service.orders import CollectionChange, CollectionIn, ErasureIn, ErasureOrder, RemovalOrder, ScheduleIn
 from infra.catalog.database import Catalog
 from infra.catalog.service import tokens
 from infra.catalog.service.tokens import Role
@@ -203,3 +203,30 @@ def test_the_whole_audit_log_and_all_certificates_can_be_paged_through(clients: 
     assert list(admin.audit(limit=1)) == entries
     assert list(admin.audit("search", limit=2)) == [entry for entry in entries if entry.action.startswith("search")]
     assert list(admin.erasures(limit=1)) == certificates
+
+
+def test_a_collection_is_renamed_moved_and_removed(clients: dict[str, Client], tmp_path: Path) -> None:
+    admin = clients["admin"]
+    admin.add_collection(CollectionIn(name="old", uri=str(tmp_path)))
+    with pytest.raises(ServiceProblem, match="needs the role admin"):
+        clients["curate"].change_collection("old", CollectionChange(name="new"))
+    assert admin.change_collection("old", CollectionChange(name="new")).name == "new"
+    (tmp_path / "elsewhere").mkdir()
+    assert admin.change_collection("new", CollectionChange(uri=f"{tmp_path}/elsewhere")).uri == f"{tmp_path}/elsewhere"
+    with pytest.raises(ServiceProblem, match="no such folder") as caught:
+        admin.change_collection("new", CollectionChange(uri=str(tmp_path / "nowhere")))
+    assert caught.value.status == 422
+
+    admin.add_schedule(ScheduleIn(name="weekly", collection="new", cron="0 2 * * 1"))
+    with pytest.raises(ServiceProblem, match="needs the role admin"):
+        clients["curate"].plan_removal("new")
+    plan = admin.plan_removal("new")
+    assert (plan.collection, plan.schedules, plan.counts["images"]) == ("new", ["weekly"], 0)
+    for word, digest, problem in (("erase", plan.digest, "Type the word"), ("remove", "0" * 64, "something else")):
+        with pytest.raises(ServiceProblem, match=problem):
+            admin.remove_collection("new", RemovalOrder(digest=digest, word=word))
+    certificate = admin.remove_collection("new", RemovalOrder(digest=plan.digest, word="remove"), "once")
+    assert admin.remove_collection("new", RemovalOrder(digest=plan.digest, word="remove"), "once") == certificate
+    assert (certificate.kind, certificate.who) == ("collection", "the admin")
+    assert [c.name for c in admin.collections()] == ["archive"]
+    assert "weekly" not in [schedule.name for schedule in admin.schedules()]
