@@ -514,8 +514,15 @@ UNITED_BY_A_MERGE = [  # two faces of one photo, of which a merge under the othe
 ]  # fmt: skip
 
 
+DECLINED_TWICE = [
+    ("undo", 43), ("ignore", 64), ("ignore", 88), ("undo", 80), ("decline", 57), ("merge", 6), ("decline", 89),
+    ("second night", 54), ("decline", 65), ("undo", 99), ("night", 62),
+]  # fmt: skip
+
+
 @settings(max_examples=15, phases=[Phase.explicit, Phase.generate])
 @example(5323, UNITED_BY_A_MERGE, 0.45278205312791175)
+@example(6946, DECLINED_TWICE, 0.7857300845560914)
 @given(
     st.integers(0, 10_000),
     st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 99)), max_size=12),
@@ -529,13 +536,14 @@ def test_no_decision_is_ever_violated(
         crowd.photo(*crowd.random.choice(4, 2, replace=False).tolist())
     crowd.night()
     undoable: tuple[int, Said] | None = None
+    latest = 0
     for step, chance in steps:
         before = deepcopy(said)
         decided = take(crowd, said, step, chance, undoable)
         if step == "undo" and undoable is not None:
             said, undoable = undoable[1], None
-        elif decided is not None:
-            undoable = decided.decision_id, before
+        elif decided is not None and decided.decision_id > latest:  # else it had been said before
+            undoable, latest = (decided.decision_id, before), decided.decision_id
         verify(crowd, said)
         if step in NIGHTS:
             placed = {face for face, identity in crowd.places(NIGHTS[step]).items() if identity is not None}
