@@ -83,7 +83,13 @@ def measure_fairness(
 
 def render(report: FairnessReport, title: str, figures: "dict[str, Figure]") -> str:
     """Write the report as one HTML page that needs nothing beside it."""
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     pictures = {name: _data_url(figure) for name, figure in figures.items()}
     return environment.get_template("fairness.html").render(report=report, title=title, pictures=pictures)
 

@@ -45,7 +45,13 @@ def write_page(collection_name: str, folder: Path) -> Path:
     page = folder / "index.html"
     with closing(Catalog(settings.catalog_url)) as catalog, catalog.write() as session:
         mark = exhibits.note(session, settings, "page", page, collection.id)
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     html = environment.get_template("page.html").render(
         collection=collection_name,
         mark=mark,

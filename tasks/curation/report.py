@@ -132,7 +132,11 @@ def as_json(curated: Curated) -> dict[str, Any]:
 def as_html(curated: Curated) -> str:
     """One page without scripts or anything from elsewhere; the pictures are in it."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     findings = sorted(curated.findings, key=lambda f: f.other - f.own, reverse=True)
     merges = sorted(curated.merges, key=lambda merge: -merge.similarity)
@@ -140,8 +144,8 @@ def as_html(curated: Curated) -> str:
         curated=curated,
         cleaned=len(curated.cleaned()),
         findings=[_shown_finding(curated, finding) for finding in findings[:SHOWN]],
-        merges=[(merge, *_shown(curated, merge.row_a), *_shown(curated, merge.row_b)) for merge in merges[:SHOWN]],
-        copies=[(copy, *_shown(curated, copy.kept), *_shown(curated, copy.copy)) for copy in curated.copies[:SHOWN]],
+        merges=[(merge, _shown(curated, merge.row_a), _shown(curated, merge.row_b)) for merge in merges[:SHOWN]],
+        copies=[(copy, _shown(curated, copy.kept), _shown(curated, copy.copy)) for copy in curated.copies[:SHOWN]],
         most=SHOWN,
     )
 

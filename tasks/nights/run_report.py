@@ -59,7 +59,11 @@ def as_json(report: RunReport) -> str:
 def as_html(report: RunReport, contact_sheet: bytes | None) -> str:
     """The report as one page without scripts or anything from elsewhere; `contact_sheet` is a PNG."""
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     sheet = None if contact_sheet is None else f"data:image/png;base64,{base64.b64encode(contact_sheet).decode()}"
     counts = report.counts

@@ -20,7 +20,8 @@ function endless(link) {
   const follow = async () => {
     if (!link.isConnected) return;
     try {
-      const part = await parsed(link.href), list = $("[data-items]"), items = $$("[data-items] > *", part), next = $("a.more", part);
+      const part = await parsed(link.href), list = $("[data-items]");
+      const items = $$("[data-items] > *", part), next = $("a.more", part);
       keepPlace(items[0], link.href);
       list.append(...items);
       if (next) { link.replaceWith(next); endless(next); } else link.remove();
@@ -42,11 +43,14 @@ $$("a.more").forEach(endless);
 
 // Filters apply as they are chosen.
 $$("form[data-auto]").forEach((form) => {
+  const fields = $$("input, select", form);
   form.addEventListener("change", () => form.requestSubmit());
-  form.addEventListener("submit", () => $$("input, select", form).forEach((field) => { field.disabled = field.value === ""; }));
-  addEventListener("pageshow", () => $$("input, select", form).forEach((field) => { field.disabled = false; }));
+  form.addEventListener("submit", () => fields.forEach((field) => { field.disabled = field.value === ""; }));
+  addEventListener("pageshow", () => fields.forEach((field) => { field.disabled = false; }));
 });
-$$("details.filters").forEach((details) => { if (matchMedia("(max-width: 52rem)").matches && !details.dataset.active) details.open = false; });
+$$("details.filters").forEach((details) => {
+  if (matchMedia("(max-width: 52rem)").matches && !details.dataset.active) details.open = false;
+});
 
 // Before and after.
 $$(".compare").forEach((box) => {
@@ -70,13 +74,19 @@ const EVERY = 2000; // ms
 const live = $$("[data-live]");
 if (live.length) {
   const late = document.createElement("p");
-  Object.assign(late, { className: "warn", hidden: true, role: "status", textContent: "Progress is not live: the service does not answer. It is asked again every few seconds." });
+  Object.assign(late, {
+    className: "warn",
+    hidden: true,
+    role: "status",
+    textContent: "Progress is not live: the service does not answer. It is asked again every few seconds.",
+  });
   live[0].before(late);
   const show = (place, state) => {
     if (state.total === null) return;
     $("progress", place).max = Math.max(state.total, 1);
     $("progress", place).value = state.done;
-    $("[data-count]", place).textContent = `${state.done.toLocaleString("en")} of ${state.total.toLocaleString("en")} ${place.dataset.what ?? "photographs"}`;
+    const [done, total] = [state.done, state.total].map((count) => count.toLocaleString("en"));
+    $("[data-count]", place).textContent = `${done} of ${total} ${place.dataset.what ?? "photographs"}`;
     const left = $("[data-left]", place);
     if (left) left.textContent = state.seconds_left ? `, about ${Math.ceil(state.seconds_left / 60)} min of work left` : "";
   };
@@ -103,7 +113,8 @@ $$("form[data-drop]").forEach((form) => {
   const wrong = (files) => {
     const most = form.dataset.megabytes, size = files[0].size / 2 ** 20;
     if (files.length > 1) return `Those were ${files.length} files. Drop one photograph at a time.`;
-    return size > most ? `${files[0].name} has ${Math.ceil(size)} MB; at most ${most} MB are taken. Choose a smaller picture.` : "";
+    if (size <= most) return "";
+    return `${files[0].name} has ${Math.ceil(size)} MB; at most ${most} MB are taken. Choose a smaller picture.`;
   };
   const send = (files) => {
     if (!files.length) return;
@@ -138,7 +149,9 @@ $$("[data-choices]").forEach((choices) => {
 });
 
 // A question before what cannot be taken back; how many are chosen; outlines on and off.
-$$("form[data-ask]").forEach((form) => form.addEventListener("submit", (event) => { if (!confirm(form.dataset.ask)) event.preventDefault(); }));
+$$("form[data-ask]").forEach((form) => {
+  form.addEventListener("submit", (event) => { if (!confirm(form.dataset.ask)) event.preventDefault(); });
+});
 $$("form[data-choose]").forEach((form) => {
   const count = () => {
     const chosen = $$("input[name=face]:checked", form).length;
@@ -149,7 +162,11 @@ $$("form[data-choose]").forEach((form) => {
   count();
 });
 const outlines = $("[data-outlines]");
-const outline = (on) => { document.body.classList.toggle("plain", !on); if (outlines) outlines.setAttribute("aria-pressed", on); localStorage.setItem("outlines", on ? "1" : "0"); };
+const outline = (on) => {
+  document.body.classList.toggle("plain", !on);
+  outlines.setAttribute("aria-pressed", on);
+  localStorage.setItem("outlines", on ? "1" : "0");
+};
 if (outlines) {
   outlines.hidden = false;
   outline(localStorage.getItem("outlines") !== "0");
@@ -170,17 +187,30 @@ const GLANCE = 300; // ms: nobody has looked at pictures that came later
 let shown = Infinity; // when all pictures of the page were there
 addEventListener("load", (event) => { shown = event.timeStamp; });
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || $("dialog[open]")) return;
-  const press = (selector) => { const found = $(selector); if (found) { event.preventDefault(); found.click(); } };
+  const elsewhere = /^(INPUT|SELECT|TEXTAREA)$/.test(event.target.tagName) || $("dialog[open]");
+  if (event.ctrlKey || event.metaKey || event.altKey || elsewhere) return;
+  const press = (selector) => {
+    const found = $(selector);
+    if (found) { event.preventDefault(); found.click(); }
+  };
   if (event.key.startsWith("Arrow") && $("[data-items]")) walk(event); // the only one that may be held down
   else if (event.repeat) return;
-  else if (event.key === "/") { const field = $("input[type=search]"); if (field) { event.preventDefault(); field.closest("details")?.setAttribute("open", ""); field.focus(); } }
+  else if (event.key === "/") seek(event);
   else if (event.key === "o" && outlines) outlines.click();
   else if (event.key === "?") $("#keys").showModal();
   else if (event.key === "[" || event.key === "ArrowLeft") press("a[rel=prev]");
   else if (event.key === "]" || event.key === "ArrowRight") press("a[rel=next]:not(.more)");
-  else if ((event.key === "y" || event.key === "n") && event.timeStamp > shown + GLANCE) press(`.proposal button[data-key=${event.key}]`);
+  else if ((event.key === "y" || event.key === "n") && event.timeStamp > shown + GLANCE) {
+    press(`.proposal button[data-key=${event.key}]`);
+  }
 });
+function seek(event) {
+  const field = $("input[type=search]");
+  if (!field) return;
+  event.preventDefault();
+  field.closest("details")?.setAttribute("open", "");
+  field.focus();
+}
 function walk(event) {
   const links = $$("[data-items] > * > a:first-of-type");
   if (!links.length) return;
@@ -192,9 +222,11 @@ function walk(event) {
     else if (event.key === "ArrowLeft") to = at - 1;
     else {
       const down = event.key === "ArrowDown";
-      const rows = links.map((link, i) => [i, link.getBoundingClientRect()]).filter(([, r]) => (down ? r.top > here.top + 5 : r.top < here.top - 5));
+      const beyond = (r) => (down ? r.top > here.top + 5 : r.top < here.top - 5);
+      const aside = (r) => Math.abs(r.left + r.width / 2 - middle);
+      const rows = links.map((link, i) => [i, link.getBoundingClientRect()]).filter(([, r]) => beyond(r));
       const row = down ? Math.min(...rows.map(([, r]) => r.top)) : Math.max(...rows.map(([, r]) => r.top));
-      const best = rows.filter(([, r]) => Math.abs(r.top - row) < 5).sort(([, a], [, b]) => Math.abs(a.left + a.width / 2 - middle) - Math.abs(b.left + b.width / 2 - middle))[0];
+      const best = rows.filter(([, r]) => Math.abs(r.top - row) < 5).sort(([, a], [, b]) => aside(a) - aside(b))[0];
       to = best ? best[0] : at;
     }
   }

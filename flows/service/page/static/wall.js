@@ -18,10 +18,12 @@ $$("[data-window]").forEach((wall) => {
   function dropAbove() {
     const tiles = wall.children;
     let first = tiles.length - KEPT;
-    const far = (i) => tiles[i].getBoundingClientRect().top < -SCREENS * innerHeight && tiles[i].offsetTop > tiles[i - 1].offsetTop;
+    const beginsRow = (i) => tiles[i].offsetTop > tiles[i - 1].offsetTop;
+    const far = (i) => tiles[i].getBoundingClientRect().top < -SCREENS * innerHeight && beginsRow(i);
     while (first > 0 && !far(first)) first -= 1;
     if (first <= 0) return;
-    const height = tiles[first].offsetTop - tiles[0].offsetTop, gone = [...tiles].slice(0, first), upto = gone.at(-1).dataset.place;
+    const height = tiles[first].offsetTop - tiles[0].offsetTop;
+    const gone = [...tiles].slice(0, first), upto = gone.at(-1).dataset.place;
     dropped.push({ after: begins, upto, count: first, height });
     begins = upto;
     gone.forEach((tile) => tile.remove());
@@ -37,7 +39,8 @@ $$("[data-window]").forEach((wall) => {
 
   function goOnBehind(gone, place) {
     gone.forEach((tile) => tile.remove());
-    const link = Object.assign(document.createElement("a"), { className: "more", rel: "next", href: at(place), textContent: "More photographs" });
+    const link = document.createElement("a");
+    Object.assign(link, { className: "more", rel: "next", href: at(place), textContent: "More photographs" });
     $("a.more")?.remove();
     wall.after(link);
     endless(link);
@@ -62,7 +65,10 @@ $$("[data-window]").forEach((wall) => {
     const lost = wall.getBoundingClientRect().top > innerHeight; // somebody has jumped: nothing but empty space is in sight
     let rows = dropped.at(-1), bottom = above.getBoundingClientRect().bottom;
     if (lost) {
-      for (let i = dropped.length - 1; i > 0 && bottom - dropped[i].height > 0; i -= 1) { bottom -= dropped[i].height; rows = dropped[i - 1]; }
+      for (let i = dropped.length - 1; i > 0 && bottom - dropped[i].height > 0; i -= 1) {
+        bottom -= dropped[i].height;
+        rows = dropped[i - 1];
+      }
     }
     const tiles = await fetched(rows);
     if (lost) goOnBehind([...wall.children], rows.upto);
