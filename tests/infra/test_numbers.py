@@ -164,8 +164,12 @@ def earlier(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
 def test_an_older_catalog_keeps_its_rows_and_what_it_tells_of_others_counts(earlier: Engine) -> None:
     rows, schema = _rows(earlier), _schema(earlier)
     upgrade(earlier)
-    assert {table: _rows(earlier)[table] for table in rows} == rows
-    assert schema.items() <= _schema(earlier).items()
+    now = _rows(earlier)
+    for table, before in rows.items():  # later migrations have added columns behind the others
+        assert [row[: len(was)] for row, was in zip(now[table], before, strict=True)] == before, table
+    now_is = _schema(earlier)
+    for name, what in schema.items():
+        assert set(what) <= set(now_is[name]) if isinstance(what, list) else now_is[name] == what, name
     with earlier.begin() as connection:
         assert {table: numbers.last_given(connection, table) + 1 for table in FOLLOWING} == FOLLOWING
         if earlier.dialect.name == "sqlite":
