@@ -82,6 +82,12 @@ def remove_artifact(uri: str, run_id: str, name: str) -> None:
         repository.delete_artifacts(name)
 
 
+def remove_own_artifact(artifacts: Path, run_id: str, name: str) -> None:
+    """Delete a file of a run out of the folder that `track` was given, wherever that was when MLflow was told of it."""
+    for path in artifacts.glob(f"*/{run_id}/artifacts/{name}"):
+        path.unlink(missing_ok=True)
+
+
 def reopen(uri: str, run_id: str) -> Run:
     """Return a run that some process has opened, to log to it from another one."""
     return Run(run_id, connect(uri))

@@ -31,7 +31,7 @@ from infra.catalog.versioning.versions import serving
 from infra.catalog.work.runs import close_dead_runs
 from infra.settings import Settings
 from infra.storage import StoreError, open_store
-from infra.tracking import remove_artifact
+from infra.tracking import remove_artifact, remove_own_artifact
 from infra.words import count
 from tasks.calibration import calibration_of
 from tasks.nights.run_report import REVEALING
@@ -386,7 +386,10 @@ def _run(catalog: Catalog, settings: Settings, errand: Outbox, address: str | No
             open_store(there.crops_uri, there.storage_options).delete(errand.place)
         elif errand.errand == Errand.ARTIFACT.value:
             run_id, _, name = errand.place.partition("/")
-            remove_artifact(there.mlflow_uri, run_id, name)
+            if there.tracking_uri:
+                remove_artifact(there.mlflow_uri, run_id, name)
+            else:
+                remove_own_artifact(there.artifacts_folder, run_id, name)
         elif Path(errand.place).is_absolute():
             with catalog.read() as session:
                 mark = exhibits.known_mark(session, errand.place)

@@ -15,7 +15,8 @@ from infra.catalog.custody import audit, erasing, exhibits, places
 from infra.catalog.custody.places import UnknownPlace
 from infra.catalog.database import Catalog
 from infra.catalog.tables.custody import Holding, Keeps, Outbox
-from infra.catalog.tables.schema import Face
+from infra.catalog.tables.schema import Face, RunStatus
+from infra.catalog.work.runs import close_run, open_run
 from infra.settings import Settings
 from infra.storage import open_store
 from tasks.custody import erase
@@ -183,19 +184,33 @@ def test_no_password_is_kept_of_a_tracking_database(catalog: Catalog, tmp_path: 
     assert places.at(settings, address).mlflow_uri == uri
 
 
-def test_a_home_that_was_moved_with_its_catalog_erases_where_it_is_now(tmp_path: Path) -> None:
-    """And never in the one that it is a copy of."""
+@pytest.mark.parametrize("how", ["moved", "copied"])
+def test_a_home_that_was_moved_or_copied_with_its_catalog_erases_where_it_is_now(tmp_path: Path, how: str) -> None:
+    """And a copy never touches what it is a copy of."""
     (tmp_path / "near").mkdir()
     homes = Homes(Catalog(f"sqlite:///{tmp_path / 'near' / 'catalog.db'}"), tmp_path)
+    with homes.catalog.write() as session:
+        run = open_run(session, 1, "recipe")
+        run.tracking_run_id = "0" * 32
+        close_run(session, run.id, RunStatus.DONE, {})
+    report = f"artifacts/nightly/{'0' * 32}/artifacts/report.html"
+    homes.write(homes.near, report, b"a report with Ada")
     homes.catalog.close()
-    shutil.copytree(tmp_path / "near", tmp_path / "moved")
-    moved = Settings(home=tmp_path / "moved")
-    catalog = Catalog(moved.catalog_url)
+    now_at = Settings(home=tmp_path / how)
+    shutil.copytree(tmp_path / "near", tmp_path / how)
+    if how == "moved":
+        shutil.rmtree(tmp_path / "near")
+    catalog = Catalog(now_at.catalog_url)
     with catalog.read() as session:
         plan = erase.plan_faces(session, [homes.ada])
-    erase.erase(catalog, moved, "officer", plan, "asked for")
-    assert homes.shown(moved) == {"export"}  # whose mark is of another place
-    assert homes.shown(homes.near) == EVERYTHING - {"export"}  # which the copied catalog calls its own
+    certificate, _ = erase.erase(catalog, now_at, "officer", plan, "asked for")
+    assert not (now_at.home_folder / report).exists()
+    assert homes.shown(now_at) == {"export"}  # whose mark is of another place
+    if how == "copied":
+        assert homes.shown(homes.near) == EVERYTHING
+        assert (homes.near.home_folder / report).exists()
+        assert f"{homes.near.home_folder} on" in str(certificate.waits_for)
+    catalog.close()
 
 
 def test_entering_again_writes_nothing(homes: Homes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -79,7 +79,7 @@ def entered(session: Session, settings: Settings, kind: Keeps) -> Holding:
     exclusive(session, LOCK)
     address, home = address_of(settings, kind), None
     if not _shared(kind, address):
-        home = _home(session, settings) or Home(token=_token(settings.home_folder))
+        home = _home(session, settings) or Home(token=_new_token(session, settings.home_folder))
         home.host, home.folder, home.seen_at = socket.gethostname(), str(settings.home_folder), now()
         session.add(home)
         session.flush()
@@ -207,10 +207,9 @@ def _caches(settings: Settings) -> list[Path]:
 
 
 def _home(session: Session, settings: Settings) -> Home | None:
-    file = settings.home_folder / TOKEN
-    if not file.is_file():
-        return None
-    return session.scalar(select(Home).where(Home.token == file.read_text(encoding="ascii").strip()))
+    token = _token(settings.home_folder)
+    home = None if token is None else session.scalar(select(Home).where(Home.token == token))
+    return None if home is None or _is_copied(home, settings.home_folder) else home
 
 
 def _place(holding: Holding, home: Home | None, errands: int) -> Place:
@@ -226,11 +225,24 @@ def _place(holding: Holding, home: Home | None, errands: int) -> Place:
     )
 
 
-def _token(folder: Path) -> str:
-    """What a home folder is known by; made at its first use."""
+def _new_token(session: Session, folder: Path) -> str:
+    """What a home folder that the catalog does not know is known by from now on; what another bears already is not taken."""
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / TOKEN
     with FileLock(folder / f"{TOKEN}.lock"):
-        if not file.is_file():
-            file.write_text(f"{uuid.uuid4().hex}\n", encoding="ascii")
-    return file.read_text(encoding="ascii").strip()
+        token = _token(folder)
+        if token is None or session.scalar(select(Home.id).where(Home.token == token)) is not None:
+            token = uuid.uuid4().hex
+            file.write_text(f"{token}\n", encoding="ascii")
+    return token
+
+
+def _token(folder: Path) -> str | None:
+    file = folder / TOKEN
+    return file.read_text(encoding="ascii").strip() if file.is_file() else None
+
+
+def _is_copied(home: Home, folder: Path) -> bool:
+    """Whether a folder bears a home's token because it is a copy of it: a home that was moved is not there any more."""
+    first = Path(home.folder)
+    return _token(first) == home.token and not first.samefile(folder)
