@@ -39,7 +39,7 @@ from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Filter
 from infra.tracking import track
-from tasks.custody.erase import finish
+from tasks.custody.errands import finish
 from tasks.custody.retention import expire
 from tasks.discover import Discovery, discover
 from tasks.group import Grouped, group_new_faces

@@ -14,7 +14,8 @@ from infra.words import count
 if TYPE_CHECKING:
     from sqlalchemy.orm import Session
 
-    from tasks.custody.erase import Finished, Plan
+    from tasks.custody.erase import Plan
+    from tasks.custody.errands import Finished
 
 SHOWN = 20  # keys and faces listed in a preview
 
@@ -137,7 +138,7 @@ def retention(
     collection: Annotated[str | None, typer.Option(help="Only of this collection.")] = None, as_json: Json = False
 ) -> None:
     """Delete embeddings whose time is over, as every night does, and finish what erasures have left to do."""
-    from tasks.custody.erase import finish  # noqa: PLC0415
+    from tasks.custody.errands import finish  # noqa: PLC0415
     from tasks.custody.retention import expire  # noqa: PLC0415
 
     settings = load_settings()

@@ -11,7 +11,7 @@ from infra import logs
 from infra.catalog.custody import places
 from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.tables.custody import Keeps
-from tasks.custody.erase import run_errands
+from tasks.custody.errands import run_errands
 
 EVERY_SECONDS = 60.0
 

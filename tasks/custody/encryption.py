@@ -9,10 +9,10 @@ from infra.catalog.tables.schema import Erasure
 from infra.catalog.versioning import backfill_claims
 from infra.catalog.work.runs import close_dead_runs
 from infra.settings import Settings
-from tasks.custody import erase
+from tasks.custody import errands
 
 
-def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]:
+def switch(settings: Settings, who: str, on: bool) -> tuple[int, errands.Finished]:
     """Encrypt all embeddings with the environment's key, or decrypt them; returns how many, and what is left to scrub.
 
     Search indexes on disk go: where embeddings are encrypted, indexes live in memory only.
@@ -43,6 +43,6 @@ def switch(settings: Settings, who: str, on: bool) -> tuple[int, erase.Finished]
             places.post(session, erasure.id, Errand.FILE, Keeps.CACHE, ["index"])
             erasing.post_scrub(session, erasure.id)
             audit.append(session, who, f"embeddings.{kind}", {"embeddings": count})
-        return count, erase.finish(catalog, settings)
+        return count, errands.finish(catalog, settings)
     finally:
         catalog.close()

@@ -1,9 +1,9 @@
 """Erase: what the catalog knows of a face, a person or a photograph goes, everywhere, and does not come back.
 
-First a plan says what would go. Carried out, its rows go in one transaction that also leaves errands in an outbox: crops,
-restored pictures, thumbnails, the search index, reports of runs, pages and exports to delete, and the database's files to
-scrub. A crash leaves the errands there, and `finish` goes on with them: every run and every erasure calls it. What must not
-return is kept as keyed hashes of bytes, never as a vector. Photographs in the store of their owner are not ours, and stay.
+First a plan says what would go. Carried out, its rows go in one transaction that also leaves errands in an outbox
+(`errands.py`): crops, restored pictures, thumbnails, the search index, reports of runs, pages and exports to delete, and the
+database's files to scrub. What must not return is kept as keyed hashes of bytes, never as a vector. Photographs in the store of
+their owner are not ours, and stay.
 """
 
 from collections.abc import Collection, Sequence
@@ -23,17 +23,16 @@ from infra.catalog.identities import enforcement
 from infra.catalog.identities.decisions import UnknownSubject
 from infra.catalog.search.vectors import stored_vectors
 from infra.catalog.statements import exclusive
-from infra.catalog.tables.custody import Errand, Keeps, Outbox
+from infra.catalog.tables.custody import Errand, Keeps
 from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import Erasure, Identity, Image, ModelVersion
 from infra.catalog.versioning.versions import serving
 from infra.catalog.work.runs import close_dead_runs
 from infra.settings import Settings
-from infra.storage import StoreError, open_store
-from infra.tracking import remove_artifact, remove_own_artifact
 from infra.words import count
 from tasks.calibration import calibration_of
+from tasks.custody.errands import Finished, finish
 from tasks.nights.run_report import REVEALING
 
 STAYS = (
@@ -85,15 +84,6 @@ class Certificate:
     requested_at: datetime
     completed_at: datetime | None
     waits_for: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What became of the outbox: errands done, those that are left, with what stood in the way, and those for other homes."""
-
-    done: int
-    left: tuple[str, ...]
-    waiting: tuple[str, ...] = ()
 
 
 def plan_faces(session: Session, face_ids: Collection[int], kind: str = "face") -> Plan:
@@ -281,57 +271,6 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
         return certificate(session, erasure.id), finished
 
 
-def finish(catalog: Catalog, settings: Settings) -> Finished:
-    """Do the errands that erasures have left, also those of a process that died. Costs a look into an empty table otherwise."""
-    found = run_errands(catalog, settings)
-    with catalog.read() as session:
-        to_scrub = erasing.scrubs(session)
-    if not to_scrub:
-        return found
-    try:
-        erasing.scrub(catalog.engine)
-    except erasing.NotScrubbed as error:
-        return replace(found, left=(*found.left, f"the database's files: {error}"))
-    with catalog.write() as session:
-        erasing.close(session, to_scrub)
-    return replace(found, done=found.done + len(to_scrub))
-
-
-def run_errands(catalog: Catalog, settings: Settings) -> Finished:
-    """Do what erasures have left to do in this home and in shared places, and complete certificates; scrub nothing."""
-    done, after, left = 0, 0, []
-    with catalog.read() as session:
-        home_id = places.here(session, settings)
-    while True:
-        with catalog.read() as session:
-            errands = erasing.open_errands(session, home_id, after)
-        if not errands:
-            break
-        finished = []
-        for errand, address in errands:
-            problem = _run(catalog, settings, errand, address)
-            if problem:
-                left.append(f"{errand.errand} {errand.place}: {problem}")
-            else:
-                finished.append(errand.id)
-        with catalog.write() as session:
-            erasing.done(session, finished)
-        done, after = done + len(finished), errands[-1][0].id
-    if done:
-        with catalog.write() as session:
-            erasing.close(session, ())
-    with catalog.read() as session:
-        waiting = places.waiting_elsewhere(session, home_id)
-    return Finished(done, tuple(left), tuple(map(_waits, waiting)))
-
-
-def _waits(place: places.Place) -> str:
-    return (
-        f"place {place.place_id}, {place.keeps} of {place.folder} on {place.host}: {place.errands} to remove; any run, page or "
-        f"'visage retention' there does it. If it is no more: 'visage places forget {place.place_id}'"
-    )
-
-
 def certificate(session: Session, erasure_id: int) -> Certificate:
     """One erasure."""
     return _certificate(session, session.get_one(Erasure, erasure_id))
@@ -376,31 +315,6 @@ def _forget(session: Session, erasure_id: int, plan: Plan) -> None:
             erasing.suppress_content(session, erasure_id, region.collection_id, region.sha256, region.box)
     erasing.forget_faces(session, plan.faces, plan.persons)
     erasing.forget_images(session, _images(session, plan.image_ids))
-
-
-def _run(catalog: Catalog, settings: Settings, errand: Outbox, address: str | None) -> str:
-    """Do one errand, at an address or (None) where these settings say; returns what stood in the way."""
-    there = settings if address is None else places.at(settings, address)
-    try:
-        if errand.errand == Errand.OBJECT.value:
-            open_store(there.crops_uri, there.storage_options).delete(errand.place)
-        elif errand.errand == Errand.ARTIFACT.value:
-            run_id, _, name = errand.place.partition("/")
-            if there.tracking_uri:
-                remove_artifact(there.mlflow_uri, run_id, name)
-            else:
-                remove_own_artifact(there.artifacts_folder, run_id, name)
-        elif Path(errand.place).is_absolute():
-            with catalog.read() as session:
-                mark = exhibits.known_mark(session, errand.place)
-            exhibits.remove_marked(errand.place, mark)
-        else:
-            exhibits.remove(settings.home_folder / errand.place)
-    except (StoreError, OSError, exhibits.NotOurs) as error:
-        return str(error)
-    except Exception as error:  # MLflow's stores raise whatever their servers do
-        return f"{type(error).__name__}: {error}"
-    return ""
 
 
 def _images(session: Session, image_ids: Sequence[int]) -> list[Image]:

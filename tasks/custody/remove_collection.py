@@ -21,8 +21,9 @@ from infra.catalog.work.runs import at_work, close_dead_runs, let_none_begin
 from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Entry, StoreError, StoreMissing, open_store
-from tasks.custody import erase
-from tasks.custody.erase import STAYS, CannotErase, Certificate, Finished
+from tasks.custody import erase, errands
+from tasks.custody.erase import STAYS, CannotErase, Certificate
+from tasks.custody.errands import Finished
 from tasks.record import folder_of
 
 PEOPLE = "Names and decisions go with the last face of whoever is in no other collection."
@@ -99,7 +100,7 @@ def remove(catalog: Catalog, settings: Settings, who: str, planned: Removal) -> 
         removing.forget(session, collection, faces)
         subject = {"erasure": erasure.id, "kind": erasure.kind, "collection": collection.id, "counts": found.counts}
         audit.append(session, who, "erase", subject)
-    finished = erase.finish(catalog, settings)
+    finished = errands.finish(catalog, settings)
     with catalog.read() as session:
         return erase.certificate(session, erasure.id), finished
 

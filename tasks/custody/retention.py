@@ -5,7 +5,7 @@ from infra.catalog.custody import audit, places, retention
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Collection
 from infra.settings import Settings
-from tasks.custody import erase
+from tasks.custody import errands
 
 
 class InvalidTerms(ValueError):
@@ -60,5 +60,5 @@ def expire(catalog: Catalog, settings: Settings, who: str, only: str | None = No
                 subject = {"erasure": erasure.id, "collection": collection.id, "faces": len(faces)}
                 audit.append(session, who, "retention", subject)
             counts[collection.name] = len(faces)
-    erase.finish(catalog, settings)
+    errands.finish(catalog, settings)
     return counts

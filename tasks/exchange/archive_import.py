@@ -36,7 +36,7 @@ from infra.patience import patient
 from infra.settings import Settings
 from infra.storage import Store, StoreMissing, open_store
 from models.spec import Role
-from tasks.custody import erase
+from tasks.custody import errands
 from tasks.exchange.archive import Progress
 from tasks.exchange.archive_contents import BY_NAME, HeldBack, Places, collection_of, held_back, places, rows_of
 from tasks.exchange.arrival import Arrived, enter_rows
@@ -125,7 +125,7 @@ def import_archive(
     except BaseException:
         _undo(catalog, settings, stay)
         raise
-    finished = erase.finish(catalog, settings)
+    finished = errands.finish(catalog, settings)
     return Imported(
         row["name"],
         row["uri"],

@@ -30,7 +30,7 @@ from infra.catalog.work.failures import FailureRecord
 from infra.catalog.work.runs import open_run
 from infra.settings import Settings
 from infra.storage import open_store
-from tasks.custody import erase, retention
+from tasks.custody import erase, errands, retention
 from tasks.custody.erase import CannotErase, UnknownSubject
 from tasks.identities import decisions
 from tasks.nights.report import Tally, contact_sheet
@@ -192,8 +192,8 @@ def test_an_erasure_is_finished_later_where_somebody_reads_a_table_for_long(
         assert certificate.completed_at is None
         [problem] = finished.left
         assert "another connection may be using it" in problem
-        assert erase.finish(place.catalog, place.settings).left == (problem,)
-    assert erase.finish(place.catalog, place.settings).left == ()
+        assert errands.finish(place.catalog, place.settings).left == (problem,)
+    assert errands.finish(place.catalog, place.settings).left == ()
     with place.catalog.read() as session:
         assert erase.certificates(session)[0].completed_at is not None
 
@@ -286,7 +286,7 @@ def test_a_kill_in_the_middle_loses_nothing_or_is_made_good(
 ) -> None:
     with place.catalog.read() as session:
         plan = erase.plan_identity(session, place.identity(place.ada[0]))
-    url, real, calls = place.catalog.url, erase._run, []
+    url, real, calls = place.catalog.url, errands._run, []
 
     def run(catalog: Catalog, settings: Settings, errand: Outbox, address: str | None) -> str:
         calls.append(errand)
@@ -297,7 +297,7 @@ def test_a_kill_in_the_middle_loses_nothing_or_is_made_good(
     place.catalog.close()
     child = os.fork()
     if child == 0:
-        monkeypatch.setattr(erase, "_run", run)
+        monkeypatch.setattr(errands, "_run", run)
         if moment == "before the commit":
             monkeypatch.setattr(audit, "append", die)
         if moment == "scrub":
@@ -310,12 +310,12 @@ def test_a_kill_in_the_middle_loses_nothing_or_is_made_good(
         assert len(place.crowd.places()) == 8
         return
     assert set(place.crowd.places()) == set(place.bob)
-    assert erase.finish(place.catalog, place.settings).left == ()
+    assert errands.finish(place.catalog, place.settings).left == ()
     assert place.left(tmp_path / "export") == []
     with place.catalog.read() as session:
         (certificate,) = erase.certificates(session)
     assert certificate.completed_at is not None
-    assert erase.finish(place.catalog, place.settings) == erase.Finished(0, ())
+    assert errands.finish(place.catalog, place.settings) == errands.Finished(0, ())
 
 
 @pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
@@ -327,7 +327,7 @@ def test_what_cannot_be_deleted_now_is_said_and_done_later(place: Place, monkeyp
         certificate, finished = erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
     assert certificate.completed_at is None
     assert any("no right to" in problem for problem in finished.left)
-    assert erase.finish(place.catalog, place.settings).left == ()
+    assert errands.finish(place.catalog, place.settings).left == ()
     with place.catalog.read() as session:
         assert erase.certificates(session)[0].completed_at is not None
 
@@ -348,7 +348,7 @@ def test_what_came_to_lie_where_an_export_was_is_named_and_stays(place: Place, t
     assert certificate.completed_at is None
     assert own.read_bytes() == b"precious"
     export.rename(tmp_path / "out of the way")
-    assert erase.finish(place.catalog, place.settings).left == ()
+    assert errands.finish(place.catalog, place.settings).left == ()
     with place.catalog.read() as session:
         assert erase.certificates(session)[0].completed_at is not None
 

@@ -19,8 +19,9 @@ from infra.catalog.tables.schema import Face, RunStatus
 from infra.catalog.work.runs import close_run, open_run
 from infra.settings import Settings
 from infra.storage import open_store
-from tasks.custody import erase
-from tasks.custody.erase import Certificate, Finished
+from tasks.custody import erase, errands
+from tasks.custody.erase import Certificate
+from tasks.custody.errands import Finished
 from tasks.custody.outside import forget_place
 from tests.made_up import Crowd
 
@@ -98,10 +99,10 @@ def test_an_erasure_is_complete_when_every_home_has_done_its_part(homes: Homes) 
     assert len(finished.waiting) == 3  # objects, cache, exhibits
     assert all(str(homes.far.home_folder) in waiting for waiting in finished.waiting)
 
-    assert erase.finish(homes.catalog, homes.near).done == 0  # which leaves alone what is not its own
+    assert errands.finish(homes.catalog, homes.near).done == 0  # which leaves alone what is not its own
     assert homes.shown(homes.far) == EVERYTHING
 
-    finished = erase.finish(homes.catalog, homes.far)
+    finished = errands.finish(homes.catalog, homes.far)
     assert (finished.left, finished.waiting) == ((), ())
     assert homes.shown(homes.far) == set()
     assert (homes.far.home_folder / "objects").exists()  # Bob's crop is there still
@@ -236,6 +237,6 @@ def test_an_errand_from_before_there_were_places_is_done_by_whoever_comes(homes:
     with homes.catalog.write() as session:
         for errand in session.scalars(select(Outbox)):
             errand.holding_id = None
-    assert erase.finish(homes.catalog, homes.far).left == ()
+    assert errands.finish(homes.catalog, homes.far).left == ()
     assert homes.shown(homes.far) == set()
     assert homes.certificate().completed_at is not None
