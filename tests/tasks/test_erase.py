@@ -36,6 +36,7 @@ from tasks.identities import decisions
 from tasks.nights.report import Tally, contact_sheet
 from tasks.thumbnails import Size, keep, thumbnail
 from tests.catalogs import PostgreSQL
+from tests.homes import stand_alone
 from tests.made_up import Crowd
 
 NAME = "Ada Lovelace"
@@ -415,6 +416,7 @@ def real(
     shutil.copytree(processed.home_folder.parent / "photos", tmp_path / "photos")
     settings = Settings(home=home, weights=weights_dir, tracking_uri=tracking_uri, engine="inline")
     catalog = Catalog(settings.catalog_url)
+    stand_alone(catalog, settings)
     with catalog.write() as session:
         collections.by_name(session, "archive").uri = str(tmp_path / "photos")
         image = session.scalars(select(Image).where(Image.key == "a.jpg")).one()

@@ -2,12 +2,15 @@
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from infra import prefect_server
+from infra.catalog.database import Catalog
 from infra.settings import Settings
+from tests.homes import stand_alone
 
 
 @pytest.fixture(scope="module")
@@ -20,5 +23,8 @@ def own(
     with_prefect_database(home)
     registry = home.with_name("mlflow.db")
     shutil.copyfile(processed.mlflow_uri.removeprefix("sqlite:///"), registry)
-    yield processed.model_copy(update={"home": home, "tracking_uri": f"sqlite:///{registry}"})
+    settings = processed.model_copy(update={"home": home, "tracking_uri": f"sqlite:///{registry}"})
+    with closing(Catalog(settings.catalog_url)) as catalog:
+        stand_alone(catalog, settings)
+    yield settings
     prefect_server.stop(home)  # which a run has started that some test began
