@@ -6,8 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+from infra.html import templates
 from infra.ray_cluster import device
 from infra.settings import Settings
 from infra.tracking import plain, track
@@ -83,15 +82,8 @@ def measure_fairness(
 
 def render(report: FairnessReport, title: str, figures: "dict[str, Figure]") -> str:
     """Write the report as one HTML page that needs nothing beside it."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     pictures = {name: _data_url(figure) for name, figure in figures.items()}
-    return environment.get_template("fairness.html").render(report=report, title=title, pictures=pictures)
+    return templates(TEMPLATES).get_template("fairness.html").render(report=report, title=title, pictures=pictures)
 
 
 def _file(what: str, read: Table | Pairs | None) -> dict[str, str]:

@@ -8,7 +8,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image, ImageDraw
 
 from infra.catalog import collections
@@ -16,6 +15,7 @@ from infra.catalog.custody import exhibits
 from infra.catalog.database import Catalog
 from infra.catalog.queries import views
 from infra.catalog.work import nights
+from infra.html import templates
 from infra.settings import Settings, load_settings
 from infra.storage import Store, StoreError, open_store
 from tasks.decode import DecodeFailure, decode
@@ -45,14 +45,8 @@ def write_page(collection_name: str, folder: Path) -> Path:
     page = folder / "index.html"
     with closing(Catalog(settings.catalog_url)) as catalog, catalog.write() as session:
         mark = exhibits.note(session, settings, "page", page, collection.id)
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("page.html").render(
+    template = templates(TEMPLATES).get_template("page.html")
+    html = template.render(
         collection=collection_name,
         mark=mark,
         photos=photos,

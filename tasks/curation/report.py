@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from infra.html import templates
 from tasks.curation.labelled import Studied
 from tasks.curation.proposals import Finding, Merge, Round, curate, duplicates, settled, united
 from tasks.nights.run_report import TEMPLATES
@@ -131,16 +131,10 @@ def as_json(curated: Curated) -> dict[str, Any]:
 
 def as_html(curated: Curated) -> str:
     """One page without scripts or anything from elsewhere; the pictures are in it."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    template = templates(TEMPLATES).get_template("curation.html")
     findings = sorted(curated.findings, key=lambda f: f.other - f.own, reverse=True)
     merges = sorted(curated.merges, key=lambda merge: -merge.similarity)
-    return environment.get_template("curation.html").render(
+    return template.render(
         curated=curated,
         cleaned=len(curated.cleaned()),
         findings=[_shown_finding(curated, finding) for finding in findings[:SHOWN]],

@@ -8,9 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from infra.catalog.queries.views import FailureView
+from infra.html import templates
 from infra.words import count
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -58,16 +57,10 @@ def as_json(report: RunReport) -> str:
 
 def as_html(report: RunReport, contact_sheet: bytes | None) -> str:
     """The report as one page without scripts or anything from elsewhere; `contact_sheet` is a PNG."""
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    template = templates(TEMPLATES).get_template("run_report.html")
     sheet = None if contact_sheet is None else f"data:image/png;base64,{base64.b64encode(contact_sheet).decode()}"
     counts = report.counts
-    return environment.get_template("run_report.html").render(
+    return template.render(
         report=report,
         numbers=[(word.replace("_", " "), counts[word]) for word in NUMBERS],
         steps=_bars(counts["seconds"]),

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit, urlunsplit
 
 from fastapi import Depends, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import FormData
@@ -27,6 +26,7 @@ from flows.service.paging import cursor
 from flows.service.problems import Problem
 from flows.service.upload import read_form
 from infra.catalog.service.tokens import SESSION_LIFE, Role
+from infra.html import templates
 from infra.words import count
 
 HERE = Path(__file__).parent
@@ -83,14 +83,7 @@ def static(name: str) -> str:
     return f"/static/{hashlib.sha256(STATIC[name]).hexdigest()[:12]}/{name}"
 
 
-environment = Environment(
-    loader=FileSystemLoader(HERE / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    auto_reload=False,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+environment = templates(HERE / "templates")
 environment.globals.update(
     count=count,
     cursor=cursor,
