@@ -68,10 +68,7 @@ def rename(session: Session, collection: Collection, name: str) -> None:
 
 
 def leave_number(collection: Collection) -> None:
-    """Leave nothing of a collection but its number: the audit log names it, and no later collection gets it.
-
-    In SQLite, a row that goes leaves its number to the next one.
-    """
+    """Leave nothing of a collection but its number, on which the hashes of what was erased from it on purpose hang."""
     collection.name = f"{REMOVED}{collection.id}"
     collection.uri, collection.include, collection.exclude, collection.sensitive_attributes = "", [], [], []
     collection.legal_basis = collection.consent_note = collection.retention_days = None
