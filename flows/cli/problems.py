@@ -59,7 +59,10 @@ def words(error: Exception) -> str:
 
 def _of_system(error: OSError) -> str:
     """Which path, what is wrong with it, and what to do: not a number and a name of C."""
-    told = _OF_SYSTEM.get(error.errno or 0) or os.strerror(error.errno or 0)
+    number = error.errno or 0
+    if error.strerror and error.strerror != os.strerror(number):
+        return error.strerror  # in our own words, where they are known better
+    told = _OF_SYSTEM.get(number) or os.strerror(number)
     home = None
     with suppress(InvalidSettings):
         home = load_settings().home_folder

@@ -35,4 +35,4 @@ def test_bench_without_a_face_says_so(archive: Settings, tmp_path: Path) -> None
     (tmp_path / "hills.jpg").write_bytes(jpeg(landscape()))
     ended = visage("bench", tmp_path)
     assert ended.code == 1
-    assert "no face was found in 1 pictures" in ended.err
+    assert "no face was found in 1 picture;" in ended.err

@@ -82,7 +82,7 @@ def refusals(home: Path, web: Web) -> dict[str, tuple[str, str]]:
         "web page": (web.url("page.pth"), f"{web.url('page.pth')} is a web page, not weights"),
         "missing page": (web.url("none.pth"), "the server answers 404"),
         "broken off": (web.url(path.name, "short"), "the connection ended after"),
-        "no such file": (str(home / "none.pth"), "No such file or directory"),
+        "no such file": (str(home / "none.pth"), "there is no such file or folder"),
         "folder": (str(home / "folder"), "is a folder without array files"),
         "empty": (str(home / "empty.pth"), "is empty"),
         "truncated": (str(home / "cut.pth"), "cannot be read: damaged"),
