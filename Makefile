@@ -5,13 +5,12 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-long check bench clean
 
-# Everything at the versions that were tested together. Weights come later, by `visage models install`. Not compiled: of all that is
-# installed little is ever imported, and Python compiles that by itself.
+# Everything at the versions that were tested together. Weights come later, by `visage models install`.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 		{ echo "Visage needs Python 3.11, 3.12 or 3.13: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(VENV)/.ready

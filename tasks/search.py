@@ -15,6 +15,7 @@ import numpy as np
 from sqlalchemy import ColumnElement, Integer, bindparam, not_, select
 from sqlalchemy.orm import Session
 
+from infra.asked import AskedWrongly
 from infra.catalog.database import Catalog
 from infra.catalog.queries.filters import FaceFilter, of_identity
 from infra.catalog.queries.views import FaceView, faces_by_id
@@ -37,7 +38,7 @@ class UnknownFace(LookupError):
     """The catalog has no such face or person, or no embedding of it by the version that queries use."""
 
 
-class InvalidQuery(ValueError):
+class InvalidQuery(AskedWrongly):
     """A query that asks for nothing, for two things at once, or goes on from an answer to another question."""
 
 

@@ -5,24 +5,11 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
+from infra.asked import AskedWrongly
 from infra.settings import InvalidSettings, load_settings
 
 DID_NOT_WORK, ASKED_WRONGLY = 1, 2
 OURS = {"flows", "tasks", "models", "infra"}
-
-# Errors that say that the command itself does not fit: a value, a question, a combination. They are told by name, since some
-# live beside torch. All others mean that it was asked rightly and did not work: what it names is not there, say.
-_ASKED_WRONGLY = {
-    "InvalidCollection",
-    "InvalidExport",
-    "InvalidFilter",
-    "InvalidQuery",
-    "InvalidQuestion",
-    "InvalidTerms",
-    "NumberTooLarge",
-    "UnusablePart",
-    "UnusableSchedule",
-}
 
 _OF_SYSTEM = {
     errno.ENOENT: "there is no such file or folder. Is the drive mounted, the path right?",
@@ -41,8 +28,7 @@ _OF_SYSTEM = {
 
 def exit_code(error: Exception) -> int:
     """2 if the command was asked wrongly, 1 if it did not work."""
-    wrongly = any(ancestor.__name__ in _ASKED_WRONGLY for ancestor in type(error).__mro__)
-    return ASKED_WRONGLY if wrongly else DID_NOT_WORK
+    return ASKED_WRONGLY if isinstance(error, AskedWrongly) else DID_NOT_WORK
 
 
 def speaks_for_itself(error: Exception) -> bool:

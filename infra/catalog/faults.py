@@ -5,6 +5,7 @@ import sqlite3
 from sqlalchemy import Engine, event
 from sqlalchemy.engine.interfaces import ExceptionContext
 
+from infra.asked import AskedWrongly
 from infra.catalog.encryption import SWITCHED, EmbeddingsLocked
 
 GONE = ("57P01", "57P02", "57P03", "53300")  # PostgreSQL shuts down, crashed, starts up, or has no connection left
@@ -27,7 +28,7 @@ class CatalogFull(CatalogUnreachable):
     """The database has no room left. Nothing of the transaction was written."""
 
 
-class NumberTooLarge(ValueError):
+class NumberTooLarge(AskedWrongly):
     """A number that was asked for does not fit into 64 bits."""
 
 

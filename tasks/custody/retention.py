@@ -1,5 +1,6 @@
 """Retention: what collections say about how long embeddings are kept, carried out."""
 
+from infra.asked import AskedWrongly
 from infra.catalog import collections
 from infra.catalog.custody import audit, places, retention
 from infra.catalog.database import Catalog
@@ -8,7 +9,7 @@ from infra.settings import Settings
 from tasks.custody import errands
 
 
-class InvalidTerms(ValueError):
+class InvalidTerms(AskedWrongly):
     """The number of days is none."""
 
 

@@ -20,6 +20,7 @@ import pyarrow.parquet
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from infra.asked import AskedWrongly
 from infra.catalog.custody import audit, exhibits
 from infra.catalog.database import Catalog
 from infra.catalog.queries.questions import ask
@@ -55,7 +56,7 @@ class CannotExport(ValueError):
     """The export cannot be made; the message says why."""
 
 
-class InvalidExport(CannotExport):
+class InvalidExport(CannotExport, AskedWrongly):
     """What is asked for does not go together."""
 
 

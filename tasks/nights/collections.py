@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
+from infra.asked import AskedWrongly
 from infra.catalog import collections as stored
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Collection
@@ -30,7 +31,7 @@ class Checked:
     own: tuple[str, ...]
 
 
-class InvalidCollection(ValueError):
+class InvalidCollection(AskedWrongly):
     """A name, place, pattern or attribute of a new collection does not fit; the message says which."""
 
 

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 
+from infra.asked import AskedWrongly
 from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.images import known
@@ -22,7 +23,7 @@ MOST_PARTS = 1000
 SAMPLE = 16 * MOST_PARTS  # keys that are remembered on the way; each part is right to a sixteenth of itself or better
 
 
-class UnusablePart(ValueError):
+class UnusablePart(AskedWrongly):
     """A part is not written like 2/4, or there is not enough for so many."""
 
 

@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from cronsim import CronSim, CronSimError
 from sqlalchemy.orm import Session
 
+from infra.asked import AskedWrongly
 from infra.catalog import collections
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import RunStatus, Schedule
@@ -23,7 +24,7 @@ NAME = re.compile(r"\w[\w.-]*")  # what Prefect takes as the name of a deploymen
 COUNTED = 1000  # missed times are counted up to here
 
 
-class UnusableSchedule(ValueError):
+class UnusableSchedule(AskedWrongly):
     """The name, the cron expression or the time zone cannot be used; the message says why."""
 
 

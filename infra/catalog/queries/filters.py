@@ -8,13 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from sqlalchemy import ColumnElement, and_, exists, func, select
 from sqlalchemy.orm import Session
 
+from infra.asked import AskedWrongly
 from infra.catalog import collections
 from infra.catalog.queries import attributes
 from infra.catalog.sides import by_index, by_rows
 from infra.catalog.tables.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity
 
 
-class InvalidFilter(ValueError):
+class InvalidFilter(AskedWrongly):
     """A filter that no face can be meant by; the message names the condition."""
 
 

@@ -19,6 +19,7 @@ from lark.exceptions import UnexpectedInput, UnexpectedToken, VisitError
 from sqlalchemy import ColumnElement, SQLColumnExpression, and_, exists, func, not_, or_, select
 from sqlalchemy.orm import Session
 
+from infra.asked import AskedWrongly
 from infra.catalog.collections import UnknownCollection
 from infra.catalog.queries import attributes
 from infra.catalog.queries.attributes import having
@@ -66,7 +67,7 @@ Clause = ColumnElement[bool]
 Column = SQLColumnExpression[Any]
 
 
-class InvalidQuestion(ValueError):
+class InvalidQuestion(AskedWrongly):
     """A question that cannot be read, or asks for what there is not. The message says where, and what there is."""
 
 
