@@ -514,6 +514,10 @@ UNITED_BY_A_MERGE = [  # two faces of one photo, of which a merge under the othe
 ]  # fmt: skip
 
 
+JOINED_A_NEIGHBOUR = [  # by standing for somebody under the other version
+    ("ignore", 14), ("night", 9), ("night", 60), ("undo", 53), ("second night", 30), ("split", 73), ("split", 27),
+    ("reject", 18), ("confirm", 17), ("merge", 89),
+]  # fmt: skip
 DECLINED_TWICE = [
     ("undo", 43), ("ignore", 64), ("ignore", 88), ("undo", 80), ("decline", 57), ("merge", 6), ("decline", 89),
     ("second night", 54), ("decline", 65), ("undo", 99), ("night", 62),
@@ -522,6 +526,7 @@ DECLINED_TWICE = [
 
 @settings(max_examples=15, phases=[Phase.explicit, Phase.generate])
 @example(5323, UNITED_BY_A_MERGE, 0.45278205312791175)
+@example(799, JOINED_A_NEIGHBOUR, 0.9479990507270731)
 @example(6946, DECLINED_TWICE, 0.7857300845560914)
 @given(
     st.integers(0, 10_000),

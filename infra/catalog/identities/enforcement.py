@@ -206,8 +206,10 @@ def _holder(
         found = Identity(model_version_id=version, person_id=person.id)
         session.add(found)
     session.flush()
-    free = {face for part in chunks(faces) for face in part} - _placed(session, version, faces)
-    _place(session, version, sorted(free), found.id)
+    free = faces - _placed(session, version, faces)
+    follow = free - set(confirmed)
+    twice = _shown_beside(session, {*confirmed, *members(session, found.id)}, follow)
+    _place(session, version, sorted(free - twice), found.id)
     refresh_exemplars(session, {found.id})
     return found
 
