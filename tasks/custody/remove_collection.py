@@ -93,7 +93,7 @@ def remove(catalog: Catalog, settings: Settings, who: str, planned: Removal) -> 
             similarities={},
         )
         erase.leave_errands(session, erasure.id, gone)
-        unknown = sorted(crops - erasing.objects_of(session, faces))
+        unknown = crops - erasing.objects_of(session, faces)
         places.post(session, erasure.id, Errand.OBJECT, Keeps.OBJECTS, unknown)
         thumbnails = [f"thumbnails/{sha[:2]}/{sha}" for sha in removing.faceless(session, collection.id)]
         places.post(session, erasure.id, Errand.FILE, Keeps.CACHE, thumbnails)

@@ -7,7 +7,7 @@ any process of the same home folder, or, if a place is shared as a bucket is, by
 import shutil
 import socket
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -100,11 +100,6 @@ def here(session: Session, settings: Settings) -> int | None:
     return None if home is None else home.id
 
 
-def holdings(session: Session, kind: Keeps) -> list[int]:
-    """All places that keep something of a kind."""
-    return list(session.scalars(select(Holding.id).where(Holding.keeps == kind.value).order_by(Holding.id)))
-
-
 def every(session: Session) -> list[Place]:
     """All places, those of a home together, with what waits there."""
     waiting = select(func.count()).where(Outbox.holding_id == Holding.id).scalar_subquery()
@@ -147,12 +142,14 @@ def forget(session: Session, place_id: int) -> int:
     return sum(undone.values())
 
 
-def post(session: Session, erasure_id: int, errand: Errand, kind: Keeps, names: Sequence[str]) -> None:
+def post(session: Session, erasure_id: int, errand: Errand, kind: Keeps, names: Iterable[str]) -> None:
     """Leave errands about what lies under some names, for every place that keeps something of a kind."""
+    ordered = sorted(set(names))
+    holdings = session.scalars(select(Holding.id).where(Holding.keeps == kind.value).order_by(Holding.id)).all()
     session.add_all(
         Outbox(erasure_id=erasure_id, errand=errand.value, place=name, holding_id=holding)
-        for holding in holdings(session, kind)
-        for name in sorted(set(names))
+        for holding in holdings
+        for name in ordered
     )
 
 

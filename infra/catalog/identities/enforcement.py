@@ -138,7 +138,7 @@ def _obey(session: Session, version: int, person: Person, decision_id: int | Non
         FaceIdentity.model_version_id == version, FaceIdentity.identity_id.in_(absorbed)
     )
     follow = set(session.scalars(theirs)) - confirmed
-    twice = _shown_beside(session, {*confirmed, *members(session, holder.id)}, follow)
+    twice = _shown_beside(session, holder.id, confirmed, follow)
     touched = _move(session, version, confirmed | follow - twice, holder.id, decision_id)
     touched |= _move(session, version, twice, None, decision_id)
     rejected = select(Statement.face_id).where(stated(Says.IS_NOT, persons))
@@ -153,14 +153,17 @@ def _obey(session: Session, version: int, person: Person, decision_id: int | Non
     session.flush()
 
 
-def _shown_beside(session: Session, there: Collection[int], arriving: Collection[int]) -> set[int]:
-    """Those of some arriving faces whose photo shows one that is there already, or another one that arrives.
+def _shown_beside(session: Session, identity_id: int, confirmed: set[int], arriving: set[int]) -> set[int]:
+    """Those of some faces arriving in an identity whose photo shows one of its own, a confirmed one, or another that arrives.
 
     Only a person can say that two faces of one photo are one person. What follows from a merge under another version does not.
     """
+    if not arriving:
+        return set()
+    there = confirmed.union(members(session, identity_id))
     photo_of = {
         face: photo
-        for part in chunks({*there, *arriving})
+        for part in chunks(there | arriving)
         for face, photo in session.execute(select(Face.id, Face.content_id).where(Face.id.in_(part))).tuples()
     }
     taken, twice = {photo_of[face] for face in there if face in photo_of}, set[int]()
@@ -208,7 +211,7 @@ def _holder(
     session.flush()
     free = faces - _placed(session, version, faces)
     follow = free - set(confirmed)
-    twice = _shown_beside(session, {*confirmed, *members(session, found.id)}, follow)
+    twice = _shown_beside(session, found.id, set(confirmed), follow)
     _place(session, version, sorted(free - twice), found.id)
     refresh_exemplars(session, {found.id})
     return found
