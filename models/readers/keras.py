@@ -1,13 +1,16 @@
 """Read the weights of a Keras 2 model saved as HDF5, with torch's order of axes."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.spec import CheckpointMismatch
+
+if TYPE_CHECKING:
+    import h5py
 
 # Keras keeps kernels as (rows, columns, in, out), depthwise ones as (rows, columns, channels, 1).
 AXES = {"kernel": (3, 2, 0, 1), "pointwise_kernel": (3, 2, 0, 1), "depthwise_kernel": (2, 3, 0, 1)}
@@ -21,10 +24,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointMismatch: if this is no complete HDF5 file of a Keras 2 model.
     """
+    import h5py  # noqa: PLC0415 - a fifth of a second, of every process that knows the models
+
     again = "It is damaged or no Keras 2 model: fetch it again."
     tensors: dict[str, Tensor] = {}
 
-    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+    def collect(name: str, item: "h5py.Group | h5py.Dataset") -> None:
         if not isinstance(item, h5py.Dataset):
             return
         layer, *_, weight = name.removesuffix(":0").split("/")
