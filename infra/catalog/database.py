@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def upgrade(engine: Engine) -> None:
     """
     from alembic import command  # noqa: PLC0415 - slow to import, needed once
 
-    config, script = _migrations()
+    script = _scripts()
     with engine.connect().execution_options(read_only=True) as connection:  # no writer has to be waited for
         if revision(connection) == script.get_current_head():
             return
@@ -140,6 +141,7 @@ def upgrade(engine: Engine) -> None:
                 "not know. Update Visage, or restore the backup made before the newer version ran."
             )
         if current != script.get_current_head():
+            config = _config()
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
             if connection.dialect.name == "sqlite":
@@ -172,23 +174,30 @@ def _switch(connection: Connection, **pragmas: str) -> None:
         driver.execute(f"PRAGMA {name} = {value}")
 
 
-def _migrations() -> tuple["Config", "ScriptDirectory"]:
+def _config() -> "Config":
     from alembic.config import Config  # noqa: PLC0415
-    from alembic.script import ScriptDirectory  # noqa: PLC0415
 
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
-    return config, ScriptDirectory.from_config(config)
+    return config
+
+
+@cache
+def _scripts() -> "ScriptDirectory":
+    """The migrations, which are read once in a process: every opened catalog is compared with the last."""
+    from alembic.script import ScriptDirectory  # noqa: PLC0415
+
+    return ScriptDirectory.from_config(_config())
 
 
 def head() -> str:
     """The revision that this version of the code works with."""
-    return str(_migrations()[1].get_current_head())
+    return str(_scripts().get_current_head())
 
 
 def knows(found: str) -> bool:
     """Whether a revision is this version's, or one before it."""
-    return any(revision.revision == found for revision in _migrations()[1].walk_revisions())
+    return any(revision.revision == found for revision in _scripts().walk_revisions())
 
 
 def revision(connection: Connection) -> str | None:
