@@ -1,6 +1,6 @@
 """Debian's Chromium, driven by Playwright, and what is asked of every page in it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,11 +55,12 @@ def complaints(page: "Page") -> list[str]:
     return said
 
 
-def barriers(page: "Page") -> list[str]:
-    """What axe finds that keeps people out: serious and critical only."""
+def barriers(page: "Page", rules: Sequence[str] = ()) -> list[str]:
+    """What axe finds that keeps people out, by all rules or some: serious and critical only."""
     from axe_core_python.sync_playwright import Axe  # noqa: PLC0415
 
-    found = Axe().run(page, options=VIOLATIONS_ONLY)["violations"]
+    chosen = {"runOnly": list(rules)} if rules else {}
+    found = Axe().run(page, options={**VIOLATIONS_ONLY, **chosen})["violations"]
     return [
         f"{page.url}: {violation['id']}: {node['html'][:120]}"
         for violation in found

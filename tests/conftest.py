@@ -15,7 +15,8 @@ pytest_plugins = (
     "tests.crashes.postgresql",
 )
 
-settings.register_profile("visage", deadline=None)  # a busy machine is not a failure
+settings.register_profile("visage", deadline=None, max_examples=30)  # a busy machine is not a failure
+settings.register_profile("thorough", settings.get_profile("visage"), max_examples=300)  # make test-long
 settings.load_profile("visage")
 
 

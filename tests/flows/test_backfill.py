@@ -391,7 +391,7 @@ def test_killed_backfill_resumes_without_duplicates(settings: Settings) -> None:
         assert sorted(written) == [1, 2, 3, 4]  # each once: what was there was not made again
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_processes_share_a_backfill_and_make_each_vector_once(settings: Settings) -> None:
     promoted(settings)
     slowly = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

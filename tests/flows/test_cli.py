@@ -619,7 +619,7 @@ def test_down_without_a_server_is_no_error(empty: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.long), signal.SIGTERM])
 def test_stopping_the_service_is_no_failure(empty: Path, number: signal.Signals) -> None:
     with subprocess.Popen(
         [VISAGE, "serve", "--port", "0", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -433,7 +433,7 @@ def environment(restoring: Settings) -> dict[str, str]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_killed_run_resumes_without_duplicates(
     restoring: Settings, photos: Path, tmp_path: Path, environment: dict[str, str]
 ) -> None:

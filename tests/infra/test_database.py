@@ -80,6 +80,7 @@ def test_a_question_asked_many_times_is_planned_for_what_it_asks_each_time(migra
     migrated_postgresql.drop(url)
 
 
+@pytest.mark.usefixtures("every_migration")
 def test_programs_that_open_a_new_database_at_once_all_find_it_migrated(postgresql: PostgreSQL, tmp_path: Path) -> None:
     server = postgresql.create()
     for url in (server, f"sqlite:///{tmp_path / 'catalog.db'}"):

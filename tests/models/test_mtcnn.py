@@ -117,7 +117,10 @@ def test_landmarks_of_a_face_cut_by_the_border_are_true_with_padding(network, pr
     assert float(cut[1, 0] - cut[0, 0]) == pytest.approx(102, abs=4)
 
 
-@pytest.mark.parametrize("settings", [PUBLISHED, PRODUCTION], ids=["published", "production"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(PUBLISHED, id="published", marks=pytest.mark.long), pytest.param(PRODUCTION, id="production")],
+)
 def test_faces_do_not_depend_on_batch_neighbours(network, photos, settings):
     chosen = [photos[k] for k in (12, 5, 3, 13, 5)]  # different sizes, and one photo twice
     together = network.detect(chosen, settings)

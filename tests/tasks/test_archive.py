@@ -328,7 +328,11 @@ def test_killed_import_leaves_nothing_half_and_goes_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attempts", ["the first", "the second, after one that was killed"])
+@pytest.mark.parametrize(
+    ("attempts", "catalog_url"),
+    [("the first", "sqlite"), ("the second, after one that was killed", "postgresql")],
+    indirect=["catalog_url"],
+)
 def test_an_import_that_fails_leaves_all_as_before(
     file: Path, target: Settings, attempts: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,6 +369,7 @@ def test_another_process_that_takes_the_same_in_is_not_disturbed(file: Path, emp
     assert count(empty, Collection) == 1
 
 
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
 def test_a_name_that_is_taken_is_refused(file: Path, target: Settings) -> None:
     taken_in(target, file)
     with pytest.raises(CollectionExists, match="'archive' exists already; choose another name with --as"):

@@ -524,7 +524,7 @@ DECLINED_TWICE = [
 ]  # fmt: skip
 
 
-@settings(max_examples=15, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=settings.default.max_examples // 6, phases=[Phase.explicit, Phase.generate])
 @example(5323, UNITED_BY_A_MERGE, 0.45278205312791175)
 @example(799, JOINED_A_NEIGHBOUR, 0.9479990507270731)
 @example(6946, DECLINED_TWICE, 0.7857300845560914)

@@ -15,7 +15,7 @@ import numpy as np
 import pillow_heif
 import pytest
 import simplejpeg
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageFile, PngImagePlugin
@@ -85,7 +85,6 @@ def test_real_photographs_come_out_as_pillow_decodes_them() -> None:
 
 @pytest.mark.property
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 400), st.sampled_from(["JPEG", "PNG"]))
-@settings(max_examples=60)
 def test_long_side_is_what_was_asked_for_and_never_more_than_there_is(
     w: int, h: int, long_side: int, format: str
 ) -> None:
@@ -431,7 +430,6 @@ EDITS = st.lists(
 
 @pytest.mark.property
 @given(st.integers(0, 19), EDITS, st.sampled_from([None, 16]))
-@settings(max_examples=400)
 def test_damaged_files_give_a_picture_or_a_reason_and_nothing_else(
     kind: int, edits: list[tuple[float, bytes, int]], long_side: int | None
 ) -> None:

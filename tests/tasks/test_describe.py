@@ -309,6 +309,7 @@ def swinface(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelVersion, Mo
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
 def test_swinface_recognises_and_describes_in_one_forward(
     place: Place, detect: Detect, plain: Recipe, swinface: tuple[ModelVersion, ModelVersion]
 ) -> None:
@@ -344,6 +345,7 @@ def test_forwards_are_not_shared_between_different_checkpoints(
     assert replace(describing(plain, describer), embedder=other).shared is None
 
 
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
 def test_describers_of_the_literature_run_in_the_pipeline(
     place: Place, detect: Detect, plain: Recipe, tmp_path: Path, name: str, model: str, table: str
 ) -> None:

@@ -228,6 +228,7 @@ def test_a_person_of_whom_no_face_is_left_can_be_erased(place: Place) -> None:
         erase.plan_identity(session, ada)
 
 
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
 @pytest.mark.parametrize("others", ["shown as somebody else", "said not to be her"])
 def test_a_name_goes_with_the_last_face_that_was_ever_said_to_have_it(place: Place, others: str) -> None:
     ada = place.identity(place.ada[0])
@@ -241,6 +242,7 @@ def test_a_name_goes_with_the_last_face_that_was_ever_said_to_have_it(place: Pla
     assert "name" not in place.left()
 
 
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
 def test_a_name_whose_naming_was_undone_goes_with_the_next_erasure(place: Place) -> None:
     with place.catalog.write() as session:
         named = decisions.name(session, "curator", place.identity(place.bob[0]), "Bob Byron").decision_id
@@ -395,6 +397,7 @@ def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Pla
     assert retention.expire(catalog, place.settings, "officer") == {}
 
 
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
 def test_a_retention_longer_than_any_calendar_is_refused_and_keeps_embeddings(place: Place) -> None:
     with pytest.raises(retention.InvalidTerms, match="1 to 36500"):
         retention.set_terms(place.catalog, "crowd", retention_days=36_501)

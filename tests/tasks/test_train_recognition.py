@@ -206,7 +206,7 @@ def test_diverging_training_says_what_to_do(settings: Settings) -> None:
         train(settings, TINY.model_copy(update={"learning_rate": 1e30, "epochs": 20}))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_more_workers_than_processors_are_refused(settings: Settings) -> None:
     with pytest.raises(TrainingFailed, match="3 workers, but 2 processors"):
         train(settings, TINY.model_copy(update={"workers": 3}))

@@ -84,7 +84,7 @@ def test_training_that_goes_on_in_the_second_stage_ends_with_the_very_weights_an
     assert restored.pixels.shape == (2, 64, 64, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_workers_end_with_equal_weights_and_go_on_from_a_checkpoint_with_the_very_steps(
     machine: Settings, tmp_path: Path
 ) -> None:

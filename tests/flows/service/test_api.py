@@ -28,7 +28,7 @@ from infra.settings import Settings
 from tasks.identities import decisions
 from tests.archive import BROKEN
 from tests.hostile import hostile_files
-from tests.portraits import jpeg, landscape, mirrored, pair
+from tests.portraits import jpeg, mirrored, pair
 from tests.serving import serving
 
 pytestmark = pytest.mark.slow
@@ -242,39 +242,6 @@ def test_a_photograph_finds_each_of_its_faces_and_leaves_nothing_behind(client: 
     assert [len(answer.matches) for answer in answers] == [3, 3]
     assert all(answer.matches[0].similarity > 0.95 for answer in answers)
     assert everything() == before
-
-
-def test_what_cannot_be_searched_with_is_a_problem_that_says_what_to_do(client: Client) -> None:
-    def refused(photo: bytes) -> ServiceProblem:
-        with pytest.raises(ServiceProblem) as caught:
-            client.search(photo)
-        return caught.value
-
-    cases = {
-        b"": (422, "unreadable-photo"),
-        b"not a picture at all": (422, "unreadable-photo"),
-        jpeg(mirrored())[:3000]: (422, "unreadable-photo"),
-        bomb(): (422, "unreadable-photo"),
-        jpeg(landscape()): (422, "nothing-to-search"),
-        bytes(33 * 2**20): (413, "too-large"),
-    }
-    for photo, expected in cases.items():
-        problem = refused(photo)
-        assert (problem.status, problem.kind) == expected
-        assert len(problem.detail) > 20
-    assert len(client.search(jpeg(mirrored()))) == 1  # and goes on as if nothing had been
-
-
-def test_half_an_upload_is_no_photograph(client: Client) -> None:
-    whole = httpx.Request("POST", "http://x/", files={"photo": ("a.jpg", jpeg(mirrored()))})
-    body = whole.read()
-    headers = {"Content-Type": whole.headers["content-type"]}
-    answer = client.http.post("/search", content=body[: len(body) // 2], headers=headers)
-    assert (answer.status_code, answer.json()["type"]) == (400, "urn:visage:problem:cut-off")
-    answer = client.http.post("/search", content=b"{}", headers={"Content-Type": "application/json"})
-    assert answer.status_code == 415
-    answer = client.http.post("/search", files={"other": ("a.jpg", b"x")})
-    assert (answer.status_code, answer.json()["type"]) == (422, "urn:visage:problem:no-photo")
 
 
 def test_the_night_is_told_with_its_failures(client: Client) -> None:

@@ -10,7 +10,9 @@ from tests.models.recognition.golden import assert_golden, empty_checkpoint, gol
 TABLE = "elasticface/state_dict.tsv"
 
 
-@pytest.mark.parametrize(("file", "gain"), [("golden", 1.0), ("golden_gain0.7", 0.7)])
+@pytest.mark.parametrize(
+    ("file", "gain"), [pytest.param("golden", 1.0, marks=pytest.mark.long), ("golden_gain0.7", 0.7)]
+)
 def test_embedding_and_intermediates_are_those_of_the_official_code(file, gain):
     stored = golden(f"elasticface/{file}.npz")
     assert_golden(ELASTICFACE_ARC, network(ELASTICFACE_ARC, TABLE, gain), stored)

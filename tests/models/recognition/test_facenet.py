@@ -25,7 +25,7 @@ CASIA = "facenet/state_dict_casia-webface.tsv"
 @pytest.mark.parametrize(
     ("spec", "table", "file", "gain"),
     [
-        (FACENET_VGGFACE2, VGGFACE2, "golden", 1.0),
+        pytest.param(FACENET_VGGFACE2, VGGFACE2, "golden", 1.0, marks=pytest.mark.long),
         (FACENET_VGGFACE2, VGGFACE2, "golden_gain1.5", 1.5),
         (FACENET_CASIA_WEBFACE, CASIA, "golden_gain1.5", 1.5),
     ],

@@ -40,7 +40,7 @@ def blended() -> PETALface:
 
 @pytest.mark.parametrize(
     ("spec", "name"),
-    [(PETALFACE_BASE, "swin_base"), pytest.param(PETALFACE_SINGLE, "swin_lora8_single", marks=pytest.mark.slow)],
+    [(PETALFACE_BASE, "swin_base"), pytest.param(PETALFACE_SINGLE, "swin_lora8_single", marks=pytest.mark.long)],
     ids=["base", "single"],
 )
 def test_embedding_and_intermediates_are_those_of_the_official_code(spec, name):
@@ -57,7 +57,7 @@ def test_blended_embedding_and_intermediates_are_those_of_the_official_code(blen
         assert_close(embeddings, stored["embedding"], float(abs(stored["embedding"]).max()), "embedding")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_blended_embedding_is_that_of_the_official_code_at_every_alpha(blended):
     stored = golden("petalface/golden_swin_iqa_lora8.npz")
     x = faces(PETALFACE, stored)

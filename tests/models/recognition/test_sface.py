@@ -13,11 +13,11 @@ SPECS = {"IR_50": SFACE_IR_50, "IR_101": SFACE_IR_101, "MobileFaceNet": SFACE_MO
 @pytest.mark.parametrize(
     ("variant", "gain"),
     [
-        ("IR_50", 1.0),
+        pytest.param("IR_50", 1.0, marks=pytest.mark.long),
         ("IR_50", 0.6),
-        ("IR_101", 1.0),
+        pytest.param("IR_101", 1.0, marks=pytest.mark.long),
         ("IR_101", 0.5),
-        ("MobileFaceNet", 1.0),
+        pytest.param("MobileFaceNet", 1.0, marks=pytest.mark.long),
         ("MobileFaceNet", 0.8),
     ],
 )

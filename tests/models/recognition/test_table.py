@@ -14,10 +14,21 @@ from tests.models.recognition.weights import SAME_NETWORK, WEIGHTS
 from tests.reference import seeded
 
 FAST = {"dlib-resnet", "dlib-resnet-lora", "iresnet", "lightcnn-9", "lightcnn-v4", "sface-mobilefacenet"}
+# Heavy ones with a sibling among the others, of the same code in other sizes.
+SIBLINGS = {
+    "faceptor-base-embedding",
+    "faceptor-layer-attention-embedding",
+    "faceptor-naive-embedding",
+    "lightcnn-29",
+    "petalface-base-lora",
+    "petalface-single",
+    "sface-ir-50",
+}
 
 
 def marked(name: str) -> object:
-    return pytest.param(name, marks=() if name in FAST else pytest.mark.slow)
+    mark = pytest.mark.long if name in SIBLINGS else pytest.mark.slow
+    return pytest.param(name, marks=() if name in FAST else mark)
 
 
 EMBEDDERS = sorted(name for name, spec in MODELS.items() if spec.role is Role.EMBED)

@@ -56,8 +56,8 @@ def assert_official_distances(network: RestoreFormer, latent: Tensor, golden: An
     [
         V1,
         PLUS_PLUS,
-        pytest.param(V1_DICTIONARY, marks=pytest.mark.slow),
-        pytest.param(PLUS_PLUS_DICTIONARY, marks=pytest.mark.slow),
+        pytest.param(V1_DICTIONARY, marks=pytest.mark.long),
+        pytest.param(PLUS_PLUS_DICTIONARY, marks=pytest.mark.long),
     ],
     ids=lambda case: case[3].title,
 )
