@@ -16,10 +16,21 @@ from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
 from infra.catalog.identities import people
 from infra.catalog.identities.enforcement import EXEMPLARS
+from infra.catalog.identities.inheritance import succeed
 from infra.catalog.identities.people import FaceVectors
+from infra.catalog.ledger import prune
 from infra.catalog.search import hnsw, projection
 from infra.catalog.search.vectors import put_embeddings
-from infra.catalog.tables.schema import Collection, Embedding, Face, FaceIdentity, Identity, Image, ModelVersion
+from infra.catalog.tables.schema import (
+    Collection,
+    Content,
+    Embedding,
+    Face,
+    FaceIdentity,
+    Identity,
+    Image,
+    ModelVersion,
+)
 from infra.settings import Settings
 from tasks import group as grouping
 from tasks.identities import decisions
@@ -283,3 +294,27 @@ def test_neighbours_whose_boxes_overlap_keep_their_own_places(catalog: Catalog) 
     before = crowd.places()
     assert found_anew(crowd, faces[0], [boxes[0], (20.0, 0.0, 100.0, 100.0)], [ADA, BOB]) == faces
     assert crowd.places() == before
+
+
+def same_picture(crowd: Crowd, faces: list[int], now: int) -> None:
+    """Let photos that show one picture in other bytes be overwritten with those of the one that shows the face `now`."""
+    content = crowd.photo_of[now]
+    with crowd.catalog.write() as session:
+        session.execute(update(Content).values(width=300, height=200, perceptual_hash="f0f0f0f0f0f0f0f0"))
+        for former in (crowd.photo_of[face] for face in faces):
+            overwritten = update(Image).where(Image.key == f"{former}.jpg")
+            session.execute(overwritten.values(content_id=content, former_content_id=former))
+        succeed(session, crowd.collection_id)
+        prune(session, crowd.collection_id)
+
+
+def test_photos_that_an_undone_merge_had_moved_can_become_the_same_bytes(catalog: Catalog) -> None:
+    crowd = Crowd(catalog, spread=0.1)
+    first, second, other = crowd.photo(ADA)[0], crowd.photo(ADA)[0], crowd.photo(BOB)[0]
+    crowd.night()
+    before = crowd.places()
+    with catalog.write() as session:
+        merged = decisions.merge(session, "curator", before[other] or 0, before[first] or 0)
+        decisions.undo(session, "curator", merged.decision_id)
+    same_picture(crowd, [first], now=second)
+    assert crowd.places() == {face: before[face] for face in (second, other)}

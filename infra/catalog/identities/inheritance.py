@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.boxes import overlaps
 from infra.catalog.chunks import chunks
-from infra.catalog.statements import table_of
+from infra.catalog.statements import table_of, upsert
 from infra.catalog.tables.people import DecidedMove, Statement
 from infra.catalog.tables.schema import Content, Face, FaceIdentity, Image, ImageStatus
 
@@ -224,5 +224,5 @@ def _copy(session: Session, heirs: Mapping[int, int]) -> None:
         for row in rows:
             by_face.setdefault(row["face_id"], []).append(dict(row))
         copies = [{**row, "face_id": face} for face, before in heirs.items() for row in by_face.get(before, ())]
-        if copies:
-            session.execute(insert(table), copies)
+        # A decision that moved both and was undone has left this one a note of its own of where it was.
+        upsert(session, entity, copies, table.primary_key.columns.keys(), [])
