@@ -318,3 +318,23 @@ def test_photos_that_an_undone_merge_had_moved_can_become_the_same_bytes(catalog
         decisions.undo(session, "curator", merged.decision_id)
     same_picture(crowd, [first], now=second)
     assert crowd.places() == {face: before[face] for face in (second, other)}
+
+
+@pytest.mark.parametrize("decided", [0, 1, 2])
+def test_photos_that_become_the_same_bytes_leave_what_was_decided_about_any_of_them(
+    catalog: Catalog, decided: int
+) -> None:
+    crowd = Crowd(catalog, spread=0.1)
+    copies = [crowd.photo(ADA)[0] for _ in range(3)]
+    home = crowd.photo(BOB)[0]
+    crowd.night()
+    with catalog.write() as session:
+        decisions.confirm(session, "curator", [copies[decided]], crowd.places()[home])
+        for year, face in enumerate(copies, start=2001):
+            session.get_one(Face, face).found_at = datetime(year, 1, 1, tzinfo=UTC)
+    [now] = crowd.photo(ADA)
+    same_picture(crowd, copies, now)
+    assert crowd.places() == dict.fromkeys((home, now), crowd.places()[home])
+    with catalog.read() as session:
+        assert [d.faces for d in decisions.history(session)] == [(now,)]
+        assert session.get_one(Face, now).found_at == datetime(2001, 1, 1, tzinfo=UTC)
