@@ -39,7 +39,7 @@ from tasks.identities.hubness import COHORT
 from tasks.search_index import open_index
 from tests import crowd as crowds
 from tests.catalogs import counted_steps
-from tests.made_up import VERSIONS, Crowd, calibration
+from tests.made_up import DIMENSION, VERSIONS, Crowd, calibration
 
 ADA, BOB = 1, 2
 
@@ -221,6 +221,33 @@ def test_places_and_decisions_go_to_the_face_that_another_detector_finds_there(c
     with catalog.read() as session:
         confirmed = next(d for d in decisions.history(session) if d.kind == "confirm")
     assert confirmed.faces == (renewed[0][1],)
+
+
+def test_faces_that_another_run_drops_while_they_are_grouped_are_passed_over(
+    fresh_catalog_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(Catalog(fresh_catalog_url("postgresql")), spread=0)
+    ada, across = np.eye(DIMENSION)[:2]
+    crowd.centres = {(VERSIONS[0], ADA): ada, (VERSIONS[0], BOB): 0.57 * ada + 0.82 * across}  # likely one: proposed
+    [exemplar] = crowd.photo(ADA)
+    crowd.night()
+    [kept], [new] = crowd.photo(BOB), crowd.photo(9)
+    compare = grouping.group
+
+    def meanwhile(*arguments: Any, **named: Any) -> Any:
+        found = compare(*arguments, **named)
+        if found.proposals:
+            for face in (exemplar, new):
+                found_anew(crowd, face, [], [])
+        return found
+
+    monkeypatch.setattr(grouping, "group", meanwhile)
+    crowd.night()
+    with crowd.catalog.read() as session:
+        assert list(session.scalars(select(Face.id))) == [kept]
+        assert crowd.places() == {kept: session.scalars(select(Identity.id)).one()}
+        assert people.proposed(session) == []
+    crowd.catalog.close()
 
 
 def test_a_decision_about_a_face_that_is_found_no_more_goes_with_it(catalog: Catalog) -> None:
