@@ -1,6 +1,9 @@
 """Grouping in the catalog: the same through an index as by comparing with all, and faces found anew keep their place."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -8,19 +11,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import event, insert, select, text, update
+from sqlalchemy.orm import Session
 
 from infra.catalog.custody import retention
 from infra.catalog.custody.erasing import forget_faces
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
-from infra.catalog.identities import people
+from infra.catalog.identities import enforcement, people
 from infra.catalog.identities.enforcement import EXEMPLARS
 from infra.catalog.identities.inheritance import succeed
 from infra.catalog.identities.people import FaceVectors
 from infra.catalog.ledger import prune
 from infra.catalog.search import hnsw, projection
 from infra.catalog.search.vectors import put_embeddings
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import (
     Collection,
     Content,
@@ -247,6 +252,36 @@ def test_faces_that_another_run_drops_while_they_are_grouped_are_passed_over(
         assert list(session.scalars(select(Face.id))) == [kept]
         assert crowd.places() == {kept: session.scalars(select(Identity.id)).one()}
         assert people.proposed(session) == []
+    crowd.catalog.close()
+
+
+@contextmanager
+def at_once(catalog: Catalog, action: Callable[[], object]) -> Iterator[Session]:
+    """Be in the middle of a grouping when something else begins; at the end of the block it waits, and then goes on."""
+    with ThreadPoolExecutor() as threads:
+        with catalog.write() as session:
+            exclusive(session, enforcement.PEOPLE)
+            yield session
+            begun = threads.submit(action)
+            waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            assert any(time.sleep(0.01) or session.scalar(waits) for _ in range(1000) if not begun.done())
+        begun.result()
+
+
+def test_a_face_found_anew_takes_the_place_that_a_grouping_is_giving_to_the_one_before(
+    fresh_catalog_url: Callable[[str], str],
+) -> None:
+    crowd = Crowd(Catalog(fresh_catalog_url("postgresql")), spread=0.1)
+    [ada], [bob] = crowd.photo(ADA), crowd.photo(BOB)
+    crowd.night()
+    places, renewed = crowd.places(), list[int]()
+    box = (0.0, 0.0, 80.0, 100.0)
+    with at_once(crowd.catalog, lambda: renewed.extend(found_anew(crowd, bob, [box], [BOB]))) as session:
+        merges = [(places[bob] or 0, places[ada] or 0)]
+        people.write_grouping(
+            session, 2, crowd.versions[VERSIONS[0]], {}, merges=merges, no_exemplars_now=[], new_exemplars=[]
+        )
+    assert crowd.places() == dict.fromkeys((ada, *renewed), places[ada])
     crowd.catalog.close()
 
 

@@ -206,7 +206,8 @@ def _rewrite(session: Session, heirs: dict[int, int | None]) -> None:
         return
     for entity in (FaceIdentity, DecidedMove):
         table = table_of(entity)
-        rows = session.execute(select(table).where(table.c.face_id.in_(heirs))).mappings().all()
+        told = select(table).where(table.c.face_id.in_(heirs))
+        rows = session.execute(told.with_for_update()).mappings().all()  # after a grouping that is moving them
         session.execute(delete(table).where(table.c.face_id.in_([*heirs, *(h for h in heirs.values() if h)])))
         moved = [{**row, "face_id": heir} for row in rows if (heir := heirs[row["face_id"]]) is not None]
         if moved:
