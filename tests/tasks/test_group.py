@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,15 +15,14 @@ import pytest
 from sqlalchemy import event, insert, select, text, update
 from sqlalchemy.orm import Session
 
+from flows import night
 from infra.catalog.custody import retention
 from infra.catalog.custody.erasing import forget_faces
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
 from infra.catalog.identities import enforcement, people
 from infra.catalog.identities.enforcement import EXEMPLARS
-from infra.catalog.identities.inheritance import succeed
 from infra.catalog.identities.people import FaceVectors
-from infra.catalog.ledger import prune
 from infra.catalog.search import hnsw, projection
 from infra.catalog.search.vectors import put_embeddings
 from infra.catalog.statements import exclusive
@@ -36,6 +36,7 @@ from infra.catalog.tables.schema import (
     Image,
     ModelVersion,
 )
+from infra.catalog.work.runs import open_run
 from infra.settings import Settings
 from tasks import group as grouping
 from tasks.identities import decisions
@@ -358,7 +359,7 @@ def test_neighbours_whose_boxes_overlap_keep_their_own_places(catalog: Catalog) 
     assert crowd.places() == before
 
 
-def same_picture(crowd: Crowd, faces: list[int], now: int) -> None:
+def overwrite(crowd: Crowd, faces: list[int], now: int) -> None:
     """Let photos that show one picture in other bytes be overwritten with those of the one that shows the face `now`."""
     content = crowd.photo_of[now]
     with crowd.catalog.write() as session:
@@ -366,8 +367,17 @@ def same_picture(crowd: Crowd, faces: list[int], now: int) -> None:
         for former in (crowd.photo_of[face] for face in faces):
             overwritten = update(Image).where(Image.key == f"{former}.jpg")
             session.execute(overwritten.values(content_id=content, former_content_id=former))
-        succeed(session, crowd.collection_id)
-        prune(session, crowd.collection_id)
+
+
+def close_books(crowd: Crowd) -> None:
+    with crowd.catalog.write() as session:
+        run_id = open_run(session, crowd.collection_id, "r").id
+    folder = SimpleNamespace(url=lambda key: f"/photos/{key}")
+    recipe = SimpleNamespace(digest="r")
+    night._settled(
+        crowd.catalog,
+        SimpleNamespace(run_id=run_id, collection_id=crowd.collection_id, recipe=recipe, photographs=lambda: folder),
+    )
 
 
 def test_photos_that_an_undone_merge_had_moved_can_become_the_same_bytes(catalog: Catalog) -> None:
@@ -378,7 +388,8 @@ def test_photos_that_an_undone_merge_had_moved_can_become_the_same_bytes(catalog
     with catalog.write() as session:
         merged = decisions.merge(session, "curator", before[other] or 0, before[first] or 0)
         decisions.undo(session, "curator", merged.decision_id)
-    same_picture(crowd, [first], now=second)
+    overwrite(crowd, [first], now=second)
+    close_books(crowd)
     assert crowd.places() == {face: before[face] for face in (second, other)}
 
 
@@ -395,8 +406,27 @@ def test_photos_that_become_the_same_bytes_leave_what_was_decided_about_any_of_t
         for year, face in enumerate(copies, start=2001):
             session.get_one(Face, face).found_at = datetime(year, 1, 1, tzinfo=UTC)
     [now] = crowd.photo(ADA)
-    same_picture(crowd, copies, now)
+    overwrite(crowd, copies, now)
+    close_books(crowd)
     assert crowd.places() == dict.fromkeys((home, now), crowd.places()[home])
     with catalog.read() as session:
         assert [d.faces for d in decisions.history(session)] == [(now,)]
         assert session.get_one(Face, now).found_at == datetime(2001, 1, 1, tzinfo=UTC)
+
+
+def test_a_photo_written_anew_inherits_a_decision_though_a_grouping_is_giving_its_face_a_place(
+    fresh_catalog_url: Callable[[str], str],
+) -> None:
+    crowd = Crowd(Catalog(fresh_catalog_url("postgresql")), spread=0.1)
+    [former], [home] = crowd.photo(ADA), crowd.photo(BOB)
+    crowd.night()
+    places, version = crowd.places(), crowd.versions[VERSIONS[0]]
+    with crowd.catalog.write() as session:
+        decisions.confirm(session, "curator", [former], places[home])
+    [now] = crowd.photo(ADA)
+    overwrite(crowd, [former], now)
+    with at_once(crowd.catalog, lambda: close_books(crowd)) as session:
+        session.add(FaceIdentity(face_id=now, model_version_id=version, identity_id=places[former], run_id=2))
+        session.flush()
+    assert crowd.places() == dict.fromkeys((home, now), places[home])
+    crowd.catalog.close()
