@@ -17,6 +17,7 @@ from infra.catalog import collections
 from infra.catalog.custody import places
 from infra.catalog.custody.erasing import drop_returned
 from infra.catalog.database import Catalog
+from infra.catalog.identities.enforcement import PEOPLE
 from infra.catalog.images import count_pending
 from infra.catalog.ledger import Audit, audit, prune, settle
 from infra.catalog.queries import views
@@ -250,6 +251,7 @@ def process_images(state: Night, on_batch: Callable[[], None] = lambda: None) ->
 def _settled(catalog: Catalog, job: Job) -> tuple[Counter[str], list[str]]:
     """Close the books on copies and replaced photos: returns why copies failed, and crops that nothing refers to any more."""
     with catalog.write() as session:
+        exclusive(session, PEOPLE)  # the faces that come and go here are none that a grouping has in hand
         hold(session, job.run_id)
         failed = settle(session, job.run_id, job.collection_id, job.recipe.digest, job.photographs().url(""))
         dropped = drop_returned(session, job.collection_id)

@@ -16,6 +16,7 @@ from infra.catalog.images import Known, Listed, any_present, known, put_back, pu
 from infra.catalog.tables.schema import LONGEST_KEY, ImageStatus
 from infra.catalog.work.failures import DISCOVER, FailureRecord, record_failures, resolve_unlisted
 from infra.catalog.work.key_range import EVERY_KEY, KeyRange
+from infra.catalog.work.runs import hold
 from infra.patience import patient
 from infra.storage.base import Entry, Filter, ListingProblem, Page, Store, StoreEmpty, StoreError
 
@@ -53,6 +54,7 @@ def discover(
     Raises:
         StoreEmpty: if nothing is there any more of a collection that the catalog knows. Nothing is marked missing.
         StoreError: if the store cannot be listed; what was found until then is kept.
+        LeaseLost: if the run was closed meanwhile; from then on nothing is written.
     """
     _check_there(catalog, store, wanted, collection_id)
     counts = {field.name: 0 for field in fields(Discovery)}
@@ -64,6 +66,7 @@ def discover(
     def flush() -> None:
         if pending or missing or problems:
             with catalog.write() as session:
+                hold(session, run_id)
                 put_pending(session, collection_id, pending)
                 put_back(session, collection_id, returned, recipe)
                 put_missing(session, collection_id, missing)
@@ -103,6 +106,7 @@ def discover(
                 on_progress(counts["new"] + counts["changed"] + counts["unchanged"])
         flush()
     with catalog.write() as session:
+        hold(session, run_id)
         resolve_unlisted(session, run_id, collection_id, keys)
         reopen(session, collection_id, recipe, keys)
     return Discovery(**counts)

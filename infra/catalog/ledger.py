@@ -37,10 +37,9 @@ def settle(session: Session, run_id: int, collection_id: int, recipe: str, place
     done = exists().where(of_this_recipe, Content.status == ContentStatus.DONE.value)
     tonight = or_(Content.run_id == run_id, Image.run_id == run_id)  # by this run, or by one beside it on other keys
     failed = and_(of_this_recipe, Content.status == ContentStatus.FAILED.value, tonight)
+    settled = select(Image.id).where(waiting, or_(done, exists().where(failed)))
     session.execute(
-        update(Failure)
-        .where(Failure.resolved_at.is_(None), Failure.image_id.in_(select(Image.id).where(waiting, done)))
-        .values(resolved_at=now())
+        update(Failure).where(Failure.resolved_at.is_(None), Failure.image_id.in_(settled)).values(resolved_at=now())
     )
     session.execute(
         update(Image)

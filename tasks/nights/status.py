@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session
 from infra.catalog import collections
 from infra.catalog.tables.schema import Collection, Image, ImageStatus, Run, RunStatus
 from infra.catalog.work import schedules
-from infra.catalog.work.key_range import EVERY_KEY
 from infra.catalog.work.nights import RunView
 from infra.catalog.work.runs import alive, key_range
 from infra.words import count
@@ -108,10 +107,9 @@ def _of_collection(session: Session, collection: Collection, at: datetime) -> Co
 
 
 def _last_night(ended: list[Run]) -> list[Run]:
-    """The latest run of the whole collection, or the latest of every part of it since."""
-    night = dict[object, Run]()
+    """The runs, the latest first, that had keys which no later run has gone over, in whatever parts."""
+    night: list[Run] = []
     for run in ended:
-        night.setdefault(key_range(run), run)
-        if key_range(run) == EVERY_KEY:
-            break
-    return list(night.values())
+        if not key_range(run).within(map(key_range, night)):
+            night.append(run)
+    return night

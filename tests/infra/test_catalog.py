@@ -15,7 +15,7 @@ from sqlalchemy import func, select, text
 
 from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
-from infra.catalog.faces import AttributeRecord, Contract, FaceRecord, PhotoRecord, record_photos
+from infra.catalog.faces import AttributeRecord, Contract, FaceRecord, PhotoRecord, link_duplicates, record_photos
 from infra.catalog.queries import views
 from infra.catalog.tables.schema import (
     Attribute,
@@ -185,6 +185,29 @@ def test_settle_gives_copies_the_fate_of_the_one_that_was_processed(catalog: Cat
         reasons = session.execute(select(Failure.reason, Failure.message).order_by(Failure.key)).tuples().all()
         assert reasons == [("truncated", "cut off"), ("truncated", "/photos/d.jpg: cut off")]
         assert ledger.audit(session, collection_id, contract, 1).problems == ()
+
+
+def test_what_fails_night_after_night_stands_as_one_failure_by_its_latest_reason(catalog: Catalog) -> None:
+    collection_id, contract = a_collection(catalog, "a.jpg", "copy.jpg"), model_versions(catalog)
+    with catalog.read() as session:
+        a, copy = session.scalars(select(Image.id).order_by(Image.key))
+    for reason in ("access_denied", "access_denied", "truncated"):
+        run_id = a_run(catalog, collection_id)
+        with catalog.write() as session:
+            images.reopen(session, collection_id, "recipe")
+            claims = images.claim(session, collection_id, run_id, "recipe", [(a, "same"), (copy, "same")])
+            link_duplicates(session, run_id, [(copy, claims[copy][0])])
+            for stage in ("read", "decode"):  # Ray does some work twice
+                failed = FailureRecord("a.jpg", stage, reason, "…", retryable=True, image_id=a)
+                record_failures(session, run_id, collection_id, [failed])
+                ledger.fail_contents(session, {claims[a][0]: failed})
+        with catalog.write() as session:
+            ledger.settle(session, run_id, collection_id, "recipe", "/photos/")
+            runs.close_run(session, run_id, RunStatus.DONE_WITH_FAILURES, {})
+        with catalog.read() as session:
+            stand = [(f.run_id, f.key, f.reason) for f in views.failures(session, "archive", None, 10)]
+            assert stand == [(run_id, "a.jpg", reason), (run_id, "copy.jpg", reason)]
+            assert ledger.audit(session, collection_id, contract, 1).problems == ()
 
 
 def test_audit_names_what_is_missing(catalog: Catalog) -> None:

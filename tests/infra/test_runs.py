@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from datetime import timedelta
+from itertools import combinations
 from threading import Barrier, Thread
 
 import psutil
@@ -140,6 +141,15 @@ def test_ranges_hold_every_key_exactly_once() -> None:
     assert not any(a.overlaps(b) for i, a in enumerate(cut) for b in cut[i + 1 :])
     with pytest.raises(ValueError, match="wrong order"):
         KeyRange("b", "a")
+
+
+def test_a_range_lies_within_others_if_they_hold_all_its_keys() -> None:
+    keys, ends = "abcdefg", [None, "b", "d", "f"]
+    every = [KeyRange(a, t) for a in ends for t in ends if a is None or t is None or a < t]
+    for others in (some for size in range(4) for some in combinations(every, size)):
+        for one in every:
+            held = all(any(key in other for other in others) for key in keys if key in one)
+            assert one.within(others) is held
 
 
 def test_of_many_that_start_at_once_one_works(catalog: Catalog) -> None:

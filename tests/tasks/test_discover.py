@@ -18,7 +18,7 @@ from infra.catalog.images import Known
 from infra.catalog.queries import views
 from infra.catalog.tables.schema import Content, Image, ImageStatus, RunStatus
 from infra.catalog.work.failures import FailureRecord, record_failures
-from infra.catalog.work.runs import close_run
+from infra.catalog.work.runs import LeaseLost, close_run
 from infra.settings import Settings
 from infra.storage import Entry, Filter, Folder, ListingProblem, StoreEmpty, StoreUnavailable
 from tasks.discover import Discovery, discover, merge
@@ -171,6 +171,24 @@ def next_run(catalog: Catalog, work: tuple[int, int]) -> tuple[int, int]:
     with catalog.write() as session:
         close_run(session, work[0], RunStatus.DONE, {})
     return a_run(catalog, work[1]), work[1]
+
+
+def test_a_run_that_was_closed_meanwhile_changes_no_image(
+    catalog: Catalog, photos: Path, work: tuple[int, int]
+) -> None:
+    look(catalog, photos, *work)
+    finish(catalog)
+    run_id, collection_id = work
+    with catalog.write() as session:
+        close_run(session, run_id, RunStatus.CRASHED, {})
+    before = statuses(catalog)
+    with pytest.raises(LeaseLost):  # what is done by another recipe is not reopened
+        discover(catalog, Folder(photos), Filter(), collection_id, run_id, "another")
+    (photos / "a.jpg").write_bytes(b"other bytes")
+    (photos / "b.png").rename(photos / "z.png")
+    with pytest.raises(LeaseLost):
+        look(catalog, photos, *work)
+    assert statuses(catalog) == before
 
 
 def test_an_empty_mount_point_fails_the_run_and_changes_nothing(

@@ -1,25 +1,42 @@
 """Grouping in the catalog: the same through an index as by comparing with all, and faces found anew keep their place."""
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import fields
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from sqlalchemy import event, insert, select, update
+from sqlalchemy import event, insert, select, text, update
+from sqlalchemy.orm import Session
 
+from flows import night
 from infra.catalog.custody import retention
 from infra.catalog.custody.erasing import forget_faces
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
-from infra.catalog.identities import people
+from infra.catalog.identities import enforcement, people
 from infra.catalog.identities.enforcement import EXEMPLARS
 from infra.catalog.identities.people import FaceVectors
 from infra.catalog.search import hnsw, projection
 from infra.catalog.search.vectors import put_embeddings
-from infra.catalog.tables.schema import Collection, Embedding, Face, FaceIdentity, Identity, Image, ModelVersion
+from infra.catalog.statements import exclusive
+from infra.catalog.tables.schema import (
+    Collection,
+    Content,
+    Embedding,
+    Face,
+    FaceIdentity,
+    Identity,
+    Image,
+    ModelVersion,
+)
+from infra.catalog.work.runs import open_run
 from infra.settings import Settings
 from tasks import group as grouping
 from tasks.identities import decisions
@@ -28,7 +45,7 @@ from tasks.identities.hubness import COHORT
 from tasks.search_index import open_index
 from tests import crowd as crowds
 from tests.catalogs import counted_steps
-from tests.made_up import VERSIONS, Crowd, calibration
+from tests.made_up import DIMENSION, VERSIONS, Crowd, calibration
 
 ADA, BOB = 1, 2
 
@@ -212,6 +229,63 @@ def test_places_and_decisions_go_to_the_face_that_another_detector_finds_there(c
     assert confirmed.faces == (renewed[0][1],)
 
 
+def test_faces_that_another_run_drops_while_they_are_grouped_are_passed_over(
+    fresh_catalog_url: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(Catalog(fresh_catalog_url("postgresql")), spread=0)
+    ada, across = np.eye(DIMENSION)[:2]
+    crowd.centres = {(VERSIONS[0], ADA): ada, (VERSIONS[0], BOB): 0.57 * ada + 0.82 * across}  # likely one: proposed
+    [exemplar] = crowd.photo(ADA)
+    crowd.night()
+    [kept], [new] = crowd.photo(BOB), crowd.photo(9)
+    compare = grouping.group
+
+    def meanwhile(*arguments: Any, **named: Any) -> Any:
+        found = compare(*arguments, **named)
+        if found.proposals:
+            for face in (exemplar, new):
+                found_anew(crowd, face, [], [])
+        return found
+
+    monkeypatch.setattr(grouping, "group", meanwhile)
+    crowd.night()
+    with crowd.catalog.read() as session:
+        assert list(session.scalars(select(Face.id))) == [kept]
+        assert crowd.places() == {kept: session.scalars(select(Identity.id)).one()}
+        assert people.proposed(session) == []
+    crowd.catalog.close()
+
+
+@contextmanager
+def at_once(catalog: Catalog, action: Callable[[], object]) -> Iterator[Session]:
+    """Be in the middle of a grouping when something else begins; at the end of the block it waits, and then goes on."""
+    with ThreadPoolExecutor() as threads:
+        with catalog.write() as session:
+            exclusive(session, enforcement.PEOPLE)
+            yield session
+            begun = threads.submit(action)
+            waits = text("SELECT count(*) FROM pg_locks WHERE NOT granted")
+            assert any(time.sleep(0.01) or session.scalar(waits) for _ in range(1000) if not begun.done())
+        begun.result()
+
+
+def test_a_face_found_anew_takes_the_place_that_a_grouping_is_giving_to_the_one_before(
+    fresh_catalog_url: Callable[[str], str],
+) -> None:
+    crowd = Crowd(Catalog(fresh_catalog_url("postgresql")), spread=0.1)
+    [ada], [bob] = crowd.photo(ADA), crowd.photo(BOB)
+    crowd.night()
+    places, renewed = crowd.places(), list[int]()
+    box = (0.0, 0.0, 80.0, 100.0)
+    with at_once(crowd.catalog, lambda: renewed.extend(found_anew(crowd, bob, [box], [BOB]))) as session:
+        merges = [(places[bob] or 0, places[ada] or 0)]
+        people.write_grouping(
+            session, 2, crowd.versions[VERSIONS[0]], {}, merges=merges, no_exemplars_now=[], new_exemplars=[]
+        )
+    assert crowd.places() == dict.fromkeys((ada, *renewed), places[ada])
+    crowd.catalog.close()
+
+
 def test_a_decision_about_a_face_that_is_found_no_more_goes_with_it(catalog: Catalog) -> None:
     crowd = Crowd(catalog, spread=0.4)
     both = [crowd.photo(ADA, BOB) for _ in range(2)]
@@ -283,3 +357,76 @@ def test_neighbours_whose_boxes_overlap_keep_their_own_places(catalog: Catalog) 
     before = crowd.places()
     assert found_anew(crowd, faces[0], [boxes[0], (20.0, 0.0, 100.0, 100.0)], [ADA, BOB]) == faces
     assert crowd.places() == before
+
+
+def overwrite(crowd: Crowd, faces: list[int], now: int) -> None:
+    """Let photos that show one picture in other bytes be overwritten with those of the one that shows the face `now`."""
+    content = crowd.photo_of[now]
+    with crowd.catalog.write() as session:
+        session.execute(update(Content).values(width=300, height=200, perceptual_hash="f0f0f0f0f0f0f0f0"))
+        for former in (crowd.photo_of[face] for face in faces):
+            overwritten = update(Image).where(Image.key == f"{former}.jpg")
+            session.execute(overwritten.values(content_id=content, former_content_id=former))
+
+
+def close_books(crowd: Crowd) -> None:
+    with crowd.catalog.write() as session:
+        run_id = open_run(session, crowd.collection_id, "r").id
+    folder = SimpleNamespace(url=lambda key: f"/photos/{key}")
+    recipe = SimpleNamespace(digest="r")
+    night._settled(
+        crowd.catalog,
+        SimpleNamespace(run_id=run_id, collection_id=crowd.collection_id, recipe=recipe, photographs=lambda: folder),
+    )
+
+
+def test_photos_that_an_undone_merge_had_moved_can_become_the_same_bytes(catalog: Catalog) -> None:
+    crowd = Crowd(catalog, spread=0.1)
+    first, second, other = crowd.photo(ADA)[0], crowd.photo(ADA)[0], crowd.photo(BOB)[0]
+    crowd.night()
+    before = crowd.places()
+    with catalog.write() as session:
+        merged = decisions.merge(session, "curator", before[other] or 0, before[first] or 0)
+        decisions.undo(session, "curator", merged.decision_id)
+    overwrite(crowd, [first], now=second)
+    close_books(crowd)
+    assert crowd.places() == {face: before[face] for face in (second, other)}
+
+
+@pytest.mark.parametrize("decided", [0, 1, 2])
+def test_photos_that_become_the_same_bytes_leave_what_was_decided_about_any_of_them(
+    catalog: Catalog, decided: int
+) -> None:
+    crowd = Crowd(catalog, spread=0.1)
+    copies = [crowd.photo(ADA)[0] for _ in range(3)]
+    home = crowd.photo(BOB)[0]
+    crowd.night()
+    with catalog.write() as session:
+        decisions.confirm(session, "curator", [copies[decided]], crowd.places()[home])
+        for year, face in enumerate(copies, start=2001):
+            session.get_one(Face, face).found_at = datetime(year, 1, 1, tzinfo=UTC)
+    [now] = crowd.photo(ADA)
+    overwrite(crowd, copies, now)
+    close_books(crowd)
+    assert crowd.places() == dict.fromkeys((home, now), crowd.places()[home])
+    with catalog.read() as session:
+        assert [d.faces for d in decisions.history(session)] == [(now,)]
+        assert session.get_one(Face, now).found_at == datetime(2001, 1, 1, tzinfo=UTC)
+
+
+def test_a_photo_written_anew_inherits_a_decision_though_a_grouping_is_giving_its_face_a_place(
+    fresh_catalog_url: Callable[[str], str],
+) -> None:
+    crowd = Crowd(Catalog(fresh_catalog_url("postgresql")), spread=0.1)
+    [former], [home] = crowd.photo(ADA), crowd.photo(BOB)
+    crowd.night()
+    places, version = crowd.places(), crowd.versions[VERSIONS[0]]
+    with crowd.catalog.write() as session:
+        decisions.confirm(session, "curator", [former], places[home])
+    [now] = crowd.photo(ADA)
+    overwrite(crowd, [former], now)
+    with at_once(crowd.catalog, lambda: close_books(crowd)) as session:
+        session.add(FaceIdentity(face_id=now, model_version_id=version, identity_id=places[former], run_id=2))
+        session.flush()
+    assert crowd.places() == dict.fromkeys((home, now), places[home])
+    crowd.catalog.close()

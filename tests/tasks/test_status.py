@@ -83,12 +83,25 @@ def test_of_a_shared_collection_every_part_counts(catalog: Catalog) -> None:
     left, right = KeyRange(None, "m"), KeyRange("m", None)
     ran(catalog, RunStatus.FAILED)
     ran(catalog, RunStatus.FAILED, keys=left)
-    ran(catalog, keys=right)
     assert len(judged(catalog).problems) == 2  # the whole, and a part since
+    ran(catalog, keys=right)
+    assert judged(catalog).problems == ("run 2 failed: it broke",)
     ran(catalog)
     ran(catalog, keys=left)
     ran(catalog, RunStatus.FAILED, keys=right)
     assert judged(catalog).problems == ("run 6 failed: it broke",)
+
+
+def test_a_part_that_failed_is_a_problem_until_all_its_keys_are_done_however_they_are_cut_then(
+    catalog: Catalog,
+) -> None:
+    ran(catalog, keys=KeyRange(None, "m"))
+    ran(catalog, RunStatus.FAILED, keys=KeyRange("m", None))
+    ran(catalog, keys=KeyRange(None, "g"))
+    ran(catalog, keys=KeyRange("g", "p"))
+    assert judged(catalog).problems == ("run 2 failed: it broke",)
+    ran(catalog, keys=KeyRange("p", None))
+    assert judged(catalog).problems == ()
 
 
 def test_a_skipped_night_is_a_problem_until_the_run_that_was_in_its_way_ends_well(catalog: Catalog) -> None:

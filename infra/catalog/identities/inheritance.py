@@ -12,12 +12,12 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from sqlalchemy import ColumnElement, Row, delete, exists, insert, not_, or_, select, update
+from sqlalchemy import ColumnElement, Row, delete, exists, func, insert, not_, or_, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.boxes import overlaps
 from infra.catalog.chunks import chunks
-from infra.catalog.statements import table_of
+from infra.catalog.statements import table_of, upsert
 from infra.catalog.tables.people import DecidedMove, Statement
 from infra.catalog.tables.schema import Content, Face, FaceIdentity, Image, ImageStatus
 
@@ -109,30 +109,44 @@ def succeed(session: Session, collection_id: int) -> None:
     rows = session.execute(renewed.with_for_update()).tuples()  # a run beside this one may be about to do the same
     contents = {image: (now, before) for image, now, before in rows if now and before}
     for part in chunks(contents):
-        _inherit(session, dict(contents[image] for image in part))
+        _inherit(session, {contents[image] for image in part})
         session.execute(update(Image).where(Image.id.in_(part)).values(former_content_id=None))
 
 
-def _inherit(session: Session, contents: Mapping[int, int]) -> None:
-    """Copy what is known of faces, {content: the one before it}, to those about whom nobody has decided anything yet."""
-    photos = {c.id: c for c in session.scalars(select(Content).where(Content.id.in_({*contents, *contents.values()})))}
+def _inherit(session: Session, pairs: Collection[tuple[int, int]]) -> None:
+    """Copy what is known of faces, by (content, the one before it), to those about whom nobody has decided anything yet.
+
+    Several photos may be the same bytes now. Of the faces that were in one place, the one decided about last leaves all to the
+    face there.
+    """
+    involved = {content for pair in pairs for content in pair}
+    photos = {c.id: c for c in session.scalars(select(Content).where(Content.id.in_(involved)))}
     scales = {
-        now: _scale(photos[before], photos[now])
-        for now, before in contents.items()
-        if now != before and before in photos
+        (now, before): scale
+        for now, before in sorted(pairs)
+        if now != before and before in photos and (scale := _scale(photos[before], photos[now])) is not None
     }
-    rows = _rows(session, Face.content_id.in_(contents.values()))
-    former, found = _by_photo(rows), {row.id: row.found_at for row in rows}
     undecided = not_(exists().where(Statement.face_id == Face.id))
-    heirs: dict[int, int] = {}
-    for now, (ids, boxes) in _boxes(session, Face.content_id.in_(scales), undecided).items():
-        old, places = former.get(contents[now], NO_FACES)
-        if (scale := scales[now]) is not None:
-            heirs |= {new: face for face, new in _in_their_places(old, places * scale, ids, boxes).items()}
-    if heirs:  # retention counts from when the face was first found
-        session.execute(update(Face), [{"id": new, "found_at": found[old]} for new, old in heirs.items()])
-    noted = set(session.scalars(select(Face.id).where(Face.id.in_(heirs.values()), _more_is_known())))
-    _copy(session, {new: old for new, old in heirs.items() if old in noted})
+    old_ones = _rows(session, Face.content_id.in_({before for _, before in scales}))
+    new_ones = _rows(session, Face.content_id.in_({now for now, _ in scales}), undecided)
+    former, renewed = _by_photo(old_ones), _by_photo(new_ones)
+    heirs: list[tuple[int, int]] = []
+    for (now, before), scale in scales.items():
+        old, places = former.get(before, NO_FACES)
+        successors = _in_their_places(old, places * scale, *renewed.get(now, NO_FACES))
+        heirs += [(new, face) for face, new in successors.items()]
+    found = {row.id: row.found_at for row in (*old_ones, *new_ones)}
+    first = {new: found[new] for new, _ in heirs}
+    for new, face in heirs:
+        first[new] = min(first[new], found[face])
+    if first:  # from when retention counts
+        session.execute(update(Face), [{"id": new, "found_at": at} for new, at in first.items()])
+    forebears = {old for _, old in heirs}
+    noted = set(session.scalars(select(Face.id).where(Face.id.in_(forebears), _more_is_known())))
+    last_said = select(Statement.face_id, func.max(Statement.id)).where(Statement.face_id.in_(noted))
+    said = dict(session.execute(last_said.group_by(Statement.face_id)).tuples().all())
+    known = [(new, old) for new, old in heirs if old in noted]
+    _copy(session, dict(sorted(known, key=lambda heir: said.get(heir[1], 0))))
 
 
 def _more_is_known() -> ColumnElement[bool]:
@@ -192,7 +206,8 @@ def _rewrite(session: Session, heirs: dict[int, int | None]) -> None:
         return
     for entity in (FaceIdentity, DecidedMove):
         table = table_of(entity)
-        rows = session.execute(select(table).where(table.c.face_id.in_(heirs))).mappings().all()
+        told = select(table).where(table.c.face_id.in_(heirs))
+        rows = session.execute(told.with_for_update()).mappings().all()  # after a grouping that is moving them
         session.execute(delete(table).where(table.c.face_id.in_([*heirs, *(h for h in heirs.values() if h)])))
         moved = [{**row, "face_id": heir} for row in rows if (heir := heirs[row["face_id"]]) is not None]
         if moved:
@@ -224,5 +239,5 @@ def _copy(session: Session, heirs: Mapping[int, int]) -> None:
         for row in rows:
             by_face.setdefault(row["face_id"], []).append(dict(row))
         copies = [{**row, "face_id": face} for face, before in heirs.items() for row in by_face.get(before, ())]
-        if copies:
-            session.execute(insert(table), copies)
+        # A decision that moved both and was undone has left this one a note of its own of where it was.
+        upsert(session, entity, copies, table.primary_key.columns.keys(), [])

@@ -1,6 +1,6 @@
 """Identities in the catalog, and the vectors that they are made of."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -186,8 +186,11 @@ def write_grouping(
     """Write {face: identity or None}, merges (absorbed, kept) and what changes among exemplars; new identities are made.
 
     An exemplar that stays one is best not named: a large catalog's lie far apart, each in a page that would be written anew.
+    Faces that are gone meanwhile are passed over.
     """
-    wanted = {identity for identity in identities.values() if identity is not None}
+    there = _still_there(session, identities)
+    placed = {face: identity for face, identity in identities.items() if face in there}
+    wanted = {identity for identity in placed.values() if identity is not None}
     there = set(session.scalars(select(Identity.id).where(Identity.id.in_(wanted))))
     founded = sorted(wanted - there)
     session.add_all(Identity(id=new, model_version_id=model_version_id) for new in founded)
@@ -204,7 +207,7 @@ def write_grouping(
                 "exemplar": False,
                 "run_id": run_id,
             }
-            for face, identity in identities.items()
+            for face, identity in placed.items()
         ],
         ["face_id", "model_version_id"],
         ["identity_id", "run_id"],
@@ -224,13 +227,30 @@ def write_grouping(
             )
 
 
+def _still_there(session: Session, faces: Iterable[int]) -> set[int]:
+    """Those of some faces that no run has removed meanwhile. From now on none does until this transaction ends."""
+    there: set[int] = set()
+    for part in chunks(faces):
+        still = select(Face.id).where(Face.id.in_(part)).order_by(Face.id)
+        there.update(session.scalars(still.with_for_update(read=True, key_share=True)))
+    return there
+
+
 def write_proposals(session: Session, run_id: int, proposals: Sequence[tuple[int, int, int, int, float]]) -> None:
-    """Write merges for a person to decide: (identity a, identity b, face of a, face of b, similarity)."""
+    """Write merges for a person to decide: (identity a, identity b, face of a, face of b, similarity).
+
+    Those by faces that are gone meanwhile are passed over.
+    """
+    there = _still_there(session, {face for proposal in proposals for face in proposal[2:4]})
     names = ("identity_a_id", "identity_b_id", "face_a_id", "face_b_id", "similarity")
     upsert(
         session,
         MergeProposal,
-        [{**dict(zip(names, proposal, strict=True)), "run_id": run_id} for proposal in proposals],
+        [
+            {**dict(zip(names, proposal, strict=True)), "run_id": run_id}
+            for proposal in proposals
+            if there.issuperset(proposal[2:4])
+        ],
         ["identity_a_id", "identity_b_id"],
         ["face_a_id", "face_b_id", "similarity", "run_id"],
     )

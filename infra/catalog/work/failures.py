@@ -27,17 +27,27 @@ class FailureRecord:
 
 
 def record_failures(session: Session, run_id: int, collection_id: int, failures: Iterable[FailureRecord]) -> None:
-    """Write failures down, and mark their images as failed."""
+    """Write failures down, and mark their images as failed: of each image the latest failure stands, and no other."""
     failures = list(failures)
+    if not failures:
+        return
+    resolve_failures(session, [f.image_id for f in failures if f.image_id is not None])
     upsert(
         session,
         Failure,
         [
-            {**asdict(f), "key": _kept(f.key), "run_id": run_id, "collection_id": collection_id, "failed_at": now()}
+            {
+                **asdict(f),
+                "key": _kept(f.key),
+                "run_id": run_id,
+                "collection_id": collection_id,
+                "failed_at": now(),
+                "resolved_at": None,
+            }
             for f in failures
         ],
         ["run_id", "key", "stage"],
-        ["reason", "message", "retryable"],
+        ["reason", "message", "retryable", "resolved_at"],
     )
     recipe = select(Run.recipe).where(Run.id == run_id).scalar_subquery()
     for retryable in (False, True):
@@ -66,7 +76,7 @@ def resolve_unlisted(session: Session, run_id: int, collection_id: int, keys: Ke
 
 
 def resolve_failures(session: Session, image_ids: Iterable[int]) -> None:
-    """Mark earlier failures of images as overcome."""
+    """Mark what stands against images as overcome, or about to be told again."""
     session.execute(
         update(Failure)
         .where(Failure.image_id.in_(list(image_ids)), Failure.resolved_at.is_(None))

@@ -1,6 +1,6 @@
 """A stretch of a collection's keys, so that several runs can share one collection without overlap."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -41,6 +41,17 @@ class KeyRange:
             return first.after is None or second.through is None or first.after < second.through
 
         return begins_before_the_end(self, other) and begins_before_the_end(other, self)
+
+    def within(self, others: Iterable["KeyRange"]) -> bool:
+        """Whether each of its keys lies in one of some others."""
+        reached = self.after or ""
+        for other in sorted(others, key=lambda other: other.after or ""):
+            if (other.after or "") > reached:
+                break
+            if other.through is None:
+                return True
+            reached = max(reached, other.through)
+        return self.through is not None and self.through <= reached
 
     def holds(self, column: Any) -> ColumnElement[bool]:
         """The same as a condition on a column of keys."""
