@@ -28,7 +28,7 @@ from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import Erasure, Identity, Image, ModelVersion
 from infra.catalog.versioning.versions import serving
-from infra.catalog.work.runs import close_dead_runs
+from infra.catalog.work.runs import close_dead_runs, let_none_begin
 from infra.settings import Settings
 from infra.words import count
 from tasks.calibration import calibration_of
@@ -251,7 +251,8 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
     places.enter_what_is_there(catalog, settings)
     with catalog.write() as session:
         exclusive(session, enforcement.PEOPLE)
-        for collection_id in plan.collection_ids:
+        for collection_id in sorted(plan.collection_ids):
+            let_none_begin(session, collection_id)
             if alive := close_dead_runs(session, collection_id):
                 raise CannotErase(f"run {alive[0].id} is at work on this collection; wait for it, or stop it first")
         if plan.faces:

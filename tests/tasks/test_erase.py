@@ -5,9 +5,11 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -374,6 +376,30 @@ def test_what_cannot_be_erased_is_refused(place: Place) -> None:
     with pytest.raises(CannotErase, match=f"run {run} is at work"):
         erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
     assert len(place.crowd.places()) == 9
+
+
+@pytest.mark.parametrize("before", ["nothing", "a run that died"])
+def test_no_run_begins_in_the_middle_of_an_erasure(place: Place, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if before == "a run that died":
+        with place.catalog.write() as session:
+            open_run(session, place.crowd.collection_id, "r").process_id = 2**22 - 1
+    real = erase.leave_errands
+
+    def begin() -> None:
+        with place.catalog.write() as session:
+            open_run(session, place.crowd.collection_id, "r")
+
+    with ThreadPoolExecutor(1) as other:
+
+        def leave_errands(*arguments: Any) -> None:
+            begun.append(other.submit(begin))
+            assert wait(begun, timeout=0.3).done == set()
+            real(*arguments)
+
+        begun: list[Future[None]] = []
+        monkeypatch.setattr(erase, "leave_errands", leave_errands)
+        assert place.erase(erase.plan_faces, place.ada).completed_at is not None
+        begun[0].result(timeout=60)
 
 
 def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Place) -> None:
