@@ -378,6 +378,20 @@ def test_what_cannot_be_erased_is_refused(place: Place) -> None:
     assert len(place.crowd.places()) == 9
 
 
+@pytest.mark.parametrize("since", ["replaced", "copied"])
+def test_a_photograph_of_which_more_is_known_since_somebody_looked_is_not_erased(place: Place, since: str) -> None:
+    seen, other = (place.crowd.photo_of[face] for face in (place.ada[0], place.bob[0]))
+    with place.catalog.read() as session:
+        image = session.scalars(select(Image).where(Image.content_id == seen)).one()
+        plan = erase.plan_image(session, image.key)
+    changed, holds = (Image.id == image.id, other) if since == "replaced" else (Image.content_id == other, seen)
+    with place.catalog.write() as session:
+        session.execute(update(Image).where(changed).values(content_id=holds))
+    with pytest.raises(CannotErase, match="more is known of this photograph by now"):
+        erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
+    assert rows(place.catalog, Suppression) == 0
+
+
 @pytest.mark.parametrize("before", ["nothing", "a run that died"])
 def test_no_run_begins_in_the_middle_of_an_erasure(place: Place, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if before == "a run that died":
