@@ -44,7 +44,7 @@ def write_page(collection_name: str, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / "index.html"
     with closing(Catalog(settings.catalog_url)) as catalog, catalog.write() as session:
-        mark = exhibits.note(session, settings, "page", page, collection.id)
+        mark = exhibits.note(session, settings, "page", page, collection.id).mark
     template = templates(TEMPLATES).get_template("page.html")
     html = template.render(
         collection=collection_name,

@@ -82,17 +82,14 @@ def archive(
         if alive := close_dead_runs(session, collection.id):
             raise CannotArchive(f"run {alive[0].id} is at work on {name!r}; wait for it, or stop it first")
         places = path, part_of(path)
-        marks = " ".join(exhibits.note(session, settings, "archive", place, collection.id) for place in places)
+        noted = [exhibits.note(session, settings, "archive", place, collection.id) for place in places]
         audit.append(session, who, "archive", {"collection": collection.id})
-    try:
-        with catalog.read() as session, ArchiveWriter(path, marks) as file:
-            rows = _write_tables(session, collection.id, file, on_progress)
-            objects = _write_objects(session, settings, collection.id, file, on_progress)
-            digest = file.finish(_about(session, collection.id, name))
-            decrypted = encryption.is_encrypted(session)
-    finally:
-        with catalog.write() as session:
-            exhibits.forget_missing(session, *places)
+    marks = " ".join(exhibit.mark for exhibit in noted)
+    with exhibits.written(catalog, *noted), catalog.read() as session, ArchiveWriter(path, marks) as file:
+        rows = _write_tables(session, collection.id, file, on_progress)
+        objects = _write_objects(session, settings, collection.id, file, on_progress)
+        digest = file.finish(_about(session, collection.id, name))
+        decrypted = encryption.is_encrypted(session)
     return Archived(path, name, rows["image"], rows["face"], objects, digest, decrypted)
 
 
