@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import delete, func, select, text, update
 
 from flows import night as steps
+from flows import page as pages
 from flows.night import Night, night
 from flows.page import write_page
 from infra.catalog import collections, ledger
@@ -34,6 +35,7 @@ from infra.settings import Settings
 from infra.storage import open_store
 from tasks.custody import erase, errands, retention
 from tasks.custody.erase import CannotErase, UnknownSubject
+from tasks.exchange.archive import CannotArchive, archive
 from tasks.identities import decisions
 from tasks.nights.report import Tally, contact_sheet
 from tasks.thumbnails import Size, keep, thumbnail
@@ -414,6 +416,51 @@ def test_no_run_begins_in_the_middle_of_an_erasure(place: Place, before: str, mo
         monkeypatch.setattr(erase, "leave_errands", leave_errands)
         assert place.erase(erase.plan_faces, place.ada).completed_at is not None
         begun[0].result(timeout=60)
+
+
+def test_a_page_made_during_an_erasure_does_not_show_what_was_erased(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISAGE_HOME", str(place.settings.home_folder))
+    monkeypatch.setenv("VISAGE_DATABASE_URL", place.catalog.url)
+
+    def shown(page: Path) -> list[int]:
+        pictures = {f: base64.b64encode(b"crop of face %d " % f + bytes(64)).decode() for f in place.ada + place.bob}
+        return [face for face, picture in pictures.items() if picture in page.read_text()]
+
+    assert shown(write_page("crowd", tmp_path / "page")) == place.ada + place.bob
+    real = pages._wall
+    with monkeypatch.context() as patch:
+
+        def wall(*arguments: Any) -> Any:
+            patch.undo()
+            place.erase(erase.plan_faces, place.ada)
+            return real(*arguments)
+
+        patch.setattr(pages, "_wall", wall)
+        page = write_page("crowd", tmp_path / "page")
+    assert shown(page) == place.bob
+    place.erase(erase.plan_faces, place.bob)
+    assert not page.exists()
+
+
+def test_an_archive_made_during_an_erasure_is_refused(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "LOCK_SECONDS", 0.1)
+    hasty = Catalog(place.catalog.url, busy_seconds=0.1)
+    with place.catalog.read() as session:
+        plans = [erase.plan_faces(session, place.ada)]
+
+    def meanwhile(step: str, done: int) -> None:
+        if step == "objects" and plans:
+            erase.erase(hasty, place.settings, "officer", plans.pop(), "asked for")
+
+    with pytest.raises(CannotArchive, match="something was erased while 'crowd' was archived; archive it again"):
+        archive(place.catalog, place.settings, "crowd", tmp_path / "crowd.visage", "tests", meanwhile)
+    assert [*tmp_path.glob("*.visage*")] == []
+    assert errands.finish(place.catalog, place.settings).left == ()
+    hasty.close()
 
 
 def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Place) -> None:

@@ -15,6 +15,8 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.custody import keyed, places
 from infra.catalog.database import Catalog
+from infra.catalog.identities.enforcement import PEOPLE
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.custody import Errand, Exhibit, Keeps, Outbox
 from infra.settings import Settings
 
@@ -37,7 +39,11 @@ class Noted:
 
 
 def note(session: Session, settings: Settings, kind: str, place: Path, collection_id: int | None) -> Noted:
-    """Remember a file or folder that is about to be written. Without a collection it may show anybody."""
+    """Remember a file or folder that is about to be written. Without a collection it may show anybody.
+
+    Read what it is to show afterwards: an erasure knows of it, or what was erased is not there any more.
+    """
+    exclusive(session, PEOPLE)
     absolute = place.absolute()
     exhibit = Exhibit(
         kind=kind,
@@ -85,6 +91,12 @@ def whole(catalog: Catalog, folder: Noted) -> Iterator[None]:
         except BaseException:
             remove(folder.place)
             raise
+
+
+def stands(session: Session, noted: Noted) -> bool:
+    """Whether no erasure has had an exhibit deleted since it was noted, nor does before this transaction has ended."""
+    exclusive(session, PEOPLE)
+    return session.get(Exhibit, noted.exhibit_id) is not None
 
 
 def concerning(session: Session, collection_ids: Collection[int]) -> list[Exhibit]:
