@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from infra.catalog.work.failures import FailureRecord
 from infra.catalog.work.runs import open_run
 from infra.settings import Settings
 from infra.storage import open_store
+from infra.storage.folder import Folder
 from tasks.custody import erase, errands, retention
 from tasks.custody.erase import CannotErase, UnknownSubject
 from tasks.exchange.archive import CannotArchive, archive
@@ -335,6 +337,19 @@ def test_what_cannot_be_deleted_now_is_said_and_done_later(place: Place, monkeyp
     assert errands.finish(place.catalog, place.settings).left == ()
     with place.catalog.read() as session:
         assert erase.certificates(session)[0].completed_at is not None
+
+
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+def test_crops_are_deleted_side_by_side(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, real = Barrier(4, timeout=60), Folder.delete
+
+    def delete_together(store: Folder, key: str) -> None:
+        together.wait()
+        real(store, key)
+
+    monkeypatch.setattr(Folder, "delete", delete_together)
+    assert place.erase(erase.plan_faces, place.ada).completed_at is not None  # her four
+    assert not any(name.startswith("crop") for name in place.left())
 
 
 @pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
