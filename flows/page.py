@@ -14,6 +14,7 @@ from infra.catalog import collections
 from infra.catalog.custody import exhibits
 from infra.catalog.database import Catalog
 from infra.catalog.queries import views
+from infra.catalog.tables.schema import Collection
 from infra.catalog.work import nights
 from infra.html import templates
 from infra.settings import Settings, load_settings
@@ -32,32 +33,45 @@ def write_page(collection_name: str, folder: Path) -> Path:
     Raises:
         UnknownCollection: if there is none of that name.
     """
-    settings = load_settings()
-    with closing(Catalog(settings.catalog_url)) as catalog, catalog.read() as session:
+    settings, page = load_settings(), folder / "index.html"
+    with closing(Catalog(settings.catalog_url)) as catalog:
+        while not _written(catalog, settings, collection_name, page):
+            pass  # somebody was erased meanwhile who may be on it
+    return page
+
+
+def _written(catalog: Catalog, settings: Settings, collection_name: str, page: Path) -> bool:
+    """Write the page, unless an erasure that concerns it comes while it is made."""
+    with catalog.write() as session:
         collection = collections.by_name(session, collection_name)
-        found = views.faces(session, collection_name, None, 0.0, MAX_FACES + 1)
-        failures = views.failures(session, collection_name, None, 100)
-        latest = nights.runs(session, 10, collection_name)
+        noted = exhibits.note(session, settings, "page", page, collection.id)
+    with exhibits.written(catalog, noted):
+        html = _html(catalog, settings, collection, noted.mark)
+        page.parent.mkdir(parents=True, exist_ok=True)
+        with catalog.write() as session:
+            if stands := exhibits.stands(session, noted):
+                page.write_text(html, encoding="utf-8")
+    return stands
+
+
+def _html(catalog: Catalog, settings: Settings, collection: Collection, mark: str) -> str:
+    with catalog.read() as session:
+        found = views.faces(session, collection.name, None, 0.0, MAX_FACES + 1)
+        failures = views.failures(session, collection.name, None, 100)
+        latest = nights.runs(session, 10, collection.name)
     crops = open_store(settings.crops_uri, settings.storage_options)
     faces = [_face(crops, view) for view in found[:MAX_FACES]]
-    photos = _wall(open_store(collection.uri, settings.storage_options), found[:MAX_FACES], settings)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / "index.html"
-    with closing(Catalog(settings.catalog_url)) as catalog, catalog.write() as session:
-        mark = exhibits.note(session, settings, "page", page, collection.id)
     template = templates(TEMPLATES).get_template("page.html")
-    html = template.render(
-        collection=collection_name,
+    return template.render(
+        collection=collection.name,
         mark=mark,
-        photos=photos,
+        photos=_wall(open_store(collection.uri, settings.storage_options), found[:MAX_FACES], settings),
         faces=faces,
         people=_people(faces),
         failures=failures,
         runs=latest,
         truncated=len(found) > MAX_FACES,
     )
-    page.write_text(html, encoding="utf-8")
-    return page
 
 
 def _face(crops: Store, view: views.FaceView) -> dict[str, Any]:

@@ -62,9 +62,9 @@ def curate_collection(
     identities = read_identities(labels)
     with catalog.write() as session:
         collection = collections.by_name(session, name)
-        exhibits.make_folder(session, settings, "curation", out, collection.id)
+        folder = exhibits.make_folder(session, settings, "curation", out, collection.id)
         audit.append(session, who, "curate", {"collection": collection.id})
-    with exhibits.whole(catalog, out):
+    with exhibits.whole(catalog, folder):
         with catalog.read() as session:
             curated = curate_studied(study_collection(session, settings, name, identities))
         on_progress(len(curated.labels), len(curated.labels))

@@ -28,7 +28,7 @@ from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import Erasure, Identity, Image, ModelVersion
 from infra.catalog.versioning.versions import serving
-from infra.catalog.work.runs import close_dead_runs
+from infra.catalog.work.runs import close_dead_runs, let_none_begin
 from infra.settings import Settings
 from infra.words import count
 from tasks.calibration import calibration_of
@@ -245,13 +245,15 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
     """Carry a plan out: rows at once, the rest through the outbox. Call it without an open transaction.
 
     Raises:
-        CannotErase: while a run is at work on the same collection, or if a person of the plan has more faces since.
+        CannotErase: while a run is at work on the same collection, or if a person of the plan has more faces since, or a
+            photograph more faces or copies.
         UnknownSubject: if faces of the plan are gone since.
     """
     places.enter_what_is_there(catalog, settings)
     with catalog.write() as session:
         exclusive(session, enforcement.PEOPLE)
-        for collection_id in plan.collection_ids:
+        for collection_id in sorted(plan.collection_ids):
+            let_none_begin(session, collection_id)
             if alive := close_dead_runs(session, collection_id):
                 raise CannotErase(f"run {alive[0].id} is at work on this collection; wait for it, or stop it first")
         if plan.faces:
@@ -260,6 +262,10 @@ def erase(catalog: Catalog, settings: Settings, who: str, plan: Plan, reason: st
             persons, faces = _of_person(session, root)
             if not persons or not faces <= set(plan.faces):
                 raise CannotErase("more is known of this person by now than the plan says; look at it again")
+        contents = erasing.contents_of(_images(session, plan.image_ids))
+        copies = {image.id for image in erasing.images_of(session, contents)}
+        if not copies <= set(plan.image_ids) or not set(erasing.faces_in(session, contents)) <= set(plan.faces):
+            raise CannotErase("more is known of this photograph by now than the plan says; look at it again")
         erasure = Erasure(kind=plan.kind, reason=reason, who=who, counts=plan.counts)
         session.add(erasure)
         session.flush()

@@ -3,6 +3,8 @@
 Each is done where its place is (`infra.catalog.custody.places`): here, or by a process of another home.
 """
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from infra.catalog.tables.custody import Errand, Outbox
 from infra.settings import Settings
 from infra.storage import StoreError, open_store
 from infra.tracking import remove_artifact, remove_own_artifact
+
+WORKERS = 8  # crops that are deleted at once: most of the time is waiting for the store
 
 
 @dataclass(frozen=True)
@@ -44,21 +48,21 @@ def run_errands(catalog: Catalog, settings: Settings) -> Finished:
     done, after, left = 0, 0, []
     with catalog.read() as session:
         home_id = places.here(session, settings)
-    while True:
-        with catalog.read() as session:
-            errands = erasing.open_errands(session, home_id, after)
-        if not errands:
-            break
-        finished = []
-        for errand, address in errands:
-            problem = _run(catalog, settings, errand, address)
-            if problem:
-                left.append(f"{errand.errand} {errand.place}: {problem}")
-            else:
-                finished.append(errand.id)
-        with catalog.write() as session:
-            erasing.done(session, finished)
-        done, after = done + len(finished), errands[-1][0].id
+    with ThreadPoolExecutor(WORKERS, thread_name_prefix="errand") as workers:
+        while True:
+            with catalog.read() as session:
+                errands = erasing.open_errands(session, home_id, after)
+            if not errands:
+                break
+            finished = []
+            for errand, problem in _run_all(catalog, settings, errands, workers):
+                if problem:
+                    left.append(f"{errand.errand} {errand.place}: {problem}")
+                else:
+                    finished.append(errand.id)
+            with catalog.write() as session:
+                erasing.done(session, finished)
+            done, after = done + len(finished), errands[-1][0].id
     if done:
         with catalog.write() as session:
             erasing.close(session, ())
@@ -72,6 +76,17 @@ def _waits(place: places.Place) -> str:
         f"place {place.place_id}, {place.keeps} of {place.folder} on {place.host}: {place.errands} to remove; any run, page or "
         f"'visage retention' there does it. If it is no more: 'visage places forget {place.place_id}'"
     )
+
+
+def _run_all(
+    catalog: Catalog, settings: Settings, errands: Sequence[tuple[Outbox, str | None]], workers: Executor
+) -> Iterator[tuple[Outbox, str]]:
+    """Do errands, those in stores of crops side by side; with each, what stood in the way."""
+    in_stores = [found for found in errands if found[0].errand == Errand.OBJECT.value]
+    elsewhere = [found for found in errands if found[0].errand != Errand.OBJECT.value]
+    for found, run in (in_stores, workers.map), (elsewhere, map):
+        problems = run(lambda errand: _run(catalog, settings, *errand), found)
+        yield from zip((errand for errand, _ in found), problems, strict=True)
 
 
 def _run(catalog: Catalog, settings: Settings, errand: Outbox, address: str | None) -> str:

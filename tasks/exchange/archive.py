@@ -70,7 +70,7 @@ def archive(
 
     Raises:
         UnknownCollection: with the names there are.
-        CannotArchive: if the file is there already, a run is at work on the collection, or a crop is missing.
+        CannotArchive: if the file is there already, a run is at work on the collection, a crop is missing, or an erasure came.
         EmbeddingsLocked: if the catalog's vectors are encrypted, and the key is not at hand.
     """
     if path.exists() or not path.parent.is_dir():
@@ -79,20 +79,20 @@ def archive(
     with catalog.write() as session:
         encryption.check_open(session)
         collection = collections.by_name(session, name)
+        places = path, part_of(path)
+        noted = [exhibits.note(session, settings, "archive", place, collection.id) for place in places]
         if alive := close_dead_runs(session, collection.id):
             raise CannotArchive(f"run {alive[0].id} is at work on {name!r}; wait for it, or stop it first")
-        places = path, part_of(path)
-        marks = " ".join(exhibits.note(session, settings, "archive", place, collection.id) for place in places)
         audit.append(session, who, "archive", {"collection": collection.id})
-    try:
-        with catalog.read() as session, ArchiveWriter(path, marks) as file:
-            rows = _write_tables(session, collection.id, file, on_progress)
-            objects = _write_objects(session, settings, collection.id, file, on_progress)
-            digest = file.finish(_about(session, collection.id, name))
-            decrypted = encryption.is_encrypted(session)
-    finally:
-        with catalog.write() as session:
-            exhibits.forget_missing(session, *places)
+    marks = " ".join(exhibit.mark for exhibit in noted)
+    with exhibits.written(catalog, *noted), catalog.read() as session, ArchiveWriter(path, marks) as file:
+        rows = _write_tables(session, collection.id, file, on_progress)
+        objects = _write_objects(session, settings, collection.id, file, on_progress)
+        about, decrypted = _about(session, collection.id, name), encryption.is_encrypted(session)
+        with catalog.write() as writing:
+            if not all(exhibits.stands(writing, exhibit) for exhibit in noted):
+                raise CannotArchive(f"something was erased while {name!r} was archived; archive it again")
+            digest = file.finish(about)
     return Archived(path, name, rows["image"], rows["face"], objects, digest, decrypted)
 
 

@@ -109,11 +109,11 @@ def export(
         ask(session, question, 1)  # whatever is wrong with the question is said before anything is written
     with catalog.write() as session:
         try:
-            exhibits.make_folder(session, settings, "export", folder, None)
+            noted = exhibits.make_folder(session, settings, "export", folder, None)
         except FileExistsError:
             raise CannotExport(f"{folder} is there already; name a new folder, which an erasure may remove") from None
         audit.append(session, who, "export", {"format": format.value, "embeddings": embeddings})
-    with exhibits.whole(catalog, folder), catalog.read() as session:
+    with exhibits.whole(catalog, noted), catalog.read() as session:
         count = _WRITERS[format](_Source(session, settings, question, embeddings, min_pictures), folder)
     paths = [path for path in folder.rglob("*") if path.is_file() and path.name != exhibits.MARK]
     return Exported(folder, count, tuple(sorted(str(path.relative_to(folder)) for path in paths)))

@@ -1,12 +1,14 @@
-"""Jobs in the catalog belong to processes, and processes to a machine."""
+"""Jobs in the catalog belong to processes, and processes to a machine; what is asked for twice at once is done once."""
 
+from concurrent.futures import ThreadPoolExecutor, wait
 from datetime import timedelta
 
 import pytest
 from sqlalchemy import update
 
 from infra.catalog.database import Catalog
-from infra.catalog.service import jobs
+from infra.catalog.service import idempotency, jobs
+from infra.catalog.service.idempotency import Known
 from infra.catalog.service.jobs import JobRunning
 from infra.catalog.tables.schema import now
 from infra.catalog.tables.service import Job, JobStatus
@@ -71,3 +73,26 @@ def test_a_job_at_work_on_this_machine_gives_signs_of_life_to_others(catalog: Ca
 def test_whoever_waits_for_a_process_says_itself_how_it_ended(catalog: Catalog) -> None:
     job_id = opened(catalog, process_id=NO_PROCESS)
     assert swept(catalog, job_id, job_id).status == JobStatus.RUNNING.value
+
+
+def test_of_two_who_start_the_same_work_at_once_one_is_refused(catalog: Catalog) -> None:
+    with ThreadPoolExecutor(1) as other:
+        with catalog.write() as session:
+            first = jobs.open_job(session, "run", "archive", "ada")
+            second = other.submit(opened, catalog)
+            wait([second], timeout=0.3)
+        with pytest.raises(JobRunning, match=f"job {first.id} does this already"):
+            second.result(timeout=60)
+
+
+def test_of_two_who_send_the_same_write_at_once_the_second_is_told_that_it_is_at_work(catalog: Catalog) -> None:
+    def begin() -> Known | None:
+        with catalog.write() as session:
+            return idempotency.begin(session, "ada", "key", "digest")
+
+    with ThreadPoolExecutor(1) as other:
+        with catalog.write() as session:
+            assert idempotency.begin(session, "ada", "key", "digest") is None
+            second = other.submit(begin)
+            wait([second], timeout=0.3)
+        assert second.result(timeout=60) == Known("digest", None, None, None)

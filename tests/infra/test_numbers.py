@@ -217,12 +217,14 @@ def _schema(engine: Engine) -> dict[str, Any]:
     """What SQLite knows of tables, but for their key, and of indexes, triggers and views; nothing of PostgreSQL."""
     if engine.dialect.name != "sqlite":
         return {}
+    wanted = {"table_xinfo": "*", "foreign_key_list": "*", "index_list": 'name, "unique", origin, partial'}
     with engine.connect() as connection:
         found: dict[str, Any] = {}
         for kind, name, statement in connection.exec_driver_sql("SELECT type, name, sql FROM sqlite_master").all():
             found[name] = statement if kind != "table" else ""
             if kind == "table":
-                for pragma in ("table_xinfo", "foreign_key_list", "index_list"):
-                    found[f"{name} {pragma}"] = sorted(connection.exec_driver_sql(f"PRAGMA {pragma}({name})"), key=str)
+                for pragma, columns in wanted.items():
+                    rows = connection.exec_driver_sql(f"SELECT {columns} FROM pragma_{pragma}('{name}')")
+                    found[f"{name} {pragma}"] = sorted(rows, key=str)
                 found[f"{name} checks"] = statement.count("CHECK")
         return found

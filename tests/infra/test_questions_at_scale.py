@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
-from infra.catalog import sides
+from infra.catalog import collections, sides
 from infra.catalog.database import Catalog
 from infra.catalog.exchange import copying
 from infra.catalog.exchange.portable import CARRIED, Selection
@@ -20,9 +20,10 @@ from infra.catalog.identities.enforcement import EXEMPLARS
 from infra.catalog.identities.people import exemplars_of
 from infra.catalog.queries import views
 from infra.catalog.queries.filters import AttributeFilter, FaceFilter
-from infra.catalog.queries.photographs import PhotoFilter, labels, photographs
+from infra.catalog.queries.photographs import PhotoFilter, Progress, labels, photographs, progress
 from infra.catalog.queries.questions import ask, count_by
-from infra.catalog.tables.schema import FaceIdentity
+from infra.catalog.tables.schema import FaceIdentity, Image, RunStatus
+from infra.catalog.work.runs import close_run, open_run
 from tests import crowd
 from tests.catalogs import counted_steps
 
@@ -131,6 +132,20 @@ def test_a_walk_costs_as_much_a_face_among_many_as_among_few(
     monkeypatch.setattr(copying, "PAGE", 100)
     few, many = steps(catalogs, walk)
     assert many / COUNTS[1] < 1.3 * few / COUNTS[0]
+
+
+def test_a_look_at_how_far_a_run_has_got_costs_as_much_in_a_large_collection_as_in_a_small(
+    catalogs: list[Catalog],
+) -> None:
+    for catalog in catalogs:
+        with catalog.write() as session:
+            run = open_run(session, collections.by_name(session, "large").id, "r")
+            session.execute(update(Image).where(Image.id <= PAGE).values(run_id=run.id))
+            close_run(session, run.id, RunStatus.DONE, {})
+    with catalogs[0].read() as session:
+        assert progress(session, run.id) == Progress(run.id, "done", PAGE, PAGE)
+    few, many = steps(catalogs, lambda session: [progress(session, run.id)])
+    assert many < 2 * few
 
 
 def test_who_stands_for_a_person_costs_as_much_whether_they_have_few_faces_or_many(

@@ -5,15 +5,19 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import delete, func, select, text, update
 
 from flows import night as steps
+from flows import page as pages
 from flows.night import Night, night
 from flows.page import write_page
 from infra.catalog import collections, ledger
@@ -30,8 +34,10 @@ from infra.catalog.work.failures import FailureRecord
 from infra.catalog.work.runs import open_run
 from infra.settings import Settings
 from infra.storage import open_store
+from infra.storage.folder import Folder
 from tasks.custody import erase, errands, retention
 from tasks.custody.erase import CannotErase, UnknownSubject
+from tasks.exchange.archive import CannotArchive, archive
 from tasks.identities import decisions
 from tasks.nights.report import Tally, contact_sheet
 from tasks.thumbnails import Size, keep, thumbnail
@@ -336,6 +342,19 @@ def test_what_cannot_be_deleted_now_is_said_and_done_later(place: Place, monkeyp
 
 
 @pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+def test_crops_are_deleted_side_by_side(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    together, real = Barrier(4, timeout=60), Folder.delete
+
+    def delete_together(store: Folder, key: str) -> None:
+        together.wait()
+        real(store, key)
+
+    monkeypatch.setattr(Folder, "delete", delete_together)
+    assert place.erase(erase.plan_faces, place.ada).completed_at is not None  # her four
+    assert not any(name.startswith("crop") for name in place.left())
+
+
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
 def test_what_came_to_lie_where_an_export_was_is_named_and_stays(place: Place, tmp_path: Path) -> None:
     export, own = tmp_path / "export", tmp_path / "export" / "my only negatives.tif"
     export.rename(tmp_path / "taken away")
@@ -376,6 +395,89 @@ def test_what_cannot_be_erased_is_refused(place: Place) -> None:
     with pytest.raises(CannotErase, match=f"run {run} is at work"):
         erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
     assert len(place.crowd.places()) == 9
+
+
+@pytest.mark.parametrize("since", ["replaced", "copied"])
+def test_a_photograph_of_which_more_is_known_since_somebody_looked_is_not_erased(place: Place, since: str) -> None:
+    seen, other = (place.crowd.photo_of[face] for face in (place.ada[0], place.bob[0]))
+    with place.catalog.read() as session:
+        image = session.scalars(select(Image).where(Image.content_id == seen)).one()
+        plan = erase.plan_image(session, image.key)
+    changed, holds = (Image.id == image.id, other) if since == "replaced" else (Image.content_id == other, seen)
+    with place.catalog.write() as session:
+        session.execute(update(Image).where(changed).values(content_id=holds))
+    with pytest.raises(CannotErase, match="more is known of this photograph by now"):
+        erase.erase(place.catalog, place.settings, "officer", plan, "asked for")
+    assert rows(place.catalog, Suppression) == 0
+
+
+@pytest.mark.parametrize("before", ["nothing", "a run that died"])
+def test_no_run_begins_in_the_middle_of_an_erasure(place: Place, before: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if before == "a run that died":
+        with place.catalog.write() as session:
+            open_run(session, place.crowd.collection_id, "r").process_id = 2**22 - 1
+    real = erase.leave_errands
+
+    def begin() -> None:
+        with place.catalog.write() as session:
+            open_run(session, place.crowd.collection_id, "r")
+
+    with ThreadPoolExecutor(1) as other:
+
+        def leave_errands(*arguments: Any) -> None:
+            begun.append(other.submit(begin))
+            assert wait(begun, timeout=0.3).done == set()
+            real(*arguments)
+
+        begun: list[Future[None]] = []
+        monkeypatch.setattr(erase, "leave_errands", leave_errands)
+        assert place.erase(erase.plan_faces, place.ada).completed_at is not None
+        begun[0].result(timeout=60)
+
+
+def test_a_page_made_during_an_erasure_does_not_show_what_was_erased(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VISAGE_HOME", str(place.settings.home_folder))
+    monkeypatch.setenv("VISAGE_DATABASE_URL", place.catalog.url)
+
+    def shown(page: Path) -> list[int]:
+        pictures = {f: base64.b64encode(b"crop of face %d " % f + bytes(64)).decode() for f in place.ada + place.bob}
+        return [face for face, picture in pictures.items() if picture in page.read_text()]
+
+    assert shown(write_page("crowd", tmp_path / "page")) == place.ada + place.bob
+    real = pages._wall
+    with monkeypatch.context() as patch:
+
+        def wall(*arguments: Any) -> Any:
+            patch.undo()
+            place.erase(erase.plan_faces, place.ada)
+            return real(*arguments)
+
+        patch.setattr(pages, "_wall", wall)
+        page = write_page("crowd", tmp_path / "page")
+    assert shown(page) == place.bob
+    place.erase(erase.plan_faces, place.bob)
+    assert not page.exists()
+
+
+def test_an_archive_made_during_an_erasure_is_refused(
+    place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(erasing, "LOCK_SECONDS", 0.1)
+    hasty = Catalog(place.catalog.url, busy_seconds=0.1)
+    with place.catalog.read() as session:
+        plans = [erase.plan_faces(session, place.ada)]
+
+    def meanwhile(step: str, done: int) -> None:
+        if step == "objects" and plans:
+            erase.erase(hasty, place.settings, "officer", plans.pop(), "asked for")
+
+    with pytest.raises(CannotArchive, match="something was erased while 'crowd' was archived; archive it again"):
+        archive(place.catalog, place.settings, "crowd", tmp_path / "crowd.visage", "tests", meanwhile)
+    assert [*tmp_path.glob("*.visage*")] == []
+    assert errands.finish(place.catalog, place.settings).left == ()
+    hasty.close()
 
 
 def test_embeddings_whose_time_is_over_are_deleted_and_not_made_again(place: Place) -> None:

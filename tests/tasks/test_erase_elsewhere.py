@@ -23,6 +23,7 @@ from tasks.custody import erase, errands
 from tasks.custody.erase import Certificate
 from tasks.custody.errands import Finished
 from tasks.custody.outside import forget_place
+from tasks.exchange.archive import CannotArchive, archive
 from tests.made_up import Crowd
 
 ADA, BOB = 1, 2
@@ -162,6 +163,17 @@ def test_what_lay_in_a_home_before_it_was_entered_goes_with_its_own_erasure(home
     _, finished = erase.erase(homes.catalog, old, "officer", plan, "asked for")
     assert homes.shown(old) == set()
     assert len(finished.waiting) == 6  # of near and far
+
+
+def test_an_archive_that_fails_leaves_known_what_another_home_wrote_under_the_same_path(homes: Homes) -> None:
+    path = homes.folder / "crowd.visage"
+    with homes.catalog.write() as session:
+        exhibits.note(session, homes.near, "archive", path, None)
+    shutil.rmtree(homes.far.crops_uri)
+    with pytest.raises(CannotArchive, match="this crop is missing"):
+        archive(homes.catalog, homes.far, "crowd", path, "tests")
+    with homes.catalog.read() as session:
+        assert str(path) in erase.plan_faces(session, [homes.ada]).exhibits
 
 
 def test_a_shared_bucket_is_one_place_and_any_home_empties_it(catalog: Catalog, tmp_path: Path) -> None:

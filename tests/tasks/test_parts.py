@@ -11,6 +11,7 @@ from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, PhotoRecord, link_duplicates, record_photos
 from infra.catalog.images import Listed, put_pending
+from infra.catalog.queries.photographs import Progress, progress
 from infra.catalog.tables.schema import Image, ModelVersion, RunStatus
 from infra.catalog.work import runs
 from infra.catalog.work.failures import FailureRecord, record_failures
@@ -147,3 +148,13 @@ def test_the_same_photo_in_two_parts_is_processed_by_one_run_and_closed_by_eithe
         finish_left()
     with catalog.read() as session:
         assert session.scalars(select(Image.status)).all() == [fate, fate]
+
+
+def test_how_far_a_run_on_a_part_has_got_is_told_of_its_own_keys(catalog: Catalog) -> None:
+    put(catalog, "a.jpg", "b.jpg", "c.jpg", "d.jpg", "e.jpg")
+    with catalog.write() as session:
+        run = open_run(session, 1, "recipe", KeyRange("a.jpg", "d.jpg"))
+        image = session.scalars(select(Image).where(Image.key == "b.jpg")).one()
+        record_failures(session, run.id, 1, [FailureRecord("b.jpg", "decode", "truncated", "", False, image.id)])
+    with catalog.read() as session:
+        assert progress(session, run.id) == Progress(run.id, "running", done=1, total=3)

@@ -15,7 +15,9 @@ from infra.catalog.database import Catalog
 from infra.catalog.tables.custody import Outbox, Suppression
 from infra.catalog.tables.people import Person
 from infra.catalog.tables.schema import Collection, Content, Face, Image, Run, RunStatus, Schedule, now
-from infra.catalog.work import schedules
+from infra.catalog.tables.upgrades import BackfillFailure, Upgrade
+from infra.catalog.work import schedules, splits
+from infra.catalog.work.failures import FailureRecord, record_failures
 from infra.catalog.work.runs import close_run, open_run
 from infra.settings import Settings
 from infra.storage import AccessDenied, Entry, open_store
@@ -23,7 +25,8 @@ from infra.storage.base import LITTER
 from infra.storage.folder import Folder
 from tasks.custody import erase, remove_collection
 from tasks.custody.erase import CannotErase
-from tests.tasks.test_erase import Place, a_night, place, real, rows  # noqa: F401
+from tests.catalogs import PostgreSQL
+from tests.tasks.test_erase import Place, a_night, place, real, rows, sample  # noqa: F401
 
 
 def remove(place: Place, name: str = "crowd") -> erase.Certificate:
@@ -39,20 +42,42 @@ def add(catalog: Catalog, name: str) -> int:
         return collections.add(session, name, "/photos", [], [], []).id
 
 
-def test_a_removed_collection_is_gone_from_every_row_and_file(place: Place, tmp_path: Path) -> None:
+def test_a_removed_collection_is_gone_from_every_row_and_file(
+    place: Place, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     crops = open_store(place.settings.crops_uri)
+    kept = "consent", "schedule", "run", "failure", "split", "backfill"
+    said = {name: f"kept in {name}: 1923/0417.jpg" for name in kept}
     with place.catalog.write() as session:
         collection = collections.by_name(session, "crowd")
-        schedules.add(session, "nightly", collection, "0 2 * * *", "UTC", False)
+        collection.consent_note = said["consent"]
+        schedules.add(session, said["schedule"], collection, "0 2 * * *", "UTC", False)
         run = open_run(session, collection.id, "r")
-        close_run(session, run.id, RunStatus.DONE, {})
+        record_failures(session, run.id, collection.id, [FailureRecord(said["failure"], "discover", "", "", False)])
+        close_run(session, run.id, RunStatus.FAILED, {}, said["run"])
+        splits.keep(session, collection.id, 2, [said["split"]], anew=False)
+        _, former, target = place.crowd.versions.values()
+        upgrade = Upgrade(
+            target_id=target, former_id=former, asked="", status="backfilling", verdict="", reason="", source=""
+        )
+        session.add(upgrade)
+        session.flush()
+        session.add(BackfillFailure(upgrade_id=upgrade.id, face_id=place.ada[0], reason=said["backfill"]))
+    place.traces |= {name: words.encode() for name, words in said.items()}
+    place.traces["exhibit"] = str(tmp_path / "export").encode()
+    folders = [tmp_path / "export"]
+    if place.catalog.engine.dialect.name == "postgresql":
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        folders.append(server.data_folder(place.catalog.url))
+        sample(server, place)
+        assert place.left(*folders) == sorted(place.traces)
     crops.put(f"{collection.id}/ab/abcdef/left by a run that died.jpg", b"a face", "image/jpeg")
     other = add(place.catalog, "other")
     crops.put(f"{other}/ab/abcdef/of another.jpg", b"another face", "image/jpeg")
 
     certificate = remove(place)
 
-    assert place.left(tmp_path / "export") == []
+    assert place.left(*folders) == []
     for entity in (Face, Content, Image, Run, Schedule, Person, Outbox, Suppression):
         assert rows(place.catalog, entity) == 0, entity
     assert [entry.key for page in crops.list() for entry in page] == [f"{other}/ab/abcdef/of another.jpg"]

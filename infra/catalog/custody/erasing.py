@@ -15,7 +15,7 @@ from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.identities.decisions import chunks, family, stated
 from infra.catalog.identities.enforcement import drop_stale_proposals, refresh_exemplars
 from infra.catalog.identities.people import remove_empty_identities
-from infra.catalog.tables.custody import Errand, Holding, Outbox, Secret, Suppression
+from infra.catalog.tables.custody import Errand, Exhibit, Holding, Outbox, Secret, Suppression
 from infra.catalog.tables.people import DecidedMove, Decision, Person, Says, Statement
 from infra.catalog.tables.schema import (
     Attribute,
@@ -30,17 +30,20 @@ from infra.catalog.tables.schema import (
     MergeProposal,
     Restoration,
     Run,
+    Schedule,
+    Split,
     now,
 )
 from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.service import IdempotencyKey
+from infra.catalog.tables.upgrades import BackfillFailure
 from infra.storage import Entry
 
 SECRET = "erasure"
 ERASED = "erased"  # the reason of a failure that stands for "not taken in again"
 PERSONAL = (
     Face, Embedding, Restoration, Attribute, FaceIdentity, Statement, DecidedMove, MergeProposal, Person, Decision, Identity,
-    Image, Content, Failure, IdempotencyKey, Outbox,
+    Image, Content, Failure, BackfillFailure, Run, Schedule, Split, CollectionRow, Exhibit, IdempotencyKey, Outbox,
 )  # fmt: skip
 
 

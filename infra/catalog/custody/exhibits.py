@@ -7,6 +7,7 @@ own in a folder. What lies in an exhibit's place without its mark is not ours.
 import shutil
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from sqlalchemy import delete, or_, select
@@ -14,6 +15,8 @@ from sqlalchemy.orm import Session
 
 from infra.catalog.custody import keyed, places
 from infra.catalog.database import Catalog
+from infra.catalog.identities.enforcement import PEOPLE
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.custody import Errand, Exhibit, Keeps, Outbox
 from infra.settings import Settings
 
@@ -26,52 +29,74 @@ class NotOurs(RuntimeError):
     """What lies in an exhibit's place does not bear its mark."""
 
 
-def note(session: Session, settings: Settings, kind: str, place: Path, collection_id: int | None) -> str:
-    """Remember a file or folder that is about to be written; returns the mark that it must bear.
+@dataclass(frozen=True)
+class Noted:
+    """An exhibit that is remembered, and about to be written. `mark`: what it must bear."""
 
-    Without a collection it may show anybody.
+    exhibit_id: int
+    place: Path
+    mark: str
+
+
+def note(session: Session, settings: Settings, kind: str, place: Path, collection_id: int | None) -> Noted:
+    """Remember a file or folder that is about to be written. Without a collection it may show anybody.
+
+    Read what it is to show afterwards: an erasure knows of it, or what was erased is not there any more.
     """
-    absolute = str(place.absolute())
-    holding = places.entered(session, settings, Keeps.EXHIBITS)
-    session.add(
-        Exhibit(
-            kind=kind,
-            errand=Errand.FILE.value,
-            place=absolute,
-            collection_id=collection_id,
-            holding_id=holding.id,
-        )
+    exclusive(session, PEOPLE)
+    absolute = place.absolute()
+    exhibit = Exhibit(
+        kind=kind,
+        errand=Errand.FILE.value,
+        place=str(absolute),
+        collection_id=collection_id,
+        holding_id=places.entered(session, settings, Keeps.EXHIBITS).id,
     )
-    return keyed.digest(keyed.secret(session, SECRET), absolute)
+    session.add(exhibit)
+    session.flush()
+    return Noted(exhibit.id, absolute, keyed.digest(keyed.secret(session, SECRET), exhibit.place))
 
 
-def make_folder(session: Session, settings: Settings, kind: str, folder: Path, collection_id: int | None) -> None:
+def make_folder(session: Session, settings: Settings, kind: str, folder: Path, collection_id: int | None) -> Noted:
     """Make a new folder, remember it and mark it.
 
     Raises:
         FileExistsError: if something is there already.
     """
     folder.mkdir(parents=True)
-    mark = note(session, settings, kind, folder, collection_id)
-    (folder / MARK).write_text(f"Visage wrote this folder. An erasure removes it with all that is in it.\n{mark}\n")
+    noted = note(session, settings, kind, folder, collection_id)
+    about = "Visage wrote this folder. An erasure removes it with all that is in it."
+    (folder / MARK).write_text(f"{about}\n{noted.mark}\n")
+    return noted
 
 
 @contextmanager
-def whole(catalog: Catalog, folder: Path) -> Iterator[None]:
-    """Fill a folder that was made; if that fails, nothing is left of it."""
+def written(catalog: Catalog, *noted: Noted) -> Iterator[None]:
+    """Write exhibits; what is not there afterwards is forgotten, for what comes to lie in its place is somebody else's."""
     try:
         yield
-    except BaseException:
-        remove(folder)
-        with catalog.write() as session:
-            forget_missing(session, folder)
-        raise
+    finally:
+        missing = [exhibit.exhibit_id for exhibit in noted if not exhibit.place.exists()]
+        if missing:
+            with catalog.write() as session:
+                session.execute(delete(Exhibit).where(Exhibit.id.in_(missing)))
 
 
-def forget_missing(session: Session, *places: Path) -> None:
-    """Forget those of some exhibits that are not there: what comes to lie in their place is somebody else's."""
-    missing = [str(place.absolute()) for place in places if not place.exists()]
-    session.execute(delete(Exhibit).where(Exhibit.place.in_(missing)))
+@contextmanager
+def whole(catalog: Catalog, folder: Noted) -> Iterator[None]:
+    """Fill a folder that was made; if that fails, nothing is left of it."""
+    with written(catalog, folder):
+        try:
+            yield
+        except BaseException:
+            remove(folder.place)
+            raise
+
+
+def stands(session: Session, noted: Noted) -> bool:
+    """Whether no erasure has had an exhibit deleted since it was noted, nor does before this transaction has ended."""
+    exclusive(session, PEOPLE)
+    return session.get(Exhibit, noted.exhibit_id) is not None
 
 
 def concerning(session: Session, collection_ids: Collection[int]) -> list[Exhibit]:

@@ -13,12 +13,13 @@ from datetime import datetime, timedelta
 from pathlib import Path
 
 from filelock import FileLock
-from sqlalchemy import delete, exists, func, make_url, not_, select
+from sqlalchemy import delete, exists, func, insert, make_url, not_, select
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.orm import Session
 
+from infra.catalog.chunks import chunks
 from infra.catalog.database import Catalog
-from infra.catalog.statements import exclusive
+from infra.catalog.statements import exclusive, table_of
 from infra.catalog.tables.custody import Errand, Holding, Home, Keeps, Outbox
 from infra.catalog.tables.schema import Erasure, now
 from infra.settings import Settings
@@ -144,13 +145,11 @@ def forget(session: Session, place_id: int) -> int:
 
 def post(session: Session, erasure_id: int, errand: Errand, kind: Keeps, names: Iterable[str]) -> None:
     """Leave errands about what lies under some names, for every place that keeps something of a kind."""
-    ordered = sorted(set(names))
-    holdings = session.scalars(select(Holding.id).where(Holding.keeps == kind.value).order_by(Holding.id)).all()
-    session.add_all(
-        Outbox(erasure_id=erasure_id, errand=errand.value, place=name, holding_id=holding)
-        for holding in holdings
-        for name in ordered
-    )
+    names = set(names)
+    for holding in session.scalars(select(Holding.id).where(Holding.keeps == kind.value).order_by(Holding.id)).all():
+        what = {"erasure_id": erasure_id, "errand": errand.value, "holding_id": holding}
+        for part in chunks(names):
+            session.execute(insert(table_of(Outbox)), [{**what, "place": name} for name in part])
 
 
 def address_of(settings: Settings, kind: Keeps) -> str:

@@ -7,11 +7,13 @@ from typing import Literal
 from sqlalchemy import ColumnElement, exists, func, select
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog.images import count_pending
 from infra.catalog.queries import attributes
 from infra.catalog.queries.filters import taken_since, taken_until
 from infra.catalog.queries.language import clause
 from infra.catalog.sides import by_rows, in_letters
 from infra.catalog.tables.schema import (
+    FINISHED,
     Attribute,
     Collection,
     Content,
@@ -24,6 +26,7 @@ from infra.catalog.tables.schema import (
     Run,
 )
 from infra.catalog.versioning.versions import serving
+from infra.catalog.work.runs import key_range
 
 Order = Literal["newest", "oldest"]
 
@@ -159,13 +162,8 @@ def progress(session: Session, run_id: int) -> Progress | None:
     run = session.get(Run, run_id)
     if run is None:
         return None
-    mine = (Image.collection_id == run.collection_id) & (Image.run_id == run_id)
-    finished = Image.status.in_([ImageStatus.DONE.value, ImageStatus.FAILED.value])
-    done = session.scalar(select(func.count()).select_from(Image).where(mine, finished)) or 0
-    pending = 0
-    if run.finished_at is None:
-        waiting = (Image.collection_id == run.collection_id) & (Image.status == ImageStatus.PENDING.value)
-        pending = session.scalar(select(func.count()).select_from(Image).where(waiting)) or 0
+    done = session.scalar(select(func.count()).select_from(Image).where(Image.run_id == run_id, FINISHED)) or 0
+    pending = count_pending(session, run.collection_id, key_range(run)) if run.finished_at is None else 0
     return Progress(run_id, run.status, done, done + pending)
 
 

@@ -6,7 +6,7 @@ from datetime import timedelta
 from sqlalchemy import delete
 from sqlalchemy.orm import Session
 
-from infra.catalog.statements import upsert
+from infra.catalog.statements import exclusive, upsert
 from infra.catalog.tables.schema import now
 from infra.catalog.tables.service import IdempotencyKey
 
@@ -26,6 +26,7 @@ class Known:
 
 def begin(session: Session, who: str, key: str, request_digest: str) -> Known | None:
     """Claim a key; None if it is the caller's now."""
+    exclusive(session, "idempotency")
     unanswered = IdempotencyKey.status.is_(None) & (IdempotencyKey.created_at < now() - GIVEN_UP)
     session.execute(delete(IdempotencyKey).where((IdempotencyKey.created_at < now() - LIFE) | unanswered))
     row = session.get(IdempotencyKey, (who, key))

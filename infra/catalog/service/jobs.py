@@ -8,6 +8,7 @@ import psutil
 from sqlalchemy import exists, func, not_, select, update
 from sqlalchemy.orm import Session, aliased
 
+from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import now
 from infra.catalog.tables.service import Job, JobStatus
 from infra.catalog.work.runs import LEASE, host, process_started, shows_life
@@ -23,6 +24,7 @@ def open_job(session: Session, kind: str, subject: str, who: str, watched: Colle
     Raises:
         JobRunning: if one of this kind is at work on the same subject.
     """
+    exclusive(session, "jobs")
     sweep(session, watched)
     same = (Job.kind == kind) & (Job.subject == subject) & (Job.status == JobStatus.RUNNING.value)
     if (running := session.scalar(select(Job).where(same))) is not None:

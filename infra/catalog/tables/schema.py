@@ -42,6 +42,9 @@ class ImageStatus(StrEnum):
     MISSING = "missing"
 
 
+FINISHED = text("status IN ('done', 'failed')")  # written out, as the index over such images has it
+
+
 class ContentStatus(StrEnum):
     """Where the processing of some bytes stands."""
 
@@ -281,6 +284,7 @@ class Image(Base):
     __table_args__ = (
         UniqueConstraint("collection_id", "key"),
         Index("ix_image_work", "collection_id", "status", "id"),
+        Index("ix_image_finished", "run_id", "status", sqlite_where=FINISHED, postgresql_where=FINISHED),
         CheckConstraint(f"status IN ({', '.join(repr(s.value) for s in ImageStatus)})", name="status"),
     )
     id: Mapped[int] = mapped_column(Id, primary_key=True)
