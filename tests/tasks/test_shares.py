@@ -1,10 +1,14 @@
 """How the actors of the stages share a cluster's processors."""
 
+from itertools import chain
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from infra.catalog.images import Work
 from tasks.pipeline import PAGE, _Shares
-from tasks.prepare import CROP_BYTES, CROPS, GROUP, even_groups
+from tasks.prepare import CROP_BYTES, CROPS, GROUP, GROUP_BYTES, even_groups
 
 STAGES = ["restore", "embed", "describe"]
 
@@ -46,3 +50,13 @@ def test_groups_of_a_small_job_keep_all_threads_busy_to_the_end(count: int, thre
         assert max(sizes) <= most
         assert max(sizes) - min(sizes) <= 1
         assert len(groups) == len(page) or len(groups) % threads == 0
+
+
+@pytest.mark.property
+@given(st.lists(st.integers(1, 200 * 2**20), max_size=PAGE), st.sampled_from([1, 2, 4]))
+def test_no_group_holds_more_bytes_than_it_may_but_a_single_large_file(sizes: list[int], threads: int) -> None:
+    page = [Work(n, f"{n}.tif", "", size) for n, size in enumerate(sizes)]
+    groups = even_groups(page, threads)
+    assert list(chain.from_iterable(groups)) == page
+    for group in groups:
+        assert len(group) == 1 or 0 < sum(work.size for work in group) <= GROUP_BYTES
