@@ -86,8 +86,9 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
     """Decode a picture so that its longer side has `long_side` pixels, or as many as there are if fewer or if None.
 
     The EXIF orientation is applied exactly once. Grey, palette, 16-bit and CMYK become RGB, embedded colour profiles sRGB;
-    transparency is laid on white. Of animations and multi-page files the first picture counts. 16-bit samples are scaled;
-    32-bit and floating-point samples, which have no agreed white, are refused. Safe to call from threads.
+    transparency is laid on white, but for that of a single 16-bit colour, which stays. Of animations and multi-page files the
+    first picture counts. 16-bit samples are scaled; 32-bit and floating-point samples, which have no agreed white, are refused.
+    Safe to call from threads.
 
     Raises:
         DecodeFailure: with the reason.
@@ -285,18 +286,21 @@ def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
     """Bring a decoded image to 8-bit L, RGB, RGBA or CMYK."""
     mode = image.mode
     if mode.startswith("I;16"):
-        samples = np.asarray(image).astype(np.uint32)
         # Only TIFF's reader leaves samples of fewer bits as they are.
         white = 2 ** (bits or 16) - 1 if isinstance(image, TiffImageFile) else 65_535
-        scaled = ((np.minimum(samples, white) * 255 + white // 2) // white).astype(np.uint8)
+        greys = ((np.minimum(np.arange(65_536), white) * 255 + white // 2) // white).astype(np.uint8)
         if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
-            scaled = 255 - scaled  # white is zero, which Pillow honours only in 8 bits
-        return Image.fromarray(scaled)
+            greys = 255 - greys  # white is zero, which Pillow honours only in 8 bits
+        if "transparency" in image.info:
+            greys[image.info["transparency"]] = 255
+        return Image.fromarray(greys[np.asarray(image)])
     if mode in ("I", "F"):
         raise DecodeFailure(
             Reason.UNSUPPORTED_FORMAT,
             f"{'32-bit integer' if mode == 'I' else 'floating-point'} samples have no agreed white; save it with 8 or 16 bits",
         )
+    if bits == 16:
+        image.info.pop("transparency", None)  # Pillow takes other colours for the clear one
     if image.has_transparency_data:
         return image.convert("RGBA")
     if mode in ("L", "RGB", "CMYK"):

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -155,6 +156,16 @@ def test_samples_of_16_bits_are_scaled_not_clipped() -> None:
     assert rgb.bits == 16
 
 
+def test_samples_of_16_bits_take_little_memory() -> None:
+    data = save(Image.fromarray(np.zeros((1000, 1000), np.uint16)), "PNG")
+    tracemalloc.start()
+    try:
+        decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 1000 * 1000
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("bits", [10, 12])
 def test_heif_of_more_than_8_bits_keeps_its_greys_and_colours(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pillow_heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
@@ -191,6 +202,14 @@ def test_transparency_is_laid_on_white() -> None:
     alpha[:, 48:, :3] = 255
     reduced = decode(save(Image.fromarray(alpha), "PNG"), long_side=24)
     assert reduced.pixels.min() == 255  # nothing of the colours behind the clear part bleeds in
+
+
+def test_a_clear_grey_of_16_bits_is_laid_on_white_and_a_clear_colour_costs_no_other_colour() -> None:
+    greys = np.tile(np.array([0, 40_000], np.uint16), (8, 4))
+    assert decode(save(Image.fromarray(greys), "PNG", transparency=0)).pixels[0, :2, 0].tolist() == [255, 156]
+    colours = np.tile(np.array([[0x1234, 0x5678, 0x9ABC], [0x3434, 0x7878, 0xBCBC]], np.uint16), (8, 4, 1))
+    pixels = decode(rgb_16_bit_png(colours, clear=(0x1234, 0x5678, 0x9ABC))).pixels
+    assert pixels[0, :2].tolist() == [[0x12, 0x56, 0x9A], [0x34, 0x78, 0xBC]]
 
 
 def test_inks_become_colours_as_pillow_and_adobe_mean_them() -> None:
