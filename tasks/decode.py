@@ -1,4 +1,5 @@
-"""Decode: from an object's bytes to upright sRGB pixels, or a reason why not. Never anything else, whatever the bytes.
+"""Decode: from an object's bytes to upright sRGB pixels, or a reason why not. Never anything else, whatever the bytes, unless
+this machine's memory does not suffice.
 
 Decode just enough: where a smaller picture will do, a JPEG is shrunk while it is decoded. Limits are kept before any pixel
 exists, by the header's word. A file that breaks off is a failure, never a picture with a grey half.
@@ -25,6 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
+from tasks.execution.guard import out_of_memory
 from tasks.images.color_profile import to_srgb
 from tasks.images.exif import read_exif, upright
 from tasks.images.image_format import (
@@ -92,6 +94,7 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
 
     Raises:
         DecodeFailure: with the reason.
+        MemoryError: if memory does not suffice. The file may be a good one.
     """
     limits = limits or DecodeLimits()
     if long_side is not None and long_side < 1:
@@ -115,7 +118,10 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
     except DecodeFailure:
         raise
     except Exception as error:  # decoders raise whatever they like at broken files
-        raise _failure(error) from error
+        if not (out_of_memory(error) or _NO_MEMORY.search(str(error))):
+            raise _failure(error) from error
+    # Outside of the except clause, where the error's trace would keep alive what filled the memory.
+    raise MemoryError("the picture needs more memory than there is")
 
 
 class _TiffFile(TiffImageFile):
@@ -359,6 +365,7 @@ def _bits(file: Image.Image, data: bytes) -> int | None:
             return 8
 
 
+_NO_MEMORY = re.compile(r"insufficient memory|allocating \d+ bytes failed", re.IGNORECASE)  # libjpeg's and libheif's
 _BREAKS_OFF = re.compile(r"truncated|premature end|end of file|insufficient input|no more images", re.IGNORECASE)
 _FOREIGN = re.compile(
     r"unsupported(?! marker)|not (?:yet )?supported|cannot handle|not implemented|precision|subsampling", re.IGNORECASE
@@ -368,7 +375,7 @@ _FOREIGN = re.compile(
 def _failure(error: Exception) -> DecodeFailure:
     """Say why a decoder gave up, by what it said."""
     said = str(error) or type(error).__name__
-    if isinstance(error, Image.DecompressionBombError | MemoryError):
+    if isinstance(error, Image.DecompressionBombError):
         return DecodeFailure(Reason.TOO_MANY_PIXELS, f"the picture needs more memory than is allowed ({said})")
     if _BREAKS_OFF.search(said):
         return DecodeFailure(Reason.TRUNCATED, f"part of the picture is missing ({said}); upload or copy it again")

@@ -93,8 +93,14 @@ class Prepare:
         return finished
 
     def decoded(self, group: Claimed) -> list[PhotoFaces | Decoded]:
-        """Wait for a group's pictures."""
-        return [self._await(call, photo, "decode") for photo, call in group.ours]
+        """Wait for a group's pictures. One for which memory did not suffice is tried once more, alone in its group."""
+        decoded = [self._await(call, photo, "decode") for photo, call in group.ours]
+        return [
+            self._await(self.decoders.submit(call.work, *call.arguments), photo, "decode")
+            if _short_of_memory(item)
+            else item
+            for (photo, call), item in zip(group.ours, decoded, strict=True)
+        ]
 
     def close(self) -> None:
         """Let go of threads and connections."""
@@ -166,7 +172,11 @@ class Prepare:
         ]
 
     def decode(self, photo: PhotoFaces, data: bytes) -> PhotoFaces | Decoded:
-        """Decode a photo's bytes as large as detection needs them."""
+        """Decode a photo's bytes as large as detection needs them.
+
+        Raises:
+            MemoryError: if memory does not suffice.
+        """
         start = time.perf_counter()
         try:
             picture = decode(data, self.limits, long_side=self.job.settings.detect_long_side)
@@ -223,6 +233,10 @@ def _light_parts(group: Sequence[Work]) -> Iterator[Sequence[Work]]:
 
 def _photo(work: Work) -> PhotoFaces:
     return PhotoFaces(work.image_id, work.key, work.size)
+
+
+def _short_of_memory(item: PhotoFaces | Decoded) -> bool:
+    return isinstance(item, PhotoFaces) and item.failure is not None and item.failure.reason == "out_of_memory"
 
 
 def _shared_out(stage: str, start: float, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:

@@ -361,6 +361,31 @@ def test_bombs_take_no_memory() -> None:
     assert megabytes < 30
 
 
+SCARCE = """
+import resource, sys
+from pathlib import Path
+from tasks.decode import decode
+files = [(path.name, path.read_bytes()) for path in sorted(Path(sys.argv[1]).iterdir())]
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, resource.RLIM_INFINITY))
+for name, data in files:
+    try:
+        decode(data, long_side=640)
+    except MemoryError as error:
+        print(f"{name}: {error}")
+"""
+
+
+def test_a_good_photo_for_which_memory_does_not_suffice_is_not_said_to_be_a_bad_one(tmp_path: Path) -> None:
+    large = Image.new("RGB", (4000, 4000))
+    for format, options in (("JPEG", {"progressive": True}), ("PNG", {"compress_level": 1}), ("BMP", {})):
+        large.save(tmp_path / format, format, **options)
+    done = subprocess.run([sys.executable, "-c", SCARCE, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"{format}: the picture needs more memory than there is" for format in ("BMP", "JPEG", "PNG")
+    ]
+
+
 def test_png_is_decoded_without_metadata_that_would_fill_the_memory() -> None:
     bombs = {name: decode(data) for name, data, _ in hostile_files() if name.endswith(("-bomb.png", "-pixels.png"))}
     assert {name: photo.notes for name, photo in bombs.items()} == {
