@@ -1,13 +1,20 @@
 """How the actors of the stages share a cluster's processors."""
 
+import pickle
+import threading
+from collections.abc import Iterator, Sequence
 from itertools import chain
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.catalog.images import Work
-from tasks.pipeline import PAGE, _Shares
+from tasks.photo_faces import PhotoFaces, unpack
+from tasks.pipeline import PAGE, _FrontActor, _Shares
 from tasks.prepare import CROP_BYTES, CROPS, GROUP, GROUP_BYTES, even_groups
 
 STAGES = ["restore", "embed", "describe"]
@@ -60,3 +67,23 @@ def test_no_group_holds_more_bytes_than_it_may_but_a_single_large_file(sizes: li
     assert list(chain.from_iterable(groups)) == page
     for group in groups:
         assert len(group) == 1 or 0 < sum(work.size for work in group) <= GROUP_BYTES
+
+
+def test_an_actor_takes_the_next_photos_while_it_computes_and_loses_none_when_there_are_no_more() -> None:
+    taken = threading.Event()
+
+    def take(page: tuple[int, int]) -> Iterator[list[PhotoFaces]]:
+        yield [PhotoFaces(page[0], "first.jpg", 1)]
+        taken.set()
+        yield [PhotoFaces(page[1], "last.jpg", 1)]
+        raise ConnectionError("the store is gone")
+
+    def compute(group: Sequence[PhotoFaces]) -> Sequence[PhotoFaces]:
+        assert taken.wait(5)
+        return group
+
+    actor: Any = object.__new__(_FrontActor)
+    actor.prepare, actor.stages = SimpleNamespace(take=take), [compute]
+    *done, broken = actor({"first": np.array([3]), "last": np.array([7])})
+    assert [unpack(data).image_id for batch in done for data in batch["photo"]] == [3, 7]
+    assert isinstance(pickle.loads(broken["error"][0]), ConnectionError)
