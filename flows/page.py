@@ -119,7 +119,7 @@ def _outlined(
     for key in keys:  # the same bytes, as long as they are there
         try:
             photo = decode(photographs.read(key, settings.max_bytes).data, long_side=1280)
-        except (StoreError, DecodeFailure):
+        except (StoreError, DecodeFailure, MemoryError):
             continue
         picture = Image.fromarray(photo.pixels)
         draw = ImageDraw.Draw(picture)

@@ -1,4 +1,5 @@
-"""Decode: from an object's bytes to upright sRGB pixels, or a reason why not. Never anything else, whatever the bytes.
+"""Decode: from an object's bytes to upright sRGB pixels, or a reason why not. Never anything else, whatever the bytes, unless
+this machine's memory does not suffice.
 
 Decode just enough: where a smaller picture will do, a JPEG is shrunk while it is decoded. Limits are kept before any pixel
 exists, by the header's word. A file that breaks off is a failure, never a picture with a grey half.
@@ -25,6 +26,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
+from tasks.execution.guard import out_of_memory
 from tasks.images.color_profile import to_srgb
 from tasks.images.exif import read_exif, upright
 from tasks.images.image_format import (
@@ -86,11 +88,13 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
     """Decode a picture so that its longer side has `long_side` pixels, or as many as there are if fewer or if None.
 
     The EXIF orientation is applied exactly once. Grey, palette, 16-bit and CMYK become RGB, embedded colour profiles sRGB;
-    transparency is laid on white. Of animations and multi-page files the first picture counts. 16-bit samples are scaled;
-    32-bit and floating-point samples, which have no agreed white, are refused. Safe to call from threads.
+    transparency is laid on white, but for that of a single 16-bit colour, which stays. Of animations and multi-page files the
+    first picture counts. 16-bit samples are scaled; 32-bit and floating-point samples, which have no agreed white, are refused.
+    Safe to call from threads.
 
     Raises:
         DecodeFailure: with the reason.
+        MemoryError: if memory does not suffice. The file may be a good one.
     """
     limits = limits or DecodeLimits()
     if long_side is not None and long_side < 1:
@@ -114,7 +118,10 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
     except DecodeFailure:
         raise
     except Exception as error:  # decoders raise whatever they like at broken files
-        raise _failure(error) from error
+        if not (out_of_memory(error) or _NO_MEMORY.search(str(error))):
+            raise _failure(error) from error
+    # Outside of the except clause, where the error's trace would keep alive what filled the memory.
+    raise MemoryError("the picture needs more memory than there is")
 
 
 class _TiffFile(TiffImageFile):
@@ -285,18 +292,21 @@ def _eight_bits(image: Image.Image, bits: int | None) -> Image.Image:
     """Bring a decoded image to 8-bit L, RGB, RGBA or CMYK."""
     mode = image.mode
     if mode.startswith("I;16"):
-        samples = np.asarray(image).astype(np.uint32)
         # Only TIFF's reader leaves samples of fewer bits as they are.
         white = 2 ** (bits or 16) - 1 if isinstance(image, TiffImageFile) else 65_535
-        scaled = ((np.minimum(samples, white) * 255 + white // 2) // white).astype(np.uint8)
+        greys = ((np.minimum(np.arange(65_536), white) * 255 + white // 2) // white).astype(np.uint8)
         if isinstance(image, TiffImageFile) and image.tag_v2.get(ExifTags.Base.PhotometricInterpretation) == 0:
-            scaled = 255 - scaled  # white is zero, which Pillow honours only in 8 bits
-        return Image.fromarray(scaled)
+            greys = 255 - greys  # white is zero, which Pillow honours only in 8 bits
+        if "transparency" in image.info:
+            greys[image.info["transparency"]] = 255
+        return Image.fromarray(greys[np.asarray(image)])
     if mode in ("I", "F"):
         raise DecodeFailure(
             Reason.UNSUPPORTED_FORMAT,
             f"{'32-bit integer' if mode == 'I' else 'floating-point'} samples have no agreed white; save it with 8 or 16 bits",
         )
+    if bits == 16:
+        image.info.pop("transparency", None)  # Pillow takes other colours for the clear one
     if image.has_transparency_data:
         return image.convert("RGBA")
     if mode in ("L", "RGB", "CMYK"):
@@ -355,6 +365,7 @@ def _bits(file: Image.Image, data: bytes) -> int | None:
             return 8
 
 
+_NO_MEMORY = re.compile(r"insufficient memory|allocating \d+ bytes failed", re.IGNORECASE)  # libjpeg's and libheif's
 _BREAKS_OFF = re.compile(r"truncated|premature end|end of file|insufficient input|no more images", re.IGNORECASE)
 _FOREIGN = re.compile(
     r"unsupported(?! marker)|not (?:yet )?supported|cannot handle|not implemented|precision|subsampling", re.IGNORECASE
@@ -364,7 +375,7 @@ _FOREIGN = re.compile(
 def _failure(error: Exception) -> DecodeFailure:
     """Say why a decoder gave up, by what it said."""
     said = str(error) or type(error).__name__
-    if isinstance(error, Image.DecompressionBombError | MemoryError):
+    if isinstance(error, Image.DecompressionBombError):
         return DecodeFailure(Reason.TOO_MANY_PIXELS, f"the picture needs more memory than is allowed ({said})")
     if _BREAKS_OFF.search(said):
         return DecodeFailure(Reason.TRUNCATED, f"part of the picture is missing ({said}); upload or copy it again")

@@ -282,10 +282,11 @@ class _FrontActor:
         ]
 
     def __call__(self, batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
-        try:
-            for first, last in zip(batch["first"], batch["last"], strict=True):
-                for group in self.prepare.take((int(first), int(last))):
-                    yield _packed(through(self.stages, group))
+        pages = zip(batch["first"].tolist(), batch["last"].tolist(), strict=True)
+        groups = (group for page in pages for group in self.prepare.take(page))
+        try:  # in one thread, beside which the next group is taken and decoded
+            with closing(side_by_side(groups, partial(through, self.stages), 1)) as results:
+                yield from map(_packed, results)
         except Exception as error:
             yield _broken(error)
 

@@ -28,6 +28,7 @@ from tasks.photo_faces import BOXES, PhotoFaces
 GROUP = 16  # photos that are detected together: more gains nothing on a CPU, and each costs up to 5 MB of pixels
 CROPS = 64  # of files so small that they are faces cut out already: there, calling takes as long as computing
 CROP_BYTES = 32_768
+GROUP_BYTES = 64 * 2**20  # of files, held for a second look: in memory are two groups more than there are threads
 THREADS = 4  # reading and decoding release Python's lock
 REFUSALS = ("store_unavailable", "access_denied", "object_missing", "store_missing", "timeout")
 LASTING = (InvalidKey, ObjectTooLarge)  # every other refusal of a store may be over by the next run
@@ -92,8 +93,14 @@ class Prepare:
         return finished
 
     def decoded(self, group: Claimed) -> list[PhotoFaces | Decoded]:
-        """Wait for a group's pictures."""
-        return [self._await(call, photo, "decode") for photo, call in group.ours]
+        """Wait for a group's pictures. One for which memory did not suffice is tried once more, alone in its group."""
+        decoded = [self._await(call, photo, "decode") for photo, call in group.ours]
+        return [
+            self._await(self.decoders.submit(call.work, *call.arguments), photo, "decode")
+            if _short_of_memory(item)
+            else item
+            for (photo, call), item in zip(group.ours, decoded, strict=True)
+        ]
 
     def close(self) -> None:
         """Let go of threads and connections."""
@@ -165,7 +172,11 @@ class Prepare:
         ]
 
     def decode(self, photo: PhotoFaces, data: bytes) -> PhotoFaces | Decoded:
-        """Decode a photo's bytes as large as detection needs them."""
+        """Decode a photo's bytes as large as detection needs them.
+
+        Raises:
+            MemoryError: if memory does not suffice.
+        """
         start = time.perf_counter()
         try:
             picture = decode(data, self.limits, long_side=self.job.settings.detect_long_side)
@@ -199,16 +210,33 @@ class Prepare:
 
 
 def even_groups(page: Sequence[Work], threads: int) -> list[Sequence[Work]]:
-    """Cut a page into groups of at most GROUP, or CROPS, as many for each of the `threads`, and of equal size but for one."""
+    """Cut a page into groups of at most GROUP, or CROPS, as many for each of the `threads`, and of equal size but for one.
+
+    Those of large files are cut again: each has at most GROUP_BYTES, or one photo.
+    """
     most = CROPS if all(work.size <= CROP_BYTES for work in page) else GROUP
     rounds = -(-len(page) // (most * threads))
     count = min(rounds * threads, len(page))
     ends = [-(-k * len(page) // count) for k in range(count + 1)] if count else []
-    return [page[start:end] for start, end in pairwise(ends)]
+    return [part for start, end in pairwise(ends) for part in _light_parts(page[start:end])]
+
+
+def _light_parts(group: Sequence[Work]) -> Iterator[Sequence[Work]]:
+    start = held = 0
+    for place, work in enumerate(group):
+        if place > start and held + work.size > GROUP_BYTES:
+            yield group[start:place]
+            start, held = place, 0
+        held += work.size
+    yield group[start:]
 
 
 def _photo(work: Work) -> PhotoFaces:
     return PhotoFaces(work.image_id, work.key, work.size)
+
+
+def _short_of_memory(item: PhotoFaces | Decoded) -> bool:
+    return isinstance(item, PhotoFaces) and item.failure is not None and item.failure.reason == "out_of_memory"
 
 
 def _shared_out(stage: str, start: float, photos: Sequence[PhotoFaces]) -> list[PhotoFaces]:

@@ -5,6 +5,8 @@ Models stay loaded between photographs, as a service wants it.
 
 import math
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +19,7 @@ from tasks.decode import DecodeFailure, DecodeLimits, Reason, decode
 from tasks.decode import Photo as Picture
 from tasks.detect import Decoded, Detect
 from tasks.embed import embed
+from tasks.execution.guard import out_of_memory
 from tasks.execution.inference import load_for_inference
 from tasks.model_version import ModelVersion, NotInstalled, champion
 from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
@@ -63,11 +66,11 @@ class Prober:
         """Probe a photograph.
 
         Raises:
-            UnreadablePhoto: if it is no picture that can be read.
+            UnreadablePhoto: if it is no picture that can be read, or needs more memory than there is.
             NothingToSearch: if no face is in it.
             NotInstalled: if the models that made the catalog are not on this machine.
         """
-        with self.lock:  # one at a time: two would only share the processors, and take twice the memory
+        with self.lock, _within_memory():  # one at a time: two would share the processors and take twice the memory
             picture = self._decoded(data)
             detect, embedder, network = self._models(version)
             [found] = detect([Decoded(PhotoFaces(0, "probe", len(data)), picture, data)])
@@ -101,3 +104,13 @@ class Prober:
                 )
             self._loaded = (version.contract, Detect(detector, "cpu"), embedder, load_for_inference(embedder))
         return self._loaded[1:]
+
+
+@contextmanager
+def _within_memory() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        raise UnreadablePhoto("it needs more memory than there is; search with a smaller copy of it") from error

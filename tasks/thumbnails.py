@@ -45,7 +45,7 @@ def thumbnail(settings: Settings, collection_uri: str, key: str, etag: str, sha2
 
     Raises:
         StoreError: if the photograph cannot be read, or is not the one any more that the catalog knows.
-        DecodeFailure: if it cannot be decoded.
+        DecodeFailure, MemoryError: if it cannot be decoded.
     """
     if size in KEPT:
         with suppress(FileNotFoundError):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from unittest.mock import patch
 
-from flows.cli import main
+from flows.cli import command
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ def visage(*arguments: object) -> Ended:
         contextlib.redirect_stderr(err),
     ):
         try:
-            main()
+            command()
         except SystemExit as ended:
             code = ended.code
         finally:

@@ -310,11 +310,14 @@ def _no_files(path: Path) -> dict[str, Expectation]:
     }
 
 
-def rgb_16_bit_png(pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]") -> bytes:
-    """A PNG with 16 bits per channel from (H, W, 3) uint16, which Pillow cannot write."""
+def rgb_16_bit_png(
+    pixels: "np.ndarray[tuple[int, ...], np.dtype[np.uint16]]", clear: tuple[int, int, int] | None = None
+) -> bytes:
+    """A PNG with 16 bits per channel from (H, W, 3) uint16, which Pillow cannot write; the colour `clear` is transparent."""
     height, width, _ = pixels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
-    return _png(width, height, 16, 2, zlib.compress(rows))
+    extra = b"" if clear is None else _chunk(b"tRNS", struct.pack(">3H", *clear))
+    return _png(width, height, 16, 2, zlib.compress(rows), extra)
 
 
 def _png(width: int, height: int, bits: int, kind: int, data: bytes, extra: bytes = b"") -> bytes:

@@ -26,7 +26,7 @@ def photograph(service: Service, request: Request, image_id: int, size: Size) ->
 
     try:
         data = thumbnail(service.settings, view.collection_uri, view.key, view.etag, view.sha256, size)
-    except (StoreError, DecodeFailure) as error:
+    except (StoreError, DecodeFailure, MemoryError) as error:
         raise Problem(404, "picture-gone", "The photograph cannot be shown", str(error)) from error
     if not _still_there(service, image_id, view.sha256, size, data):
         raise not_found(f"A picture of image {image_id}")

@@ -16,6 +16,17 @@ Result = TypeVar("Result")
 GRACE = 20.0  # s, for calls that are in hand when the process is to end
 
 
+_at_work: set[threading.Thread] = set()
+
+
+def at_work() -> bool:
+    """Whether a thread still makes a call, in time or given up.
+
+    One that comes out of native code after Python has gone aborts the process.
+    """
+    return bool(_at_work)
+
+
 class TimedOut(Exception):
     """Something took longer than it may."""
 
@@ -89,7 +100,7 @@ class Workers:
         self._let_finish()
 
     def _let_finish(self) -> None:
-        """Wait for what is in hand: a thread that comes out of native code after Python has gone aborts the process."""
+        """Wait for what is in hand, which would else abort the process (`at_work`)."""
         end = time.monotonic() + GRACE
         for call in self._running.copy().values():
             with suppress(BaseException):
@@ -103,7 +114,9 @@ class Workers:
         while (call := self._waiting.get()) is not None:
             call.started = time.monotonic()
             self._running[me] = call
+            _at_work.add(me)
             call.make()
+            _at_work.discard(me)
             if self._running.pop(me, None) is None:
                 return  # somebody took my place when I was late
             del call  # do not hold a batch of pixels while waiting for the next

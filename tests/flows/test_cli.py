@@ -565,6 +565,35 @@ def test_a_command_interrupted_while_it_starts_says_nothing_and_exits_as_interru
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
 
 
+STILL_COMPUTES = """
+import atexit, sys
+import torch
+from flows import cli
+from flows.cli import app
+from tasks.execution.time_limit import TimedOut, Workers
+
+def compute():
+    numbers = torch.rand(1000, 1000)
+    while True:
+        numbers @ numbers
+
+def run():
+    try:
+        Workers(1, 0.1, "test")(compute)
+    except TimedOut:
+        atexit.register(print, "over")
+        sys.exit(3)
+
+app.run = run
+cli.main()
+"""
+
+
+def test_a_command_that_gave_a_thread_up_ends_with_its_own_exit_code_while_that_still_computes() -> None:
+    done = subprocess.run([sys.executable, "-c", STILL_COMPUTES], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (3, "over\n", "")
+
+
 # --- upkeep
 
 

@@ -197,6 +197,26 @@ def test_photos_that_hang_time_out_and_their_neighbours_do_not(
     assert statuses(settings) == dict.fromkeys(KEYS, "done") | {"b.jpg": "failed", "d.jpg": "failed"}
 
 
+def test_photos_that_need_too_much_memory_are_tried_alone_and_only_then_fail_for_that_reason(
+    settings: Settings, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decode = prepare.decode
+    once, always = (photos / "b.jpg").read_bytes(), (photos / "d.jpg").read_bytes()
+    short = [once]
+
+    def needing_much(data: bytes, *arguments: Any, **options: Any) -> Any:
+        if data == always or data in short:
+            short.clear()
+            bytearray(2**62)
+        return decode(data, *arguments, **options)
+
+    monkeypatch.setattr(prepare, "decode", needing_much)
+    add(settings, photos)
+    assert dict(run(settings).tally.failures) == {"decode: out_of_memory": 1}
+    assert statuses(settings) == dict.fromkeys(KEYS, "done") | {"d.jpg": "failed"}
+    assert run(settings).tally.images == 0
+
+
 @pytest.mark.long
 def test_a_night_goes_on_when_its_database_is_killed_and_comes_back(
     settings: Settings, tmp_path: Path, mortal_postgresql: Server

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 import time
+import tracemalloc
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from functools import cache
@@ -154,6 +155,16 @@ def test_samples_of_16_bits_are_scaled_not_clipped() -> None:
     assert rgb.bits == 16
 
 
+def test_samples_of_16_bits_take_little_memory() -> None:
+    data = save(Image.fromarray(np.zeros((1000, 1000), np.uint16)), "PNG")
+    tracemalloc.start()
+    try:
+        decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 8 * 1000 * 1000
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize("bits", [10, 12])
 def test_heif_of_more_than_8_bits_keeps_its_greys_and_colours(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pillow_heif.options, "SAVE_HDR_TO_12_BIT", bits == 12)
@@ -190,6 +201,14 @@ def test_transparency_is_laid_on_white() -> None:
     alpha[:, 48:, :3] = 255
     reduced = decode(save(Image.fromarray(alpha), "PNG"), long_side=24)
     assert reduced.pixels.min() == 255  # nothing of the colours behind the clear part bleeds in
+
+
+def test_a_clear_grey_of_16_bits_is_laid_on_white_and_a_clear_colour_costs_no_other_colour() -> None:
+    greys = np.tile(np.array([0, 40_000], np.uint16), (8, 4))
+    assert decode(save(Image.fromarray(greys), "PNG", transparency=0)).pixels[0, :2, 0].tolist() == [255, 156]
+    colours = np.tile(np.array([[0x1234, 0x5678, 0x9ABC], [0x3434, 0x7878, 0xBCBC]], np.uint16), (8, 4, 1))
+    pixels = decode(rgb_16_bit_png(colours, clear=(0x1234, 0x5678, 0x9ABC))).pixels
+    assert pixels[0, :2].tolist() == [[0x12, 0x56, 0x9A], [0x34, 0x78, 0xBC]]
 
 
 def test_inks_become_colours_as_pillow_and_adobe_mean_them() -> None:
@@ -339,6 +358,31 @@ def test_bombs_take_no_memory() -> None:
     count, megabytes = map(int, done.stdout.split())
     assert count >= 7
     assert megabytes < 30
+
+
+SCARCE = """
+import resource, sys
+from pathlib import Path
+from tasks.decode import decode
+files = [(path.name, path.read_bytes()) for path in sorted(Path(sys.argv[1]).iterdir())]
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**20, resource.RLIM_INFINITY))
+for name, data in files:
+    try:
+        decode(data, long_side=640)
+    except MemoryError as error:
+        print(f"{name}: {error}")
+"""
+
+
+def test_a_good_photo_for_which_memory_does_not_suffice_is_not_said_to_be_a_bad_one(tmp_path: Path) -> None:
+    large = Image.new("RGB", (4000, 4000))
+    for format, options in (("JPEG", {"progressive": True}), ("PNG", {"compress_level": 1}), ("BMP", {})):
+        large.save(tmp_path / format, format, **options)
+    done = subprocess.run([sys.executable, "-c", SCARCE, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [
+        f"{format}: the picture needs more memory than there is" for format in ("BMP", "JPEG", "PNG")
+    ]
 
 
 def test_png_is_decoded_without_metadata_that_would_fill_the_memory() -> None:

@@ -1,6 +1,7 @@
 """Restoration is judged, not trusted: where it looks, what it may change, and what it says of itself."""
 
 import io
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from tasks.assess import assess
 from tasks.decode import DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
+from tasks.execution import guard
+from tasks.execution.guard import set_time_limit
 from tasks.execution.restorer import Restorer
 from tasks.images.mark import LABEL, labelled, marked_png
 from tasks.model_version import ModelVersion, load_network
@@ -211,6 +214,31 @@ def test_an_output_that_is_not_finite_is_a_failure_and_never_passed_off_as_resto
     assert (failed.failure.stage, failed.failure.retryable) == ("restore", True)
     assert "real-esrgan-x4plus gave values that are not finite" in failed.failure.message
     assert failed.arrays == {}
+
+
+class Slow(torch.nn.Module):
+    """A network that takes its time for each face, and remembers how many there were."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.faces = 0
+
+    def forward(self, faces: Tensor) -> Tensor:
+        self.faces += len(faces)
+        time.sleep(0.8 * len(faces))
+        return torch.nn.functional.interpolate(faces, scale_factor=4)
+
+
+def test_photos_that_only_together_take_longer_than_one_may_are_restored_once(
+    restorer: Restore, small: PhotoFaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow = Slow()
+    monkeypatch.setattr(restorer.restorer, "network", slow)
+    monkeypatch.setattr(guard, "_clock", guard._Clock())
+    set_time_limit(2.0)
+    results = restorer([replace(small, image_id=number) for number in range(3)])
+    assert all(RESTORED in photo.arrays for photo in results)
+    assert slow.faces == 3
 
 
 class Bright(torch.nn.Module):

@@ -266,6 +266,16 @@ def test_the_photo_is_not_kept(archive: Settings, tmp_path: Path) -> None:
     assert everything() == before
 
 
+def test_a_photo_for_which_memory_does_not_suffice_is_said_to_be_too_large(
+    archive: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(jpeg(portrait()))
+    monkeypatch.setattr("tasks.probe.decode", lambda *_, **__: bytearray(2**62))
+    with pytest.raises(UnreadablePhoto, match=r"photo\.jpg: .*more memory than there is; search with a smaller copy"):
+        by_photo(archive, photo)
+
+
 def test_what_cannot_be_searched_with_is_said(archive: Settings, tmp_path: Path) -> None:
     photo = tmp_path / "photo.jpg"
     photo.write_bytes(jpeg(landscape()))
