@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ from tasks.model_version import ModelVersion as Version
 from tasks.model_version import find_version
 from tasks.search import search_photo
 from tasks.versioning import upgrade
-from tasks.versioning.backfill import Embedder, rest_seconds
+from tasks.versioning.backfill import Embedded, Embedder, rest_seconds
 from tests.archive import calibration
 from tests.command import visage
 from tests.pairs import few_pairs, pictures
@@ -253,6 +254,35 @@ def test_retiring_deletes_the_rows_of_a_version_that_nobody_uses(settings: Setti
     assert "no upgrade" in visage("models", "rollback", "lightcnn-9").err
     assert run(settings).tally.images == 0  # the catalog stays with the new version
     assert found(settings)[0] == NEW
+
+
+def test_a_backfill_ends_when_its_upgrade_is_called_off_and_writes_nothing_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(settings)
+    embed = Embedder.__call__
+
+    def called_off_meanwhile(self: Embedder, faces: Sequence[upgrades.FaceToEmbed], source: str) -> Embedded:
+        for ended in (visage("models", "rollback", "lightcnn-9"), visage("models", "retire", NEW)):
+            assert ended.code == 0, ended.err
+        return embed(self, faces, source)
+
+    monkeypatch.setattr(Embedder, "__call__", called_off_meanwhile)
+    with pytest.raises(upgrade.NoUpgrade, match="called off meanwhile"):
+        run_backfill(settings)
+    assert counts(settings) == {"dlib-resnet": 4}
+
+
+def test_no_version_is_retired_while_a_run_may_embed_with_it(settings: Settings) -> None:
+    promoted(settings)
+    refused = []
+
+    def retire() -> None:
+        refused.append(visage("models", "retire", NEW))
+
+    run(settings, after_discovery=retire)
+    assert (refused[0].code, "is at work and may embed with it" in refused[0].err) == (1, True)
+    assert visage("models", "retire", NEW).code == 0
 
 
 @pytest.mark.slow
