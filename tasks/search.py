@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from sqlalchemy.orm import Session
 
 from infra.asked import AskedWrongly
 from infra.catalog.database import Catalog
+from infra.catalog.identities import decisions
 from infra.catalog.queries.filters import FaceFilter, of_identity
 from infra.catalog.queries.views import FaceView, faces_by_id
 from infra.catalog.search.neighbours import Neighbours, VectorIndex, nearest_faces
-from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity, Identity
+from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.versions import serving
 from infra.catalog.visibility import visible
@@ -232,7 +234,7 @@ def _asked(
 ) -> _Asked:
     if query.identity_id is not None:
         faces = _faces_of(session, version, query.identity_id)
-        without = not_(of_identity(query.identity_id))
+        without = not_(of_identity(session, query.identity_id))
     else:
         faces, without = query.faces, Face.id.not_in(query.faces)
     parts: list[np.ndarray] = []
@@ -277,13 +279,15 @@ def _stored(session: Session, version: ModelVersionRow, faces: Sequence[int]) ->
 
 def _faces_of(session: Session, version: ModelVersionRow, identity_id: int) -> tuple[int, ...]:
     """The faces that stand for a person best: exemplars, then by quality."""
-    identity = session.get(Identity, identity_id)
+    identity = None
+    with suppress(decisions.UnknownSubject):
+        identity = decisions.identity(session, identity_id)
     if identity is None or identity.model_version_id != version.id:
         raise UnknownFace(f"the catalog knows no person {identity_id}; 'visage identities' lists them")
     statement = (
         select(Face.id)
         .join(FaceIdentity, FaceIdentity.face_id == Face.id)
-        .where(FaceIdentity.identity_id == identity_id)
+        .where(FaceIdentity.identity_id == identity.id)
         .order_by(FaceIdentity.exemplar.desc(), Face.quality.desc(), Face.id)
         .limit(MOST_PROBES)
     )

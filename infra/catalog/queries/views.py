@@ -214,9 +214,7 @@ def identities(session: Session, min_faces: int, limit: int) -> list[IdentityVie
             select(Image.key)
             .join(Face, Face.content_id == Image.content_id)
             .join(FaceIdentity, FaceIdentity.face_id == Face.id)
-            .where(
-                FaceIdentity.identity_id == person.identity_id, Image.status != ImageStatus.MISSING.value
-            )
+            .where(FaceIdentity.identity_id == person.identity_id, Image.status != ImageStatus.MISSING.value)
             .distinct()
             .order_by(Image.key)
             .limit(20)
