@@ -140,7 +140,7 @@ def search_photo(
     """
     version = serving_version(session)
     asked_with = read_photo(photo, settings)
-    return search_probed(session, settings, asked_with, _probe(settings, version, asked_with, None), limit, conditions)
+    return search_probed(session, settings, asked_with, probe(settings, version, asked_with, None), limit, conditions)
 
 
 def search_probed(
@@ -246,7 +246,7 @@ def _asked(
         places.append(((first.x1, first.y1, first.x2, first.y2), first.score))
     prober = prober or Prober(settings)
     for photo in query.photos:
-        probed = _probe(settings, version, photo, prober)
+        probed = probe(settings, version, photo, prober)
         place = _place(photo, probed)
         parts.append(probed.vectors[place][None])
         places.append((tuple(map(float, probed.boxes[place])), float(probed.scores[place])))
@@ -297,7 +297,13 @@ def _faces_of(session: Session, version: ModelVersionRow, identity_id: int) -> t
     return faces
 
 
-def _probe(settings: Settings, version: ModelVersionRow, photo: Photo, prober: Prober | None) -> Probed:
+def probe(settings: Settings, version: ModelVersionRow, photo: Photo, prober: Prober | None = None) -> Probed:
+    """Find and embed the faces in a photograph.
+
+    Raises:
+        UnreadablePhoto, NothingToSearch: naming the photograph.
+        NotInstalled: if the version is not on this machine.
+    """
     try:
         return (prober or Prober(settings))(photo.data, version)
     except (UnreadablePhoto, NothingToSearch) as error:

@@ -354,6 +354,7 @@ def test_one_search_sees_both_versions_through_the_bridge(settings: Settings, tm
     photo = tmp_path / "photos" / "a.jpg"
     [unseen] = visage("backfill", "search", photo, "--json").json
     assert (unseen["matches"], unseen["unseen"], unseen["method"]) == ([], 4, "exact, no bridge yet")
+    assert [row["action"] for row in visage("audit", "list", "--json").json] == ["search.upgrade"]
 
     catalog = Catalog(settings.catalog_url)
     with catalog.read() as session:
