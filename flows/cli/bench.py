@@ -13,14 +13,14 @@ from infra.words import count
 
 def bench(
     photographs: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of photographs of yours.")],
-    limit: Annotated[int, typer.Option(min=1, help="Measure on at most so many, an even sample of the folder.")] = 200,
+    limit: Annotated[int, typer.Option(min=1, help="Measure on an even sample of so many.")] = 200,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Write bench.json and bench.png here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the nightly job on photographs of yours: whole, by stage, against what its stages and its models take alone.
 
-    Whole pictures are held in memory meanwhile. Everything happens in this process and in a temporary catalog; yours stays as it is. For a figure that can be trusted, let
-    nothing else be at work on the machine.
+    Whole pictures are held in memory meanwhile. Everything happens in this process and in a temporary catalog; yours stays as it
+    is. For a figure that can be trusted, let nothing else be at work on the machine.
     """
     from flows.bench import bench as measure  # noqa: PLC0415 - imports torch
     from flows.bench import environment_note, plot  # noqa: PLC0415
