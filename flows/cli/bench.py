@@ -19,8 +19,8 @@ def bench(
 ) -> None:
     """Measure the nightly job on photographs of yours: whole, by stage, against what its stages and its models take alone.
 
-    Whole pictures are held in memory meanwhile. Everything happens in this process and in a temporary catalog; yours stays as it
-    is. For a figure that can be trusted, let nothing else be at work on the machine.
+    Whole pictures are held in memory meanwhile. Everything happens in this process and in a temporary catalog; yours stays as
+    it is. For a figure that can be trusted, let nothing else be at work on the machine.
     """
     from flows.bench import bench as measure  # noqa: PLC0415 - imports torch
     from flows.bench import environment_note, plot  # noqa: PLC0415
