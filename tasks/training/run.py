@@ -166,7 +166,10 @@ def tracked(planned: Plan[Any], facts: Mapping[str, object]) -> Iterator[Run]:
         ) as run,
     ):
         known.write_text(run.run_id, encoding="utf-8")
-        run.params({**planned.options.model_dump(mode="json"), "pictures": images, **facts})
+        chosen = planned.options.model_dump(mode="json")
+        # What does not decide the result may be another when the training goes on.
+        run.tags({"pictures": images, **{name: chosen.pop(name) for name in ("against",) if name in chosen}})
+        run.params({**chosen, **facts})
         try:
             yield run
         except TrainingFailed:

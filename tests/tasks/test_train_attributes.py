@@ -165,6 +165,18 @@ def test_faces_stay_for_a_training_that_was_interrupted_and_for_none_that_was_re
     assert not (planned.folder / "faces").exists()
 
 
+def test_a_training_goes_on_from_another_place_and_against_another_rival(settings: Settings) -> None:
+    planned = planned_on(settings)
+    with pytest.raises(KeyboardInterrupt), tracked(planned) as first:
+        raise KeyboardInterrupt
+    moved = replace(planned.labelled, images=settings.home_folder / "elsewhere")
+    options = planned.options.model_copy(update={"against": "fairface"})
+    with tracked(replace(planned, labelled=moved, options=options)) as run:
+        assert run.run_id == first.run_id
+    tags = MlflowClient(settings.mlflow_uri).get_run(run.run_id).data.tags
+    assert (tags["pictures"], tags["against"]) == (str(moved.images), "fairface")
+
+
 def test_people_kept_for_judging_are_trained_on_by_no_head(settings: Settings) -> None:
     planned = planned_on(settings)
     with tracked(planned) as run:
