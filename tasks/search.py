@@ -133,6 +133,7 @@ def search_photo(
     """Find for every face in a photo the most similar ones of the catalog. The photo is not kept.
 
     Raises:
+        InvalidQuery: for a limit that nobody can ask for.
         InvalidFilter, UnknownCollection: naming the condition that does not fit.
         NothingToSearch: if there is no face in the photo, or nothing in the catalog.
         UnreadablePhoto: if the file is no picture that can be read.
@@ -140,6 +141,7 @@ def search_photo(
     """
     version = serving_version(session)
     asked_with = read_photo(photo, settings)
+    _check(Query(photos=(asked_with,), limit=limit))
     return search_probed(session, settings, asked_with, probe(settings, version, asked_with, None), limit, conditions)
 
 

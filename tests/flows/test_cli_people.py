@@ -24,6 +24,7 @@ def crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog_url: Ca
 
 def test_the_number_of_somebody_merged_away_finds_whoever_they_were_merged_into(crowd: Crowd) -> None:
     assert visage("people", "merge", 1, 2).code == 0
+    assert len(visage("people", "history", "--identity", 2, "--json").json) == 1
     kept, gone = (visage("faces", "--person", number, "--json").json for number in (1, 2))
     assert len(kept) == 6
     assert gone == kept
