@@ -8,11 +8,13 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import func, select, update
 
+from flows import opening
 from flows.backfill import run_backfill
 from infra.catalog import collections
 from infra.catalog.custody import retention
@@ -283,6 +285,24 @@ def test_no_version_is_retired_while_a_run_may_embed_with_it(settings: Settings)
     run(settings, after_discovery=retire)
     assert (refused[0].code, "is at work and may embed with it" in refused[0].err) == (1, True)
     assert visage("models", "retire", NEW).code == 0
+
+
+def test_a_run_that_opens_while_a_version_is_retired_does_not_embed_with_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(settings)
+    models = opening._models
+
+    def retired_meanwhile(*arguments: Any) -> object:
+        found = models(*arguments)
+        monkeypatch.setattr(opening, "_models", models)
+        assert visage("models", "retire", NEW).code == 0
+        return found
+
+    monkeypatch.setattr(opening, "_models", retired_meanwhile)
+    (tmp_path / "photos" / "new.jpg").write_bytes(jpeg(portrait(300)))
+    assert run(settings).tally.images == 1
+    assert counts(settings) == {"dlib-resnet": 5}
 
 
 @pytest.mark.slow
