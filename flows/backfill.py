@@ -21,7 +21,7 @@ from tasks.recipe import version_of_row
 from tasks.search_index import prepare_index
 from tasks.versioning import bridge
 from tasks.versioning.backfill import Embedded, Embedder, batches, rest_seconds
-from tasks.versioning.upgrade import NoUpgrade, Progress, progress, switch, under_way
+from tasks.versioning.upgrade import NoUpgrade, Progress, hold, progress, switch, under_way
 
 GROUP = 16  # photos that are claimed at once, and recorded in one transaction: what a kill can cost
 SHARE_BESIDE_A_NIGHT = 0.25
@@ -55,7 +55,7 @@ def run_backfill(
     Called in several processes, each does a part; the last one switches.
 
     Raises:
-        NoUpgrade: if none is under way.
+        NoUpgrade: if none is under way, or it is called off meanwhile.
         NotInstalled: if one of its versions is not on this machine.
     """
     catalog = Catalog(settings.catalog_url)
@@ -69,9 +69,13 @@ def run_backfill(
         try:
             _embed_all(work)
             bridge.refit(catalog, upgrade)
-            while not _switched(work, settings):
+            while not switch(catalog, settings):
                 _embed_all(work)  # what nights have found meanwhile
                 _wait_for_others(work)
+        except NoUpgrade:
+            with catalog.read() as session:
+                if session.get_one(Upgrade, upgrade.id).status != UpgradeStatus.SWITCHED.value:  # by another process
+                    raise
         finally:
             embedder.close()
         prepare_index(catalog, settings)
@@ -79,17 +83,6 @@ def run_backfill(
             return progress(session)
     finally:
         catalog.close()
-
-
-def _switched(work: _Work, settings: Settings) -> bool:
-    """Switch, if that can be done now and no other process has."""
-    try:
-        return switch(work.catalog, settings)
-    except NoUpgrade:
-        with work.catalog.read() as session:
-            if session.get_one(Upgrade, work.upgrade.id).status == UpgradeStatus.SWITCHED.value:
-                return True
-        raise
 
 
 def _embed_all(work: _Work) -> None:
@@ -102,6 +95,7 @@ def _embed_all(work: _Work) -> None:
         start = time.monotonic()
         with work.catalog.write() as session:
             part = backfill_claims.claim(session, work.upgrade.id, work.worker, part)  # noqa: PLW2901
+            hold(session, work.upgrade.id)
             faces = upgrades.faces_to_embed(session, work.upgrade, part)
         made = work.embedder(faces, work.upgrade.source) if faces else Embedded({}, {})
         work.done += len(faces)
@@ -117,11 +111,13 @@ def _embed_all(work: _Work) -> None:
 def _record(work: _Work, made: Embedded) -> bool:
     """Write down what was made, and say whether a night is at work."""
     with work.catalog.write() as session:
+        nights = close_dead_runs(session)
+        hold(session, work.upgrade.id)
         speed = work.done / (time.monotonic() - work.started)  # rests included
         workers = backfill_claims.count_workers(session, work.upgrade.id)
         upgrades.put_backfilled(session, work.upgrade, made.vectors, made.given_up, speed * max(workers, 1))
         backfill_claims.release(session, work.upgrade.id, work.worker)
-        return bool(close_dead_runs(session))
+        return bool(nights)
 
 
 def _wait_for_others(work: _Work) -> None:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from sqlalchemy import delete, select
 
 from flows import night as steps
 from flows.night import Night, night
 from infra.catalog import collections
 from infra.catalog.database import Catalog
+from infra.catalog.tables.schema import Image
 from infra.settings import Settings
 from infra.storage.base import LITTER
 from infra.words import count
@@ -24,6 +26,7 @@ from tasks.pipeline import thread_count
 
 COLLECTION = "bench"
 REST = "record and rest"
+SAMPLE = 200  # photographs: what is measured of the stages alone is held in memory, whole pictures too
 
 
 class NoPhotographs(ValueError):
@@ -34,6 +37,7 @@ class NoPhotographs(ValueError):
 class Bench:
     """What was measured; seconds leave the start of Python and the loading of models out.
 
+    `photographs`: how many were processed, of `found` that the folder has.
     `stages`: where the pipeline's time went, of threads that work side by side an equal share each; reading and decoding run
     beside the others. `alone`: what each stage takes by itself, in as many threads as the pipeline has. `forwards`: what each
     model's forwards take by themselves, at `batches`, with torch's own threads.
@@ -43,6 +47,7 @@ class Bench:
     machine: str
     processors: int
     photographs: int
+    found: int
     failed: int
     faces: int
     restored: int
@@ -75,8 +80,12 @@ class Bench:
         return self.seconds / sum(self.forwards.values())
 
 
-def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] = lambda step: None) -> Bench:
+def bench(
+    settings: Settings, photographs: Path, limit: int = SAMPLE, on_step: Callable[[str], None] = lambda step: None
+) -> Bench:
     """Process photographs as a night does, in this process and in a catalog of its own that is removed afterwards.
+
+    Of more than `limit` an even sample, in the order of their keys.
 
     Raises:
         NoPhotographs: if none of the files holds a face, or there are none.
@@ -95,7 +104,7 @@ def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] 
 
         on_step("measuring what the stages and the models take alone")
         with night(place("limits"), COLLECTION) as state:
-            steps.discover_images(state)
+            found = _discover_some(state, limit)
             stages = Stages(state.catalog, state.job)
             photos = stages.through()
             if not any(photo.face_count for photo in photos):
@@ -110,13 +119,16 @@ def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] 
         on_step("processing")
         started, worked = time.perf_counter(), time.process_time()
         with night(place("night"), COLLECTION) as state:
-            _work(state)
+            _discover_some(state, limit)
+            for step in (steps.process_images, steps.group_faces, steps.audit_catalog):
+                step(state)
             whole, used = time.perf_counter() - started, time.process_time() - worked
             loading = loading_seconds(state.job)
     return Bench(
         machine=processor(),
         processors=settings.cpu_count,
         photographs=state.tally.images,
+        found=found,
         failed=sum(state.tally.failures.values()),
         faces=state.tally.faces,
         restored=state.tally.restored,
@@ -131,9 +143,15 @@ def bench(settings: Settings, photographs: Path, on_step: Callable[[str], None] 
     )
 
 
-def _work(state: Night) -> None:
-    for step in (steps.discover_images, steps.process_images, steps.group_faces, steps.audit_catalog):
-        step(state)
+def _discover_some(state: Night, limit: int) -> int:
+    """Discover photographs, and forget all but an even sample; returns how many there are."""
+    steps.discover_images(state)
+    with state.catalog.write() as session:
+        ids = list(session.scalars(select(Image.id).order_by(Image.id)))
+        if len(ids) > limit:
+            sample = [ids[n * len(ids) // limit] for n in range(limit)]
+            session.execute(delete(Image).where(Image.id.not_in(sample)))
+    return len(ids)
 
 
 def _stages(state: Night, whole: float, loading: float) -> dict[str, float]:

@@ -10,7 +10,7 @@ from infra.catalog.database import Catalog
 from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection, Run, RunStatus
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
-from infra.catalog.versioning.upgrades import SERVING
+from infra.catalog.versioning import upgrades
 from infra.catalog.versioning.versions import serving_id
 from infra.catalog.work.key_range import KeyRange
 from infra.catalog.work.runs import (
@@ -85,11 +85,15 @@ def open_job(
 
 @dataclass(frozen=True)
 class _Models:
-    """What a run works with: the recipe, which embedding version queries use, and a second one to embed with."""
+    """What a run works with: the recipe, which embedding version queries use, and a second one to embed with.
+
+    `upgrade`: the latest one, and where it stood.
+    """
 
     recipe: Recipe
     serving_id: int | None
     companion: ModelVersion | None
+    upgrade: tuple[int, str] | None
 
 
 def _open_run(
@@ -98,8 +102,9 @@ def _open_run(
     while True:
         models = _models(settings, catalog, collection)
         with catalog.write() as session:
-            exclusive(session, SERVING)
-            if serving_id(session) == models.serving_id:  # else an upgrade has switched at this very moment
+            exclusive(session, upgrades.SERVING)
+            # Else an upgrade has begun, switched or ended at this very moment.
+            if (serving_id(session), _upgrade(session)) == (models.serving_id, models.upgrade):
                 return open_run(session, collection.id, models.recipe.digest, keys, slot), models
 
 
@@ -112,7 +117,12 @@ def _models(settings: Settings, catalog: Catalog, collection: Collection) -> _Mo
             log.warning("new faces are embedded by one version of the upgrade only", error=str(missing))
             beside = None
         recipe = current_recipe(settings, frozenset(collection.sensitive_attributes), embedder)
-        return _Models(recipe, serving_id(session), beside)
+        return _Models(recipe, serving_id(session), beside, _upgrade(session))
+
+
+def _upgrade(session: Session) -> tuple[int, str] | None:
+    latest = upgrades.latest(session)
+    return None if latest is None else (latest.id, latest.status)
 
 
 def said_by(error: BaseException) -> str:

@@ -13,12 +13,14 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import Any
 from uuid import UUID
 
 from filelock import FileLock, Timeout
 
 from infra import prefect_server
+from infra.catalog.custody import keyed
 from infra.catalog.database import Catalog
 from infra.catalog.tables.schema import Schedule
 from infra.catalog.work import schedules
@@ -120,10 +122,10 @@ class _Server:
             if name in self.served and self.served[name][0] == terms:
                 continue
             deployment: Any = await scheduled.ato_deployment(
-                name,
+                f"{name} {self._tag}",
                 schedule=Cron(terms[0], timezone=terms[1]),
                 parameters={"schedule": name},
-                tags=["visage"],
+                tags=["visage", self._tag],
                 entrypoint_type=_module_path(),
             )
             self.served[name] = terms, await runner.aadd_deployment(deployment)
@@ -132,12 +134,18 @@ class _Server:
     async def _forget_former(self) -> None:
         """Remove deployments of schedules that the catalog no longer has, and runs that Prefect has piled up meanwhile."""
         from prefect import get_client  # noqa: PLC0415
-        from prefect.client.schemas.filters import FlowFilter, FlowFilterName  # noqa: PLC0415
+        from prefect.client.schemas.filters import DeploymentFilter, DeploymentFilterTags  # noqa: PLC0415
 
         async with get_client() as client:
-            ours = FlowFilter(name=FlowFilterName(any_=["scheduled"]))
-            for deployment in await client.read_deployments(flow_filter=ours):
+            ours = DeploymentFilter(tags=DeploymentFilterTags(all_=["visage", self._tag]))
+            for deployment in await client.read_deployments(deployment_filter=ours):
                 await client.delete_deployment(deployment.id)
+
+    @cached_property
+    def _tag(self) -> str:
+        """What tells deployments of this catalog from those of others on the same Prefect server."""
+        with self.catalog.write() as session:
+            return keyed.digest(keyed.secret(session, "prefect"))[:8]
 
     async def _delete(self, deployment: UUID) -> None:
         from prefect import get_client  # noqa: PLC0415

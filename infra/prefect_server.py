@@ -93,9 +93,11 @@ class PendingServer:
         """Wait until the server answers and return the URL of its API.
 
         Raises:
-            ServerUnavailable: it ended before it answered, or does not answer within `timeout` seconds.
+            ServerUnavailable: it ended before it answered, or does not answer within `timeout` seconds; one that was given
+                must answer at once.
         """
         if self.given is not None:
+            _check_answers(self.given)
             return self.given
         deadline = time.monotonic() + timeout
         while (left := deadline - time.monotonic()) > 0:
@@ -109,6 +111,21 @@ class PendingServer:
             f"The local Prefect server does not answer after {timeout:.0f} s. 'visage down' stops it, "
             f"and the next run starts it afresh.{_last_words(self.folder)}"
         )
+
+
+def _check_answers(url: str) -> None:
+    from urllib.error import HTTPError  # noqa: PLC0415 - only who names a server needs it
+    from urllib.request import urlopen  # noqa: PLC0415
+
+    try:
+        urlopen(f"{url.rstrip('/')}/health", timeout=10).close()
+    except HTTPError:  # which is an answer
+        return
+    except (OSError, ValueError, HTTPException) as error:
+        raise ServerUnavailable(
+            f"No Prefect server answers at PREFECT_API_URL={url} ({getattr(error, 'reason', error)}). Start it, correct the "
+            "variable, or unset it: then a local one is used."
+        ) from None
 
 
 def begin(home: Path) -> PendingServer:

@@ -76,8 +76,13 @@ class Settings(BaseSettings):
 
     @property
     def acting(self) -> str:
-        """Who decides, searches and erases."""
-        return self.user or getpass.getuser()
+        """Who decides, searches and erases; in a container a user may have a number only."""
+        if self.user:
+            return self.user
+        try:
+            return getpass.getuser()
+        except (KeyError, OSError):
+            return f"uid {os.getuid()}"
 
     @property
     def weights_folder(self) -> Path:

@@ -28,6 +28,12 @@ class Run:
 
         self._client.log_batch(self.run_id, params=[Param(plain(name), str(value)) for name, value in values.items()])
 
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Set tags, by their text: facts that may change as long as the run goes on."""
+        from mlflow.entities import RunTag  # noqa: PLC0415
+
+        self._client.log_batch(self.run_id, tags=[RunTag(plain(name), str(value)) for name, value in values.items()])
+
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log numbers at a step. Names become `plain`."""
         from mlflow.entities import Metric  # noqa: PLC0415

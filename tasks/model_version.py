@@ -79,19 +79,6 @@ def find_version(reference: str, weights_dir: Path, tracking_uri: str) -> ModelV
     return _on_this_machine(model, found, weights_dir)
 
 
-def champions(weights_dir: Path, tracking_uri: str) -> list[ModelVersion]:
-    """Return the champions of all models that have one and that this release knows.
-
-    Raises:
-        NotInstalled: if the weights of one are not on this machine.
-    """
-    return [
-        _on_this_machine(model, found, weights_dir)
-        for found in Registry(tracking_uri).versions()
-        if CHAMPION in found.aliases and (model := table.find(found.name)) is not None
-    ]
-
-
 def load_network(version: ModelVersion) -> nn.Module:
     """Load a version's network on the CPU, in eval mode, after proving its weights by digest.
 

@@ -8,6 +8,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from sqlalchemy.orm import Session
 
 from infra.asked import AskedWrongly
 from infra.catalog.database import Catalog
+from infra.catalog.identities import decisions
 from infra.catalog.queries.filters import FaceFilter, of_identity
 from infra.catalog.queries.views import FaceView, faces_by_id
 from infra.catalog.search.neighbours import Neighbours, VectorIndex, nearest_faces
-from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity, Identity
+from infra.catalog.tables.schema import UNIT_TOLERANCE, Embedding, Face, FaceIdentity
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning.versions import serving
 from infra.catalog.visibility import visible
@@ -131,6 +133,7 @@ def search_photo(
     """Find for every face in a photo the most similar ones of the catalog. The photo is not kept.
 
     Raises:
+        InvalidQuery: for a limit that nobody can ask for.
         InvalidFilter, UnknownCollection: naming the condition that does not fit.
         NothingToSearch: if there is no face in the photo, or nothing in the catalog.
         UnreadablePhoto: if the file is no picture that can be read.
@@ -138,7 +141,8 @@ def search_photo(
     """
     version = serving_version(session)
     asked_with = read_photo(photo, settings)
-    return search_probed(session, settings, asked_with, _probe(settings, version, asked_with, None), limit, conditions)
+    _check(Query(photos=(asked_with,), limit=limit))
+    return search_probed(session, settings, asked_with, probe(settings, version, asked_with, None), limit, conditions)
 
 
 def search_probed(
@@ -232,7 +236,7 @@ def _asked(
 ) -> _Asked:
     if query.identity_id is not None:
         faces = _faces_of(session, version, query.identity_id)
-        without = not_(of_identity(query.identity_id))
+        without = not_(of_identity(session, query.identity_id))
     else:
         faces, without = query.faces, Face.id.not_in(query.faces)
     parts: list[np.ndarray] = []
@@ -244,7 +248,7 @@ def _asked(
         places.append(((first.x1, first.y1, first.x2, first.y2), first.score))
     prober = prober or Prober(settings)
     for photo in query.photos:
-        probed = _probe(settings, version, photo, prober)
+        probed = probe(settings, version, photo, prober)
         place = _place(photo, probed)
         parts.append(probed.vectors[place][None])
         places.append((tuple(map(float, probed.boxes[place])), float(probed.scores[place])))
@@ -277,13 +281,15 @@ def _stored(session: Session, version: ModelVersionRow, faces: Sequence[int]) ->
 
 def _faces_of(session: Session, version: ModelVersionRow, identity_id: int) -> tuple[int, ...]:
     """The faces that stand for a person best: exemplars, then by quality."""
-    identity = session.get(Identity, identity_id)
+    identity = None
+    with suppress(decisions.UnknownSubject):
+        identity = decisions.identity(session, identity_id)
     if identity is None or identity.model_version_id != version.id:
         raise UnknownFace(f"the catalog knows no person {identity_id}; 'visage identities' lists them")
     statement = (
         select(Face.id)
         .join(FaceIdentity, FaceIdentity.face_id == Face.id)
-        .where(FaceIdentity.identity_id == identity_id)
+        .where(FaceIdentity.identity_id == identity.id)
         .order_by(FaceIdentity.exemplar.desc(), Face.quality.desc(), Face.id)
         .limit(MOST_PROBES)
     )
@@ -293,7 +299,13 @@ def _faces_of(session: Session, version: ModelVersionRow, identity_id: int) -> t
     return faces
 
 
-def _probe(settings: Settings, version: ModelVersionRow, photo: Photo, prober: Prober | None) -> Probed:
+def probe(settings: Settings, version: ModelVersionRow, photo: Photo, prober: Prober | None = None) -> Probed:
+    """Find and embed the faces in a photograph.
+
+    Raises:
+        UnreadablePhoto, NothingToSearch: naming the photograph.
+        NotInstalled: if the version is not on this machine.
+    """
     try:
         return (prober or Prober(settings))(photo.data, version)
     except (UnreadablePhoto, NothingToSearch) as error:

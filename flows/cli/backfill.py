@@ -8,6 +8,7 @@ import typer
 
 from flows.cli.evaluate import progress as bar
 from flows.cli.output import Json, console, literal, print_json, print_table
+from infra.catalog.custody import audit
 from infra.catalog.database import Catalog
 from infra.settings import load_settings
 from infra.words import count
@@ -88,12 +89,18 @@ def search(
     as_json: Json = False,
 ) -> None:
     """Search by the version to come before it is complete: faces that lack it are seen through the bridge."""
-    from tasks.versioning.bridge import describe  # noqa: PLC0415 - imports torch
+    from tasks.search import read_photo  # noqa: PLC0415 - imports torch
+    from tasks.versioning.bridge import describe  # noqa: PLC0415
     from tasks.versioning.bridged_search import search_across  # noqa: PLC0415
 
     settings = load_settings()
-    with Catalog(settings.catalog_url).read() as session:
-        answers = search_across(session, settings, photo, limit)
+    catalog = Catalog(settings.catalog_url)
+    asked = read_photo(photo, settings)
+    with catalog.read() as session:
+        answers = search_across(session, settings, asked, limit)
+    found = [match.face.face_id for answer in answers for match in answer.matches]
+    with catalog.write() as session:
+        audit.searched(session, settings.acting, "upgrade", found, [asked.data], limit=limit)
     if as_json:
         print_json(answers)
         return

@@ -13,18 +13,19 @@ from infra.words import count
 
 def bench(
     photographs: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of photographs of yours.")],
+    limit: Annotated[int, typer.Option(min=1, help="Measure on an even sample of so many.")] = 200,
     out: Annotated[Path | None, typer.Option(file_okay=False, help="Write bench.json and bench.png here.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure the nightly job on photographs of yours: whole, by stage, against what its stages and its models take alone.
 
-    Everything happens in this process and in a temporary catalog; yours stays as it is. For a figure that can be trusted, let
-    nothing else be at work on the machine.
+    Whole pictures are held in memory meanwhile. Everything happens in this process and in a temporary catalog; yours stays as
+    it is. For a figure that can be trusted, let nothing else be at work on the machine.
     """
     from flows.bench import bench as measure  # noqa: PLC0415 - imports torch
     from flows.bench import environment_note, plot  # noqa: PLC0415
 
-    result = measure(load_settings(), photographs, lambda step: errors.print(f"{step} ..."))
+    result = measure(load_settings(), photographs, limit, lambda step: errors.print(f"{step} ..."))
     facts = {
         **vars(result),
         "limit": result.limit,
@@ -44,7 +45,7 @@ def bench(
     ]
     rows += [[f"{name}, forwards only", None, None, value] for name, value in result.forwards.items()]
     print_table(
-        f"{count(result.photographs, 'photograph')} with {count(result.faces, 'face')} "
+        f"{result.photographs:,} of {count(result.found, 'photograph')} with {count(result.faces, 'face')} "
         f"({result.restored:,} restored) on {result.machine}, "
         f"{result.processors} processors",
         ["stage", "seconds", "ms a photograph", "seconds alone"],

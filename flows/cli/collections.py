@@ -50,7 +50,7 @@ def add(
     as_json: Json = False,
 ) -> None:
     """Add a collection. Nothing is read until 'visage run NAME'."""
-    from tasks.nights.collections import check  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import check  # noqa: PLC0415 - only this command needs it
 
     settings = load_settings()
     checked = check(settings, name, uri, include or [], exclude, sensitive or [])
@@ -103,7 +103,7 @@ def set_(
 
 
 def _move(catalog: Catalog, settings: Settings, name: str, uri: str) -> "Moved":
-    from tasks.nights.collections import move  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import move  # noqa: PLC0415 - only this command needs it
 
     return move(catalog, settings, name, uri)
 
@@ -111,7 +111,7 @@ def _move(catalog: Catalog, settings: Settings, name: str, uri: str) -> "Moved":
 @app.command()
 def rename(name: Name, new: Annotated[str, typer.Argument(help="A name that is free.")], as_json: Json = False) -> None:
     """Call a collection something else. Schedules and runs stay; commands, pages and addresses know the new name only."""
-    from tasks.nights.collections import rename as call  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import rename as call  # noqa: PLC0415 - only this command needs it
 
     with closing(Catalog(load_settings().catalog_url)) as catalog:
         call(catalog, name, new)

@@ -247,12 +247,14 @@ def retire(
 
 @app.command("list")
 def list_(as_json: Json = False) -> None:
-    """List every model that this release knows, and which version of it is in use here."""
-    from models.table import listed  # noqa: PLC0415 - imports torch
-    from tasks.model_version import champions  # noqa: PLC0415
+    """List every model that this release knows, which version of it is in use, and whether its weights are here."""
+    from infra import weights  # noqa: PLC0415 - imports torch
+    from infra.registry import CHAMPION, Registry  # noqa: PLC0415 - imports MLflow
+    from models.table import listed  # noqa: PLC0415
 
     settings = load_settings()
-    in_use = {v.name: v for v in champions(settings.weights_folder, settings.mlflow_uri)}
+    in_use = {v.name: v for v in Registry(settings.mlflow_uri).versions() if CHAMPION in v.aliases}
+    here = {v.name: weights.folder_of(settings.weights_folder, v.name, v.digest).is_dir() for v in in_use.values()}
     rows = [
         {
             "name": spec.name,
@@ -260,6 +262,7 @@ def list_(as_json: Json = False) -> None:
             "dimension": spec.dimension,
             "weights": "bundled" if spec.bundled else "trained here" if spec.reads else "official checkpoint",
             "champion": in_use[spec.name].version if spec.name in in_use else None,
+            "here": here.get(spec.name),
             "licence": spec.licence,
             "title": spec.title,
         }
@@ -268,7 +271,7 @@ def list_(as_json: Json = False) -> None:
     if as_json:
         print_json(rows)
         return
-    columns = ["name", "role", "dimension", "weights", "champion", "licence"]
+    columns = ["name", "role", "dimension", "weights", "champion", "here", "licence"]
     print_table("Models", columns, [[row[c] for c in columns] for row in rows])
 
 

@@ -1,6 +1,7 @@
 """`visage run`, `runs`, `failures`: the nightly job and what became of it."""
 
 import os
+import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -154,12 +155,13 @@ def _run_nightly(collection: str, keys: KeyRange, settings: Settings, server: "P
 
 
 def _print_summary(collection: str, counts: dict[str, Any]) -> None:
-    console.print(
+    told = (
         f"{collection}: {counts['new']} new, {counts['changed']} changed, {counts['missing']} missing, "
         f"{counts['unchanged']} unchanged; processed {count(counts['processed'], 'image')} with "
         f"{count(counts['faces'], 'face')} ({counts['restored']} sent to restoration) "
         f"in {counts['seconds'].get('process', 0):.1f} s"
     )
+    console.print(literal(told))
     if counts["duplicates"]:
         copies = count(counts["duplicates"], "image holds", "images hold")
         console.print(f"{copies} the same bytes as another: not processed again")
@@ -175,10 +177,9 @@ def _print_summary(collection: str, counts: dict[str, Any]) -> None:
             "faces are not grouped into people: the embedding model is not calibrated (visage evaluate verification)"
         )
     if counts["failed_images"]:
-        console.print(
-            f"{count(counts['failed_images'], 'image stands', 'images stand')} as failed: "
-            f"'visage failures --collection {collection}' says why"
-        )
+        failed = count(counts["failed_images"], "image stands", "images stand")
+        why = f"'visage failures --collection {shlex.quote(collection)}' says why"
+        console.print(literal(f"{failed} as failed: {why}"))
 
 
 def runs(limit: Limit = 20, as_json: Json = False) -> None:

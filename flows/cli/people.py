@@ -18,7 +18,10 @@ app = typer.Typer(name="people", help="Decide who is who. No later run overrides
 Person = Annotated[int, typer.Argument(metavar="PERSON", help="A number that 'visage identities' shows.")]
 Faces = Annotated[list[int], typer.Argument(metavar="FACE...", help="Numbers that 'visage faces' shows.")]
 OfPerson = Annotated[
-    int | None, typer.Option("--person", help="The person it is about; default: the one that the faces belong to now.")
+    int | None,
+    typer.Option(
+        "--person", "--identity", help="The person it is about; default: the one that the faces belong to now."
+    ),
 ]
 Limit = Annotated[int, typer.Option(min=1, help="Maximum number of rows.")]
 
@@ -60,7 +63,7 @@ def split(faces: Faces, as_json: Json = False) -> None:
 @app.command()
 def ignore(
     faces: Annotated[list[int] | None, typer.Argument(metavar="FACE...", help="Faces to leave out for good.")] = None,
-    person: Annotated[int | None, typer.Option("--person", help="Leave out a person instead.")] = None,
+    person: Annotated[int | None, typer.Option("--person", "--identity", help="Leave out a person instead.")] = None,
     as_json: Json = False,
 ) -> None:
     """Leave faces, or a person, out of lists and proposals, for good."""
@@ -112,7 +115,7 @@ def proposals(limit: Limit = 20, as_json: Json = False) -> None:
 
 @app.command()
 def history(
-    person: Annotated[int | None, typer.Option("--person", help="Only about this person.")] = None,
+    person: Annotated[int | None, typer.Option("--person", "--identity", help="Only about this person.")] = None,
     limit: Limit = 50,
     as_json: Json = False,
 ) -> None:

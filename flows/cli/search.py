@@ -15,7 +15,7 @@ from infra.settings import load_settings
 if TYPE_CHECKING:
     from tasks.search import Answer
 
-Day = typer.Option(formats=["%Y-%m-%d"])
+DAY = ["%Y-%m-%d"]
 
 
 def search(
@@ -31,8 +31,12 @@ def search(
         int | None, typer.Option("--person", "--identity", help="A person of the catalog: who else looks like them?")
     ] = None,
     collection: Annotated[list[str] | None, typer.Option(help="Only faces of this collection, or of these.")] = None,
-    taken_from: Annotated[datetime | None, Day] = None,
-    taken_until: Annotated[datetime | None, Day] = None,
+    taken_from: Annotated[
+        datetime | None, typer.Option(formats=DAY, help="Only faces taken on this day or later.")
+    ] = None,
+    taken_until: Annotated[
+        datetime | None, typer.Option(formats=DAY, help="Only faces taken on this day or earlier.")
+    ] = None,
     min_quality: Annotated[float, typer.Option(min=0, max=1, help="Only faces of at least this quality.")] = 0.0,
     attribute: Annotated[
         list[str] | None, typer.Option(help="Only faces with name=label or name=least..most, like yaw=-15..15.")

@@ -28,7 +28,7 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen at; beyond this machine only once there is a token.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8008,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any that is free.")] = 8008,
     public_name: Annotated[
         list[str] | None,
         typer.Option(help="Name under which others reach it (behind a proxy); tokens are needed then."),

@@ -4,7 +4,7 @@ import base64
 import csv
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,7 +82,7 @@ def curate_studied(studied: Studied, seed: int = 0) -> Curated:
             f"all pictures are of {people[0]!r}: what does not belong is told by comparing with others"
         )
     rounds = curate(studied.vectors, labels.astype(np.int64), seed)
-    copies = tuple(_copies(studied))
+    copies = tuple(_copies(studied, {finding.row for finding in rounds[-1].findings}))
     return Curated(studied, people, tuple(labels.tolist()), tuple(rounds), copies, settled(rounds))
 
 
@@ -176,13 +176,13 @@ def _proposals(curated: Curated) -> Iterable[tuple[Any, ...]]:
         yield names[c.copy], people[labels[c.copy]], "copy", *copied, "", round(c.similarity, 4)
 
 
-def _copies(studied: Studied) -> Iterable[Copy]:
-    """Pictures of the same bytes or look; of each set the first stays."""
+def _copies(studied: Studied, misplaced: Set[int]) -> Iterable[Copy]:
+    """Pictures of the same bytes or look; of each set the first stays that belongs to its identity."""
     rows = np.array([row for row, seen in enumerate(studied.hashes) if seen is not None], np.int64)
     hashes = [seen for seen in studied.hashes if seen is not None]
     gone: set[int] = set()
     for a, b, bits, similarity in duplicates(studied.vectors[rows], hashes, SAME_PICTURE_BITS, SAME_FACE):
-        kept, copy = int(rows[a]), int(rows[b])
+        kept, copy = sorted((int(rows[a]), int(rows[b])), key=lambda row: (row in misplaced, row))
         if kept not in gone and copy not in gone:
             gone.add(copy)
             yield Copy(kept, copy, bits, studied.digests[kept] == studied.digests[copy], similarity)

@@ -294,7 +294,7 @@ def leave_errands(session: Session, erasure_id: int, plan: Plan) -> None:
     contents = erasing.contents_of(_images(session, plan.image_ids))
     thumbnails += [f"thumbnails/{sha[:2]}/{sha}" for sha in erasing.digests(session, contents)]
     places.post(session, erasure_id, Errand.OBJECT, Keeps.OBJECTS, erasing.objects_of(session, plan.faces))
-    places.post(session, erasure_id, Errand.FILE, Keeps.CACHE, [*thumbnails, "index"])
+    places.post(session, erasure_id, Errand.FILE, Keeps.CACHE, [*thumbnails, "index", places.TRAINED_ON])
     places.post(session, erasure_id, Errand.ARTIFACT, Keeps.REPORTS, _revealing(session, plan.collection_ids))
     exhibits.post_concerning(session, erasure_id, plan.collection_ids)
     erasing.post_scrub(session, erasure_id)

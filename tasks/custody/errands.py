@@ -106,7 +106,8 @@ def _run(catalog: Catalog, settings: Settings, errand: Outbox, address: str | No
                 mark = exhibits.known_mark(session, errand.place)
             exhibits.remove_marked(errand.place, mark)
         else:
-            exhibits.remove(settings.home_folder / errand.place)
+            for found in list(settings.home_folder.glob(errand.place)):
+                exhibits.remove(found)
     except (StoreError, OSError, exhibits.NotOurs) as error:
         return str(error)
     except Exception as error:  # MLflow's stores raise whatever their servers do

@@ -4,7 +4,9 @@ In a picture of several faces the one nearest to the centre counts, as LFW's pic
 """
 
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -25,6 +27,10 @@ from tasks.photo_faces import BOXES, PhotoFaces, crop, of_all
 
 GROUP = 32
 Progress = Callable[[int, int], None]
+
+
+class NoTarFile(ValueError):
+    """What is to hold the pictures is neither a folder nor a tar file."""
 
 
 class ImagesMissing(LookupError):
@@ -118,6 +124,7 @@ def read_images(images: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes
 
     Raises:
         ImagesMissing: at the end, naming those that were not there.
+        NoTarFile: if it is neither.
     """
     missing = set(names)
     if images.is_dir():
@@ -127,7 +134,7 @@ def read_images(images: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes
                 missing.discard(name)
                 yield name, path.read_bytes()
     else:
-        with tarfile.open(images) as archive:
+        with open_tar(images) as archive:
             for member in archive:
                 name = member.name.removeprefix("./")
                 if name in missing and (file := archive.extractfile(member)) is not None:
@@ -139,6 +146,20 @@ def read_images(images: Path, names: Sequence[str]) -> Iterator[tuple[str, bytes
             f"{images}: {len(missing)} of {len(names)} pictures that are named are not there: {first}"
             f"{' ...' if len(missing) > 5 else ''}. Do --images and the CSV belong to the same data set?"
         )
+
+
+@contextmanager
+def open_tar(images: Path) -> Iterator[tarfile.TarFile]:
+    """Open a tar file of pictures, compressed or not.
+
+    Raises:
+        NoTarFile: if it is none, or ends too early.
+    """
+    try:
+        with tarfile.open(images) as archive:
+            yield archive
+    except (tarfile.ReadError, EOFError, zlib.error) as error:
+        raise NoTarFile(f"{images}: no tar file of pictures ({error}); give a folder, or pack them with tar") from None
 
 
 def _central(item: Decoded) -> Decoded:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from infra.settings import Settings
+from infra.words import count
 from models.attributes.measured import MEASURED
 from models.spec import Attribute, Kind
 from tasks.evaluation import fairness
@@ -67,6 +68,9 @@ def evaluate_fairness(
     names = _names(question)
     embedder = None if question.pairs is None else question.embedder
     seen = look_at(settings, detector, question.images, names, list(judged), embedder, on_progress)
+    if question.measured and not seen.names:
+        looked = count(len(names), "picture")
+        raise UnusableLabels(f"{question.images}: no face was found in {looked}: nothing to measure groups by")
     groups, notes = _groups(question, columns, seen)
     measures = [fairness.detection(_of(groups, names, columns), np.isin(names, seen.names))]
     if question.measured:

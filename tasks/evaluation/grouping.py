@@ -3,8 +3,6 @@
 The nights are those of `tasks.group`, kept in memory instead of the catalog: same policy, same exemplars, same merges.
 """
 
-import csv
-import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -18,16 +16,13 @@ from infra.settings import Settings
 from infra.storage.base import is_image_name
 from infra.words import count
 from tasks.calibration import Calibration
-from tasks.evaluation.central_face import Progress, Recogniser, central_faces
+from tasks.evaluation.central_face import Progress, Recogniser, central_faces, open_tar
+from tasks.evaluation.labels import UnusableLabels, read_table
 from tasks.identities.grouping import NOBODY, Exemplars, Faces, Ints, Policy, bcubed, group
 from tasks.model_version import ModelVersion
 
 NIGHTS, ORDERS = (1, 5, 20), (0, 1, 2)
 TWINS = 500  # pairs of the most similar faces of different people that are put into one photo each
-
-
-class UnusableLabels(ValueError):
-    """The labels do not say who is in the pictures."""
 
 
 class Round(BaseModel):
@@ -129,10 +124,13 @@ def embed_labelled(
 
     Raises:
         ImagesMissing: naming the first pictures that are not there.
+        UnusableLabels: if no face is found in any.
     """
     recogniser = Recogniser(embedder)
     for faces in central_faces(settings, detector, images, names, [recogniser.template], on_progress):
         recogniser.embed(faces)
+    if not recogniser.embeddings:
+        raise UnusableLabels(f"{images}: no face was found in {count(len(names), 'picture')}: nobody to group")
     return recogniser.embeddings
 
 
@@ -218,7 +216,7 @@ def _by_name(images: Path) -> dict[str, str]:
     if images.is_dir():
         names = [path.relative_to(images).as_posix() for path in images.rglob("*") if path.is_file()]
     else:
-        with tarfile.open(images) as archive:
+        with open_tar(images) as archive:
             names = [member.name.removeprefix("./") for member in archive if member.isfile()]
     pictures = sorted(name for name in names if is_image_name(name))
     return {name: _person(PurePosixPath(name)) for name in pictures}
@@ -229,14 +227,10 @@ def _person(name: PurePosixPath) -> str:
 
 
 def _by_table(labels: Path) -> dict[str, str]:
-    found: dict[str, str] = {}
-    with labels.open(newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if not {"image", "person"} <= set(reader.fieldnames or ()):
-            raise UnusableLabels(f"{labels}: the header must name the columns image and person")
-        for number, row in enumerate(reader, start=2):
-            image, person = row["image"], row["person"]
-            if not image or not person or image in found:
-                raise UnusableLabels(f"{labels}, line {number}: a picture and a person belong here, each picture once")
-            found[image] = person
-    return found
+    table = read_table(labels)
+    if "person" not in table.columns:
+        raise UnusableLabels(f"{labels}: no column person: it says who is in a picture")
+    people = table.columns["person"]
+    if "" in people:
+        raise UnusableLabels(f"{labels}, line {table.lines[people.index('')]}: no person is named")
+    return dict(zip(table.names, people, strict=True))

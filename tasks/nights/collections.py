@@ -14,7 +14,6 @@ from infra.settings import Settings
 from infra.storage import Filter, Folder, Store, open_store
 from infra.storage.base import LITTER
 from infra.words import count
-from models.table import MODELS
 from tasks.discover import compare
 
 
@@ -50,10 +49,8 @@ def check(
         StoreError: if the place cannot be listed.
     """
     check_name(name)
-    known = {a.name for spec in MODELS.values() for a in spec.attributes if a.sensitive}
-    unknown = sorted(set(sensitive_attributes) - known)
-    if unknown:
-        raise InvalidCollection(f"{', '.join(unknown)}: no such sensitive attribute; known: {', '.join(sorted(known))}")
+    if sensitive_attributes:
+        _check_attributes(sensitive_attributes)
     excluded = list(exclude or LITTER)
     try:
         Filter(tuple(include), tuple(excluded))
@@ -63,6 +60,14 @@ def check(
     own = own_places(settings, store)
     first = next(iter(store.list()), [])
     return Checked(name, store.uri, list(include), excluded, list(sensitive_attributes), not first, own)
+
+
+def _check_attributes(names: Sequence[str]) -> None:
+    from models.table import MODELS  # noqa: PLC0415 - imports torch
+
+    known = {a.name for spec in MODELS.values() for a in spec.attributes if a.sensitive}
+    if unknown := sorted(set(names) - known):
+        raise InvalidCollection(f"{', '.join(unknown)}: no such sensitive attribute; known: {', '.join(sorted(known))}")
 
 
 @dataclass(frozen=True)

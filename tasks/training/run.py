@@ -19,6 +19,9 @@ from pydantic import BaseModel
 from torch import Tensor
 
 from infra import weights
+from infra.catalog.custody import places
+from infra.catalog.database import Catalog
+from infra.catalog.tables.custody import Keeps
 from infra.ray_cluster import connected, gpus
 from infra.registry import CHALLENGER, Registry
 from infra.settings import Settings
@@ -60,13 +63,18 @@ def folder_of(settings: Settings, facts: Sequence[object]) -> Path:
 
 
 def find_faces(planned: Plan[Any], on_progress: Progress) -> Faces:
-    """Find the faces as the model to be made wants to see them.
+    """Find the faces as the model to be made wants to see them. They lie where an erasure reaches them meanwhile.
 
     Raises:
         ImagesMissing: naming the first pictures that are not there.
     """
     assert planned.spec.preprocess is not None
     template, folder = planned.spec.preprocess.template, planned.folder / "faces"
+    catalog = Catalog(planned.settings.catalog_url)
+    try:
+        places.enter(catalog, planned.settings, Keeps.CACHE)
+    finally:
+        catalog.close()
     return collection.find_faces(planned.settings, planned.detector, template, planned.labelled, folder, on_progress)
 
 
@@ -133,7 +141,8 @@ def enter(planned: Plan[Any], network: Mapping[str, Tensor], origin: Mapping[str
 def tracked(planned: Plan[Any], facts: Mapping[str, object]) -> Iterator[Run]:
     """Open the training's run in MLflow, the one of before if it was interrupted, and keep others from training the same.
 
-    The run tells the options and the pictures, and the `facts` besides.
+    The run tells the options and the pictures, and the `facts` besides. Faces that were found stay for a training that can go
+    on: one that was interrupted, or whose workers gave up.
 
     Raises:
         TrainingFailed: if another process is at this very training.
@@ -157,8 +166,17 @@ def tracked(planned: Plan[Any], facts: Mapping[str, object]) -> Iterator[Run]:
         ) as run,
     ):
         known.write_text(run.run_id, encoding="utf-8")
-        run.params({**planned.options.model_dump(mode="json"), "pictures": images, **facts})
-        yield run
+        chosen = planned.options.model_dump(mode="json")
+        # What does not decide the result may be another when the training goes on.
+        run.tags({"pictures": images, **{name: chosen.pop(name) for name in ("against",) if name in chosen}})
+        run.params({**chosen, **facts})
+        try:
+            yield run
+        except TrainingFailed:
+            raise
+        except Exception:
+            shutil.rmtree(folder / "faces", ignore_errors=True)
+            raise
 
 
 def _why(error: Exception) -> str:

@@ -5,7 +5,6 @@ complete, and says of every match whether it is the version's own or the bridge'
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from sqlalchemy.orm import Session
 
@@ -14,7 +13,7 @@ from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.catalog.versioning import upgrades
 from infra.settings import Settings
 from tasks.calibration import calibration_of
-from tasks.probe import Prober
+from tasks.search import Photo, probe
 from tasks.versioning.bridge import Measures, measures_of, nearest_across
 from tasks.versioning.upgrade import under_way
 
@@ -43,7 +42,7 @@ class BridgedAnswer:
     bridge: Measures | None
 
 
-def search_across(session: Session, settings: Settings, photo: Path, limit: int) -> list[BridgedAnswer]:
+def search_across(session: Session, settings: Settings, photo: Photo, limit: int) -> list[BridgedAnswer]:
     """Find for every face in a photo the most similar ones of the catalog, by the version to come. The photo is not kept.
 
     Raises:
@@ -55,7 +54,7 @@ def search_across(session: Session, settings: Settings, photo: Path, limit: int)
     upgrade = under_way(session)
     target = session.get_one(ModelVersionRow, upgrade.target_id)
     former = session.get_one(ModelVersionRow, upgrade.former_id)
-    probed = Prober(settings)(photo.read_bytes(), target)
+    probed = probe(settings, target, photo)
     calibration = calibration_of(target)
     method = f"exact, through the bridge from {former.name}@{former.version}"
     unseen = 0

@@ -235,6 +235,17 @@ def under_way(session: Session) -> Upgrade:
     return upgrade
 
 
+def hold(session: Session, upgrade_id: int) -> None:
+    """Keep an upgrade under way until this transaction ends.
+
+    Raises:
+        NoUpgrade: if it is no longer.
+    """
+    mine = select(Upgrade.status).where(Upgrade.id == upgrade_id)
+    if session.scalar(mine.with_for_update(key_share=True)) != UpgradeStatus.BACKFILLING.value:
+        raise NoUpgrade("the upgrade was called off meanwhile; 'visage models promote NAME@VERSION' plans it again")
+
+
 def progress(session: Session) -> Progress:
     """How far the latest upgrade has got.
 
@@ -345,7 +356,7 @@ def retire(catalog: Catalog, settings: Settings, reference: str) -> dict[str, in
 
     Raises:
         UnknownModel, NotInstalled: if there is no such version.
-        CannotRetire: if queries use it, or it has made nothing.
+        CannotRetire: if queries use it, it has made nothing, or a run is at work, which may embed with it.
     """
     version = find_version(reference, settings.weights_folder, settings.mlflow_uri)
     with catalog.write() as session:
@@ -356,6 +367,9 @@ def retire(catalog: Catalog, settings: Settings, reference: str) -> dict[str, in
             raise CannotRetire(f"{version.reference} has made no embeddings here")
         if row.serving:
             raise CannotRetire(f"{version.reference} is what queries use; promote another version, or roll back, first")
+        alive = close_dead_runs(session)
+        if alive:
+            raise CannotRetire(f"run {alive[0].id} is at work and may embed with it; wait for it, or stop it first")
         upgrades.settle(session, row.id)
         counts = upgrades.delete_version(session, row.id)
     forget_erased(catalog, settings)

@@ -6,12 +6,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from sqlalchemy import func, select, update
 
+from flows import opening
 from flows.backfill import run_backfill
 from infra.catalog import collections
 from infra.catalog.custody import retention
@@ -40,7 +43,7 @@ from tasks.model_version import ModelVersion as Version
 from tasks.model_version import find_version
 from tasks.search import search_photo
 from tasks.versioning import upgrade
-from tasks.versioning.backfill import Embedder, rest_seconds
+from tasks.versioning.backfill import Embedded, Embedder, rest_seconds
 from tests.archive import calibration
 from tests.command import visage
 from tests.pairs import few_pairs, pictures
@@ -255,6 +258,53 @@ def test_retiring_deletes_the_rows_of_a_version_that_nobody_uses(settings: Setti
     assert found(settings)[0] == NEW
 
 
+def test_a_backfill_ends_when_its_upgrade_is_called_off_and_writes_nothing_back(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(settings)
+    embed = Embedder.__call__
+
+    def called_off_meanwhile(self: Embedder, faces: Sequence[upgrades.FaceToEmbed], source: str) -> Embedded:
+        for ended in (visage("models", "rollback", "lightcnn-9"), visage("models", "retire", NEW)):
+            assert ended.code == 0, ended.err
+        return embed(self, faces, source)
+
+    monkeypatch.setattr(Embedder, "__call__", called_off_meanwhile)
+    with pytest.raises(upgrade.NoUpgrade, match="called off meanwhile"):
+        run_backfill(settings)
+    assert counts(settings) == {"dlib-resnet": 4}
+
+
+def test_no_version_is_retired_while_a_run_may_embed_with_it(settings: Settings) -> None:
+    promoted(settings)
+    refused = []
+
+    def retire() -> None:
+        refused.append(visage("models", "retire", NEW))
+
+    run(settings, after_discovery=retire)
+    assert (refused[0].code, "is at work and may embed with it" in refused[0].err) == (1, True)
+    assert visage("models", "retire", NEW).code == 0
+
+
+def test_a_run_that_opens_while_a_version_is_retired_does_not_embed_with_it(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    promoted(settings)
+    models = opening._models
+
+    def retired_meanwhile(*arguments: Any) -> object:
+        found = models(*arguments)
+        monkeypatch.setattr(opening, "_models", models)
+        assert visage("models", "retire", NEW).code == 0
+        return found
+
+    monkeypatch.setattr(opening, "_models", retired_meanwhile)
+    (tmp_path / "photos" / "new.jpg").write_bytes(jpeg(portrait(300)))
+    assert run(settings).tally.images == 1
+    assert counts(settings) == {"dlib-resnet": 5}
+
+
 @pytest.mark.slow
 def test_a_photograph_stands_in_for_a_lost_crop_and_a_crop_for_a_lost_photograph(
     settings: Settings, tmp_path: Path
@@ -324,6 +374,7 @@ def test_one_search_sees_both_versions_through_the_bridge(settings: Settings, tm
     photo = tmp_path / "photos" / "a.jpg"
     [unseen] = visage("backfill", "search", photo, "--json").json
     assert (unseen["matches"], unseen["unseen"], unseen["method"]) == ([], 4, "exact, no bridge yet")
+    assert [row["action"] for row in visage("audit", "list", "--json").json] == ["search.upgrade"]
 
     catalog = Catalog(settings.catalog_url)
     with catalog.read() as session:

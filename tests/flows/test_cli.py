@@ -511,7 +511,20 @@ def test_search_by_a_face_of_the_catalog_goes_on_where_it_ended(archive: Setting
     assert f"--after {first['after']}" in table
 
 
-def test_search_keeps_to_its_filters(archive: Settings) -> None:
+def test_a_summary_shows_names_as_they_are_and_commands_that_can_be_copied(capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.cli.nights import _print_summary  # noqa: PLC0415
+
+    counts: dict[str, Any] = dict.fromkeys(
+        ("new", "changed", "missing", "unchanged", "processed", "faces", "restored", "duplicates"), 0
+    )
+    people = {"grouped": 0, "alone": 0, "calibrated": True}
+    _print_summary("[red]old ones", {**counts, "seconds": {}, "people": people, "failed_images": 2})
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.startswith("[red]old ones: 0 new, ")
+    assert "'visage failures --collection '[red]old ones'' says why" in said
+
+
+def test_search_keeps_to_its_filters(archive: Settings, tmp_path: Path) -> None:
     (answer,) = visage("search", "--face", 1, "--min-quality", 1, "--json").json
     assert answer["matches"] == []
     for arguments, code, said in (
@@ -524,6 +537,8 @@ def test_search_keeps_to_its_filters(archive: Settings) -> None:
     ):
         refused(visage("search", "--face", 1, *arguments), code, said)
     refused(visage("search", "--person", 999), 1, "the catalog knows no person 999")
+    (tmp_path / "a.jpg").write_bytes(jpeg(portrait()))
+    refused(visage("search", tmp_path / "a.jpg", "--limit", 5000), 2, "limit 5000: ask for 1 to")
     refused(visage("search"), 2, "names nobody to look for")
     refused(visage("search", "--face", 1, "--number", 1), 2, "name one photo")
 

@@ -1,6 +1,7 @@
 """`visage evaluate`: any recognition model, alone or beside others, kept in MLflow and in the catalog."""
 
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -105,11 +106,14 @@ def test_what_cannot_be_evaluated_is_told_without_a_trace(
     (tmp_path / "wrong.csv").write_text("a,b\n")
     (tmp_path / "empty").mkdir()
     images, pairs = data[1], data[3]
+    with zipfile.ZipFile(tmp_path / "lfw.zip", "w") as archive:
+        archive.writestr("a.jpg", b"")
     for options, said in (
         ((*data, "--model", "mtcnn"), "mtcnn cannot embed: it is a model to detect"),
         ((*data, "--model", "dlib-resnet@9"), "dlib-resnet has no version '9'; there are 1 (champion)"),
         ((*data, "--model", "sface-ir-50"), "Run 'visage models register sface-ir-50"),
         (("--images", images, "--pairs", tmp_path / "wrong.csv"), "wrong.csv, line 1: no column fold, same"),
+        (("--images", tmp_path / "lfw.zip", "--pairs", pairs), "lfw.zip: no tar file of pictures"),
         (("--images", tmp_path / "empty", "--pairs", pairs), "pictures that are named are not there: "),
     ):
         ended = visage("evaluate", "verification", *options)

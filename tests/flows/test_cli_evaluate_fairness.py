@@ -11,6 +11,7 @@ from infra.wheels import sha256
 from tasks.model_version import find_version
 from tests.command import visage
 from tests.pairs import few_pairs, pictures
+from tests.portraits import jpeg, landscape
 from tests.reference import shared
 
 
@@ -64,11 +65,15 @@ def test_what_cannot_be_judged_is_told_without_a_trace(
 ) -> None:
     groups = tmp_path / "groups.csv"
     groups.write_text("image,skin type\nnobody.jpg,IV\n")
+    labels = tmp_path / "faceless.csv"
+    labels.write_text("image,expression\nhills.jpg,happiness\n")
+    (tmp_path / "hills.jpg").write_bytes(jpeg(landscape()))
     for options, said in (
         (data, "no groups: give --groups"),
         ((*data, "--groups", groups, "--by", "age"), "no column age; there are skin type"),
         ((*data, "--groups", groups), "none of its pictures is in the pairs or the labels"),
         ((*data, "--measured", "beauty"), "beauty is not measured; what is: inter_eye_distance, sharpness"),
+        (("--images", tmp_path, "--labels", labels, "--measured", "yaw"), "no face was found in 1 picture"),
         ((*data[:2], "--measured", "yaw"), "nothing to judge: give --pairs"),
     ):
         ended = visage("evaluate", "fairness", *options)

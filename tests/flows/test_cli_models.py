@@ -59,8 +59,11 @@ def test_released_file_is_registered_shown_and_replaced_by_promotion(home: Path,
     assert [(v["version"], v["aliases"]) for v in versions] == [(1, []), (2, ["champion"])]
     assert versions[1]["origin"] == f"better.pth.tar sha256:{digest(better)}"
     listed = {row["name"]: row for row in visage("models", "list", "--json").json}
-    assert listed["lightcnn-9"]["champion"] == 2
+    assert (listed["lightcnn-9"]["champion"], listed["lightcnn-9"]["here"]) == (2, True)
     assert left_in(home / "weights") == ["lightcnn-9"]
+    (home / "weights").rename(home / "elsewhere")  # of another machine that shares the registry
+    listed = {row["name"]: row for row in visage("models", "list", "--json").json}
+    assert (listed["lightcnn-9"]["champion"], listed["lightcnn-9"]["here"]) == (2, False)
 
 
 def test_first_version_is_champion_and_told_how_to_be_used(home: Path) -> None:

@@ -22,6 +22,26 @@ def crowd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_catalog_url: Ca
     return crowd
 
 
+def test_the_number_of_somebody_merged_away_finds_whoever_they_were_merged_into(crowd: Crowd) -> None:
+    assert visage("people", "merge", 1, 2).code == 0
+    assert len(visage("people", "history", "--identity", 2, "--json").json) == 1
+    kept, gone = (visage("faces", "--person", number, "--json").json for number in (1, 2))
+    assert len(kept) == 6
+    assert gone == kept
+    found = [visage("query", f"person = {number}", "--json").json for number in (1, 2)]
+    assert found[0] == found[1] != []
+    assert visage("query", "person != 2", "--json").json == []
+    for ended, code in (
+        (visage("faces", "--person", 9), 1),
+        (visage("query", "person = 9"), 2),
+        (visage("query", f"person = {10**30}"), 2),
+    ):
+        assert (ended.code, "no person 9" in ended.err or "no identity 9" in ended.err or "smaller" in ended.err) == (
+            code,
+            True,
+        ), ended.err
+
+
 def test_people_are_named_merged_and_brought_back(crowd: Crowd) -> None:
     assert visage("people", "name", 1, "Ada", "--json").json["kind"] == "name"
     assert "decision 2 (merge, person 1, 6 faces)" in visage("people", "merge", 1, 2).out

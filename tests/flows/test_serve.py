@@ -1,5 +1,6 @@
 """`visage serve-schedules` for real: a process of its own, a Prefect server, and nights that come round."""
 
+import asyncio
 import os
 import shutil
 import signal
@@ -17,6 +18,7 @@ import psycopg
 import pytest
 from sqlalchemy import select, update
 
+from flows.serve import _Server
 from infra import prefect_server
 from infra.catalog import collections
 from infra.catalog.database import Catalog
@@ -193,6 +195,39 @@ def test_nights_fire_from_an_own_prefect_server_on_postgresql(
         with psycopg.connect(f"host={folder} user=prefect dbname=prefect") as connection:
             rung = connection.execute("SELECT count(*) FROM flow_run WHERE state_type = 'COMPLETED' AND auto_scheduled")
             assert rung.fetchone()[0] >= 1  # type: ignore[index]  # by Prefect; the last may have been ended with its process
+
+
+@pytest.mark.slow
+def test_a_catalog_leaves_the_deployments_of_another_on_the_same_prefect_server_alone(tmp_path: Path) -> None:
+    from prefect import get_client  # noqa: PLC0415
+    from prefect.runner import Runner  # noqa: PLC0415
+    from prefect.testing.utilities import prefect_test_harness  # noqa: PLC0415
+
+    def server(name: str) -> _Server:
+        settings = Settings(home=tmp_path / name)
+        catalog = Catalog(settings.catalog_url)
+        with catalog.write() as session:
+            collections.add(session, "archive", str(tmp_path), [], list(LITTER), [])
+        add_schedule(catalog, "nightly", "archive", "0 2 * * *", catch_up=False)
+        return _Server(settings, catalog, "", lambda said: None)
+
+    async def names() -> list[str]:
+        async with get_client() as client:
+            return sorted(deployment.name for deployment in await client.read_deployments())
+
+    async def both() -> tuple[list[str], list[str]]:
+        first, second, runner = server("first"), server("second"), Runner()
+        await first._keep_in_step(runner)
+        await second._keep_in_step(runner)
+        served = await names()
+        await second._forget_former()
+        return served, await names()
+
+    with prefect_test_harness(server_startup_timeout=120):
+        served, left = asyncio.run(both())
+    assert len(served) == 2
+    assert len(left) == 1
+    assert left[0] in served
 
 
 @pytest.mark.long

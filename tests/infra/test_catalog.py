@@ -1,5 +1,6 @@
 """The catalog as the ledger of the work."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -11,12 +12,13 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from sqlalchemy import func, select, text
+from sqlalchemy import func, select, text, update
 
 from infra.catalog import collections, images, ledger
 from infra.catalog.database import Catalog
 from infra.catalog.faces import AttributeRecord, Contract, FaceRecord, PhotoRecord, link_duplicates, record_photos
 from infra.catalog.queries import views
+from infra.catalog.queries.opinions import opinions
 from infra.catalog.tables.schema import (
     Attribute,
     Base,
@@ -32,6 +34,7 @@ from infra.catalog.tables.schema import (
 from infra.catalog.versioning import versions
 from infra.catalog.work import runs
 from infra.catalog.work.failures import FailureRecord, record_failures
+from tests.made_up import VERSIONS, Crowd
 
 WHEN = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -409,3 +412,29 @@ def test_a_face_is_shown_with_its_photo_estimates_and_models(catalog: Catalog) -
         assert views.faces(session, "archive", None, 0.9, 10) == []
     assert face.keys == ("a.jpg",)
     assert face.attributes == (views.AttributeView("expression", 3.0, "happiness", 0.9, "describe@1"),)
+
+
+def test_a_photo_that_was_renamed_is_shown_under_its_new_name_only(catalog: Catalog) -> None:
+    crowd = Crowd(catalog)
+    [renamed], [gone] = crowd.photo(1), crowd.photo(1)
+    crowd.night()
+    with catalog.write() as session:
+        session.execute(update(Image).values(status="missing"))
+        of = session.get_one(Face, renamed).content_id
+        session.add(
+            Image(
+                collection_id=crowd.collection_id, key="new.jpg", etag="1", size=1, modified_at=WHEN, status="done",
+                recipe="r", content_id=of,
+            )
+        )  # fmt: skip
+        for face, value in itertools.product((renamed, gone), (0.1, 0.9)):
+            version = crowd.versions[VERSIONS[value > 0.5]]
+            session.add(Attribute(face_id=face, model_version_id=version, name="smile", kind="number", unit="0..1",
+                                  value=value, confidence=1.0))  # fmt: skip
+    with catalog.read() as session:
+        shown = views.faces_by_id(session, [renamed, gone], crowd.versions[VERSIONS[0]])
+        people = views.identities(session, 1, 10)
+        [disagreement] = opinions(session, ["smile"], None, 10).disagreements
+    assert (shown[renamed].keys, shown[gone].keys) == (("new.jpg",), ())
+    assert disagreement.keys == ("new.jpg",)
+    assert {key for person in people for key in person.keys} == {"new.jpg"}

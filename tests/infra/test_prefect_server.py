@@ -4,9 +4,11 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -151,6 +153,7 @@ def test_a_flow_and_its_tasks_are_kept_as_completed(home: Path) -> None:
     assert run.returncode == 0, said
     assert said == ""
     code = """
+import threading
 import time
 from prefect.client.orchestration import get_client
 client = get_client(sync_client=True)
@@ -226,13 +229,19 @@ def test_a_server_that_dies_says_why(tmp_path: Path) -> None:
 
 
 def test_the_users_own_server_is_used_and_none_is_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PREFECT_API_URL", "http://prefect.example/api")
-    server = prefect_server.begin(tmp_path)
-    assert server.url() == server.address() == "http://prefect.example/api"
+    with HTTPServer((prefect_server.HOST, 0), BaseHTTPRequestHandler) as theirs:  # asks for a password, say: it answers
+        url = f"http://{prefect_server.HOST}:{theirs.server_port}/api"
+        threading.Thread(target=theirs.serve_forever).start()
+        monkeypatch.setenv("PREFECT_API_URL", url)
+        server = prefect_server.begin(tmp_path)
+        assert server.url() == server.address() == url
+        theirs.shutdown()
     assert not (tmp_path / "prefect").exists()
-    environment = prefect_server.environment("http://prefect.example/api", tmp_path)
-    assert environment["PREFECT_API_URL"] == "http://prefect.example/api"
+    environment = prefect_server.environment(url, tmp_path)
+    assert environment["PREFECT_API_URL"] == url
     assert "PREFECT_API_AUTH_STRING" not in environment
+    with pytest.raises(ServerUnavailable, match=f"No Prefect server answers at PREFECT_API_URL={url}"):
+        server.url()
 
 
 @pytest.mark.long  # up to a minute passes before one can

@@ -25,6 +25,13 @@ def test_without_any_variable_everything_lies_in_the_home_folder() -> None:
     assert settings.cpu_count == len(os.sched_getaffinity(0))
 
 
+def test_a_user_without_a_name_acts_by_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LOGNAME", "USER", "LNAME", "USERNAME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os, "getuid", lambda: 54321)  # as in a container: no entry in passwd
+    assert load_settings().acting == "uid 54321"
+
+
 def test_variables_are_read_with_their_types(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     for name, value in {

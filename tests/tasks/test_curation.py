@@ -19,7 +19,9 @@ from infra.catalog.database import Catalog
 from infra.catalog.tables.custody import Exhibit
 from infra.catalog.tables.schema import ModelVersion
 from infra.settings import Settings
+from tasks.curation.labelled import Studied
 from tasks.curation.proposals import ROUNDS, Round, Verdict, curate, duplicates, settled, united
+from tasks.curation.report import curate_studied
 from tasks.custody import erase
 from tasks.training.collection import read_collection
 from tests.command import Ended, visage
@@ -120,6 +122,18 @@ def test_copies_look_alike_in_picture_and_face() -> None:
     vectors[4] = vectors[0]
     hashes = [0b0, 0b1, 1 << 40, 7 << 20, 0b11, 0b0]
     assert [(a, b, bits) for a, b, bits, _ in duplicates(vectors, hashes, 3, 0.97)] == [(0, 4, 2)]
+
+
+def test_a_copy_under_a_wrong_name_does_not_cost_the_picture_under_the_right_one() -> None:
+    vectors, truth = crowd([8, 8, 8])
+    vectors, truth = np.concatenate([vectors[23:], vectors]), np.append(0, truth)  # the first is of the third person
+    names = tuple(f"{row:02}.jpg" for row in range(25))
+    hashes = (24 << 50, *(row << 50 for row in range(1, 25)))
+    people = tuple("abc"[label] for label in truth)
+    curated = curate_studied(Studied(names, people, vectors, hashes, names, lambda row: b"", (), "tiny@1"))
+    assert [names[finding.row] for finding in curated.findings] == ["00.jpg"]
+    assert [(names[copy.kept], names[copy.copy]) for copy in curated.copies] == [("24.jpg", "00.jpg")]
+    assert [name for name, _ in curated.cleaned()] == list(names[1:])
 
 
 # --- The command, on real faces

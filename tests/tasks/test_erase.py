@@ -111,10 +111,13 @@ def plant(home: Path, catalog: Catalog) -> Place:
         (thumb, b"a small Ada"),
         (home / "index/abc/1.faiss", place.traces[f"vector {ada[0]}"]),
         (export, b"Ada exported"),
+        (home / "training/abc/faces/crops.npy", b"Ada to train on"),
+        (home / "training/abc/ray/state.pt", b"a checkpoint"),
     ):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     place.traces |= {"name": NAME.encode(), "thumbnail": b"a small Ada", "export": b"Ada exported"}
+    place.traces |= {"training": b"Ada to train on"}
     place.traces |= {f"crop {face}": b"crop of face %d " % face for face in ada}
     if catalog.engine.dialect.name == "sqlite":
         assert place.left(export.parent) == sorted(place.traces)
@@ -149,6 +152,7 @@ def test_a_person_is_gone_from_every_row_and_file(place: Place, tmp_path: Path, 
         assert place.left(*folders) == sorted(place.traces)
     certificate = place.erase(erase.plan_identity, place.identity(place.ada[0]))
     assert place.left(*folders) == []
+    assert (place.settings.home_folder / "training/abc/ray/state.pt").exists()  # so that it can go on
     with place.catalog.read() as session:
         assert set(session.scalars(select(Face.id))) == set(place.bob)
         assert session.scalars(select(Identity.name).where(Identity.name.is_not(None))).all() == []

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from infra.settings import Settings
-from tasks.evaluation.grouping import UnusableLabels, evaluate_grouping, read_labels
+from tasks.evaluation.grouping import evaluate_grouping, read_labels
+from tasks.evaluation.labels import UnusableLabels
 from tests.command import visage
 from tests.made_up import calibration
 from tests.pairs import pictures
+from tests.portraits import jpeg, landscape
 
 
 def people(count: int, each: int, spread: float) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -49,22 +51,23 @@ def test_who_is_in_a_picture_is_told_by_folder_name_or_table(tmp_path: Path) -> 
         archive.add(tmp_path / "pictures", ".")
     assert read_labels(tmp_path / "pictures.tar", None) == by_folder
     table = tmp_path / "labels.csv"
-    table.write_text("image,person\nAda/1.jpg,A\nAda/2.png,A\n")
+    table.write_text("\ufeffimage,person\nAda/1.jpg,A\nAda/2.png,A\n")
     assert read_labels(tmp_path / "pictures", table) == {"Ada/1.jpg": "A", "Ada/2.png": "A"}
 
 
 @pytest.mark.parametrize(
     ("table", "message"),
     [
-        ("image,name\na.jpg,A\n", "columns image and person"),
+        ("image,name\na.jpg,A\n", "no column person"),
         ("image,person\na.jpg,A\nb.jpg,\n", "line 3"),
         ("image,person\na.jpg,A\na.jpg,B\n", "line 3"),
         ("image,person\na.jpg,A\nb.jpg,B\n", "nobody in two of them"),
-        ("image,person\n", "nothing to group"),
+        ("image,person\n", "only a header"),
+        ("image,person\nIngrid Sj\xf6berg.jpg,A\n", "not UTF-8"),
     ],
 )
 def test_labels_that_say_nothing_are_refused(tmp_path: Path, table: str, message: str) -> None:
-    (tmp_path / "labels.csv").write_text(table)
+    (tmp_path / "labels.csv").write_text(table, encoding="latin-1")
     with pytest.raises(UnusableLabels, match=message):
         read_labels(tmp_path, tmp_path / "labels.csv")
 
@@ -84,3 +87,7 @@ def test_the_command_judges_real_pictures(machine: Settings, tmp_path: Path) -> 
     assert ended.code == 0, ended.err
     assert (ended.json["faces"], ended.json["people"]) == (12, 4)
     assert min(r["precision"] for r in ended.json["rounds"]) > 0.9
+    for name in ("Ada_1.jpg", "Ada_2.jpg", "Bob_1.jpg"):
+        (tmp_path / name).write_bytes(jpeg(landscape()))
+    ended = visage("evaluate", "grouping", "--images", tmp_path)
+    assert (ended.code, "no face was found in 3 pictures" in ended.err) == (1, True), ended.err

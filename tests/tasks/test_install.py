@@ -19,7 +19,7 @@ from infra.weights import PARTIAL, WeightsError
 from infra.wheels import WheelError
 from models import table
 from models.spec import CheckpointMismatch, ModelSpec, Role
-from tasks.model_version import NotInstalled, champion, champions, load_network
+from tasks.model_version import NotInstalled, champion, load_network
 from tasks.versioning.install import install
 from tests.tasks.tiny_models import METADATA, TinyTable, left_in, pinned, tiny_table, with_wheel
 
@@ -35,7 +35,7 @@ def test_installed_models_are_champions_and_load(tiny: TinyTable, folder: Path, 
     version = champion("tiny-b", folder, uri)
     assert version == results[1].model
     assert load_network(version)(torch.ones(1, 4)).tolist() == [[4.0] * 4]
-    assert champions(folder, uri) == [r.model for r in results]
+    assert [champion(name, folder, uri) for name in ("tiny-a", "tiny-b")] == [r.model for r in results]
     assert left_in(folder) == ["tiny-a", "tiny-b"]
 
 
@@ -238,7 +238,7 @@ DIGESTS = {
 
 def test_real_bundled_models_are_the_same_weights_on_every_machine(weights_dir: Path, tracking_uri: str) -> None:
     assert weights.FORMAT == 1
-    found = {version.name: version for version in champions(weights_dir, tracking_uri)}
+    found = {version.name: version for version in Registry(tracking_uri).versions() if CHAMPION in version.aliases}
     assert {name: version.digest[:32] for name, version in found.items()} == DIGESTS
     assert found.keys() == {
         model.name for model in table.SPECS if model.bundled is not None and model.role is not Role.COMPARE
@@ -246,7 +246,7 @@ def test_real_bundled_models_are_the_same_weights_on_every_machine(weights_dir: 
 
 
 def test_every_bundled_model_loads_frozen_in_eval_mode(weights_dir: Path, tracking_uri: str) -> None:
-    for version in champions(weights_dir, tracking_uri):
-        network = load_network(version)
+    for name in DIGESTS:
+        network = load_network(champion(name, weights_dir, tracking_uri))
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())

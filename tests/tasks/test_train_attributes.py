@@ -37,6 +37,7 @@ from tasks.training.attributes.train import (
 )
 from tasks.training.attributes.worker import DRAWS, Heads, Job
 from tasks.training.collection import CROPS, FACES
+from tasks.training.holdout import TooFewPeople
 from tasks.training.run import FOLDER
 from tests.tasks.training_program import PEOPLE, PICTURES, enter_tiny, synthetic_faces
 
@@ -151,6 +152,29 @@ def test_a_training_that_was_killed_ends_with_the_very_head(settings: Settings) 
         resumed = torch.load(job.folder / "state.pt", weights_only=True)
     assert resumed["history"] == whole["history"]
     assert all(torch.equal(resumed["network"][key], value) for key, value in whole["network"].items())
+
+
+def test_faces_stay_for_a_training_that_was_interrupted_and_for_none_that_was_refused(settings: Settings) -> None:
+    planned = planned_on(settings)
+    with pytest.raises(KeyboardInterrupt), tracked(planned):
+        raise KeyboardInterrupt
+    assert (planned.folder / "faces" / CROPS).exists()
+    refused = replace(planned, options=QUICK.model_copy(update={"holdout": 0.02}))
+    with pytest.raises(TooFewPeople), tracked(planned) as run:
+        prepare(refused, run.run_id)
+    assert not (planned.folder / "faces").exists()
+
+
+def test_a_training_goes_on_from_another_place_and_against_another_rival(settings: Settings) -> None:
+    planned = planned_on(settings)
+    with pytest.raises(KeyboardInterrupt), tracked(planned) as first:
+        raise KeyboardInterrupt
+    moved = replace(planned.labelled, images=settings.home_folder / "elsewhere")
+    options = planned.options.model_copy(update={"against": "fairface"})
+    with tracked(replace(planned, labelled=moved, options=options)) as run:
+        assert run.run_id == first.run_id
+    tags = MlflowClient(settings.mlflow_uri).get_run(run.run_id).data.tags
+    assert (tags["pictures"], tags["against"]) == (str(moved.images), "fairface")
 
 
 def test_people_kept_for_judging_are_trained_on_by_no_head(settings: Settings) -> None:

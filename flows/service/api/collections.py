@@ -36,7 +36,7 @@ def list_collections(service: Here, who: Reader) -> Page[CollectionOut]:
 @router.post("", status_code=201, responses={201: LOCATION})
 def add_collection(service: Here, who: Admin, new: CollectionIn, response: Response) -> CollectionOut:
     """Add a collection. The server may read any folder that it is given: only an admin may say which."""
-    from tasks.nights.collections import InvalidCollection, check  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import InvalidCollection, check  # noqa: PLC0415 - only this needs it
 
     try:
         checked = check(service.settings, new.name, new.uri, new.include, new.exclude, new.sensitive_attributes)
@@ -61,7 +61,7 @@ def show_collection(service: Here, who: Reader, name: Name) -> CollectionOut:
 @router.patch("/{name}")
 def change_collection(service: Here, who: Admin, name: Name, change: CollectionChange) -> CollectionOut:
     """Rename a collection, or look for the same photographs, under their keys, in another place from now on."""
-    from tasks.nights.collections import InvalidCollection, move, rename  # noqa: PLC0415 - imports torch
+    from tasks.nights.collections import InvalidCollection, move, rename  # noqa: PLC0415 - only this needs it
 
     try:
         if change.uri is not None:

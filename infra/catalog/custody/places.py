@@ -28,6 +28,7 @@ TOKEN = "home-id"  # the file by which a home folder is known again, whatever it
 SEEN_AGAIN = timedelta(hours=1)
 LOCK = "places"
 UNREACHED = "unreached"  # counted on certificates
+TRAINED_ON = "training/*/faces"  # in a home folder: found in pictures, and found again when the training goes on
 
 
 class UnknownPlace(LookupError):
@@ -199,7 +200,8 @@ def _may_hold(settings: Settings, kind: Keeps) -> bool:
 
 def _caches(settings: Settings) -> list[Path]:
     """Folders of a home that fill by themselves."""
-    return [settings.home_folder / "thumbnails", settings.home_folder / "index"]
+    home = settings.home_folder
+    return [home / "thumbnails", home / "index", *home.glob(TRAINED_ON)]
 
 
 def _home(session: Session, settings: Settings) -> Home | None:

@@ -10,9 +10,10 @@ from sqlalchemy.orm import Session
 
 from infra.asked import AskedWrongly
 from infra.catalog import collections
+from infra.catalog.identities import decisions
 from infra.catalog.queries import attributes
 from infra.catalog.sides import by_index, by_rows
-from infra.catalog.tables.schema import Attribute, Collection, Content, Face, FaceIdentity, Identity
+from infra.catalog.tables.schema import Attribute, Collection, Content, Face, FaceIdentity
 
 
 class InvalidFilter(AskedWrongly):
@@ -126,11 +127,19 @@ class FaceFilter(_Condition):
             collections.by_name(session, name)
         for attribute in self.attributes:
             attribute.check(session)
-        if self.identity_id is not None and session.get(Identity, self.identity_id) is None:
-            raise InvalidFilter(f"the catalog knows no person {self.identity_id}; 'visage identities' lists them")
+        if self.identity_id is not None:
+            try:
+                decisions.identity(session, self.identity_id)
+            except decisions.UnknownSubject:
+                known = "'visage identities' lists them"
+                raise InvalidFilter(f"the catalog knows no person {self.identity_id}; {known}") from None
 
     def clauses(self, session: Session) -> list[ColumnElement[bool]]:
-        """Conditions on `Face`, all of which must hold. That its photo is still there is not among them: see `visible`."""
+        """Conditions on `Face`, all of which must hold. That its photo is still there is not among them: see `visible`.
+
+        Raises:
+            UnknownSubject: if there is no such person.
+        """
         clauses: list[ColumnElement[bool]] = [attribute.clause(session) for attribute in self.attributes]
         if self.collections:
             # Numbers, not a subquery: only of numbers does PostgreSQL know how few faces they keep, and plan accordingly.
@@ -150,7 +159,7 @@ class FaceFilter(_Condition):
         if self.max_quality < 1:
             clauses.append(by_index(session, Face.id, Face.quality, lambda column: column <= self.max_quality))
         if self.identity_id is not None:
-            clauses.append(of_identity(self.identity_id))
+            clauses.append(of_identity(session, self.identity_id))
         return clauses
 
     def canonical(self) -> str:
@@ -168,5 +177,11 @@ def taken_until(words: str) -> ColumnElement[bool]:
     return func.substr(Content.taken_at, 1, len(words)) <= words
 
 
-def of_identity(identity_id: int) -> ColumnElement[bool]:
-    return Face.id.in_(select(FaceIdentity.face_id).where(FaceIdentity.identity_id == identity_id))
+def of_identity(session: Session, identity_id: int) -> ColumnElement[bool]:
+    """A face of a person, or of whoever they were merged into.
+
+    Raises:
+        UnknownSubject: if there is no such person.
+    """
+    person = decisions.identity(session, identity_id)
+    return Face.id.in_(select(FaceIdentity.face_id).where(FaceIdentity.identity_id == person.id))

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 
 from infra.asked import AskedWrongly
 from infra.catalog.collections import UnknownCollection
+from infra.catalog.identities import decisions
 from infra.catalog.queries import attributes
 from infra.catalog.queries.attributes import having
 from infra.catalog.queries.filters import AttributeFilter, FaceFilter, InvalidFilter
@@ -105,7 +106,7 @@ def clause(session: Session, question: str) -> Clause:
             f"this cannot be read from >>> on: {place.strip()}. Write like: expression = happiness and quality > 0.7"
         ) from None
     except VisitError as error:
-        if isinstance(error.orig_exc, InvalidQuestion):
+        if isinstance(error.orig_exc, AskedWrongly):
             raise error.orig_exc from None
         raise
     return and_(visible(), meant)
@@ -197,8 +198,11 @@ def fields(session: Session, serving_id: int | None) -> dict[str, _Field]:
         return _Field(compare, lambda: exists().where(content, there))
 
     def person(op: str, value: str) -> Clause:
-        numbered = value.isdecimal() and op in ("=", "!=")
-        test = _number(Identity.id, op, value) if numbered else _text(Identity.name, op, value)
+        if value.isdecimal() and op in EQUAL:
+            _check(session, FaceFilter(identity_id=int(value)))
+            test = _number(Identity.id, op, str(decisions.identity(session, int(value)).id))
+        else:
+            test = _text(Identity.name, op, value)
         each = exists().where(member, Identity.id == FaceIdentity.identity_id, test)
         if op == "!=":  # nearly everybody
             return each

@@ -133,8 +133,9 @@ def _disagreements(
     for row in session.scalars(said.order_by(Attribute.model_version_id, Attribute.name)):
         found.setdefault(row.face_id, []).append(attribute_view(row, models[row.model_version_id]))
     keys: dict[int, list[str]] = {}
-    images = select(Face.id, Image.key).join(Image, Image.content_id == Face.content_id)
-    for face_id, key in session.execute(images.where(Face.id.in_(differences)).order_by(Image.key)).tuples():
+    images = select(Face.id, Image.key).join(Image, Image.content_id == Face.content_id).order_by(Image.key)
+    there = Face.id.in_(differences), Image.status != ImageStatus.MISSING.value
+    for face_id, key in session.execute(images.where(*there)).tuples():
         keys.setdefault(face_id, []).append(key)
     return [
         Disagreement(face_id, tuple(keys.get(face_id, ())), difference, tuple(found[face_id]))

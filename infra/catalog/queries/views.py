@@ -120,7 +120,7 @@ _FACES = (
 _KEYS = (
     select(Face.id, Image.key)
     .join(Image, Image.content_id == Face.content_id)
-    .where(Face.id.in_(_OF))
+    .where(Face.id.in_(_OF), Image.status != ImageStatus.MISSING.value)
     .order_by(Image.key)
 )
 _ATTRIBUTES = (
@@ -214,7 +214,7 @@ def identities(session: Session, min_faces: int, limit: int) -> list[IdentityVie
             select(Image.key)
             .join(Face, Face.content_id == Image.content_id)
             .join(FaceIdentity, FaceIdentity.face_id == Face.id)
-            .where(FaceIdentity.identity_id == person.identity_id)
+            .where(FaceIdentity.identity_id == person.identity_id, Image.status != ImageStatus.MISSING.value)
             .distinct()
             .order_by(Image.key)
             .limit(20)
