@@ -1,5 +1,6 @@
 """Search: in a defined order, only what is there, nothing lost to a filter, and with calibrated probabilities."""
 
+import hashlib
 import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -219,6 +220,27 @@ def test_every_face_of_a_photo_is_answered_with_its_own_box(archive: Settings, t
         answers = search_photo(session, archive, photo, 1)
     assert sorted(round(answer.box[0] / 500, 1) for answer in answers) == [0.4, 1.5]
     assert all(answer.method == "exact" and answer.model == "dlib-resnet@1" for answer in answers)
+
+
+def test_the_bytes_of_a_group_photo_are_hashed_once_and_each_face_goes_on_from_its_answer(
+    archive: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, sha256 = tmp_path / "pair.jpg", hashlib.sha256
+    photo.write_bytes(jpeg(pair(500)))
+    hashed: list[bytes] = []
+
+    def counted(data: bytes = b"", **options: Any) -> Any:
+        hashed.append(data)
+        return sha256(data, **options)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    with Catalog(archive.catalog_url).read() as session:
+        answers = search_photo(session, archive, photo, 1)
+    assert (len(answers), hashed.count(photo.read_bytes())) == (2, 1)
+    for number, answer in enumerate(answers, start=1):
+        following = ask_by(archive, Photo("pair.jpg", photo.read_bytes(), number), limit=1, after=answer.after)
+        assert (answer.box, answer.score) == (following.box, following.score)
+        assert answer.matches[0].face != following.matches[0].face
 
 
 def a_photo(picture: np.ndarray, face: int | None = None) -> Photo:
