@@ -25,7 +25,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
-from tasks.images.color_profile import to_srgb
+from tasks.images.color_profile import is_srgb, to_srgb
 from tasks.images.exif import read_exif, upright
 from tasks.images.image_format import (
     UNFINISHED,
@@ -325,6 +325,8 @@ def _reduced(raster: Image.Image | Pixels, size: tuple[int, int], span: tuple[fl
 
 def _srgb(raster: Image.Image | Pixels, profile: bytes | None, notes: list[str]) -> Pixels:
     """Lay on white, and bring to sRGB."""
+    if isinstance(raster, np.ndarray) and profile and is_srgb(profile):
+        return raster
     image = raster if isinstance(raster, Image.Image) else Image.fromarray(raster)
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, (255, 255, 255))

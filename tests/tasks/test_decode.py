@@ -18,7 +18,7 @@ import simplejpeg
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from infra.storage import AccessDenied, Entry, Filter, Folder
 from tasks.decode import DecodeFailure, DecodeLimits, Format, Photo, Reason, decode
@@ -232,6 +232,12 @@ def test_profile_of_greys_is_followed(mode: str, format: str) -> None:
     photo = decode(save(grey, format, icc_profile=grey_profile(), **options))
     assert photo.notes == ()
     assert np.abs(photo.pixels.astype(int) - 128).max() <= 2  # sRGB's 128 is 55 of 255 in light (IEC 61966-2-1)
+
+
+def test_a_profile_of_srgb_itself_changes_nothing() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    plain, profiled = encode(PICTURE), encode(PICTURE, icc_profile=srgb)
+    np.testing.assert_array_equal(decode(profiled).pixels, decode(plain).pixels)
 
 
 def test_profile_of_greys_is_ignored_for_colours() -> None:
