@@ -55,15 +55,25 @@ def align_views(photos: Sequence[Tensor], views: Sequence[View], photo_index: Te
     for k, photo in enumerate(photos):
         if photo.dtype != torch.uint8 or photo.dim() != 3 or photo.shape[2] != 3:
             raise ValueError(f"photo {k} is {tuple(photo.shape)} {photo.dtype}; (H, W, 3) torch.uint8 is needed")
-    for transforms, *_ in views:
-        finite = transforms.isfinite().flatten(1).all(dim=1)
-        if not finite.all():
-            rows = (~finite).nonzero().flatten().tolist()
-            raise ValueError(f"the transforms of rows {rows} are not finite; drop those faces before aligning")
     sizes = torch.tensor([p.shape[:2] for p in photos]).reshape(-1, 2)[photo_index]
     looks = [_look(view, sizes) for view in views]
     sample = _one_by_one if not photos or photos[0].device.type == "cpu" else _together
     return sample(photos, looks, photo_index)
+
+
+def part_under(views: Sequence[View], height: int, width: int) -> tuple[tuple[int, int, int, int], list[View]]:
+    """The part of one photo under the crops of all views, and the same views of that part alone.
+
+    Left, top, right and bottom are half open, and a pixel lies between them at least. Crops of the part are those of the photo.
+
+    Raises:
+        ValueError: as `align`.
+    """
+    bounds = torch.cat([_look(view, torch.tensor([[height, width]])).bounds for view in views])
+    left, top = bounds[:, :2].amin(dim=0).minimum(torch.tensor([width - 1, height - 1])).tolist()
+    right, bottom = bounds[:, 2:].amax(dim=0).maximum(torch.tensor([left + 1, top + 1])).tolist()
+    corner = torch.tensor([[0, 0, left], [0, 0, top]])
+    return (left, top, right, bottom), [view._replace(transforms=view.transforms.double() - corner) for view in views]
 
 
 def outside_share(transforms: Tensor, photo_sizes: Tensor, size: int) -> Tensor:
@@ -124,6 +134,10 @@ class _Look(NamedTuple):
 
 def _look(view: View, sizes: Tensor) -> _Look:
     """`sizes` (N, 2): height and width of the photos."""
+    finite = view.transforms.isfinite().flatten(1).all(dim=1)
+    if not finite.all():
+        rows = (~finite).nonzero().flatten().tolist()
+        raise ValueError(f"the transforms of rows {rows} are not finite; drop those faces before aligning")
     transforms = view.transforms.double().cpu()
     # Photo pixels per crop pixel, along the photo's x and y.
     step = torch.linalg.vector_norm(transforms[:, :, :2], dim=2)

@@ -1,12 +1,12 @@
 """Align: cut every face out of its photo, in each view that a later stage needs."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from models.alignment import View, align_views
+from models.alignment import View, align_views, part_under
 from models.detection.area import runs
 from models.template import Template
 from tasks.decode import DecodeLimits, decode
@@ -39,7 +39,7 @@ def align_photos(items: Sequence[Decoded], limits: DecodeLimits, templates: Sequ
                 item.photo.having(**{n: np.zeros((0, t.size, t.size, 3), np.uint8) for n, t in views.items()})
             )
         elif _too_small(item):
-            photos += _cut([_in_full(item, limits)], views)  # alone: it may have a hundred megapixels
+            photos += _cut_in_full(item, limits, views)  # alone: it may have a hundred megapixels
         else:
             photos.append(next(aligned))
     return photos
@@ -52,20 +52,30 @@ def _too_small(item: Decoded) -> bool:
     return bool(item.factor > 1 and eyes.min() / item.factor < MIN_EYE_DISTANCE)
 
 
-def _in_full(item: Decoded, limits: DecodeLimits) -> Decoded:
-    picture = decode(item.data, limits, long_side=None)
-    return replace(item, picture=picture, uploaded=upload(picture.pixels, str(item.pixels.device)))
-
-
-def _cut(items: Sequence[Decoded], views: Mapping[str, Template]) -> list[PhotoFaces]:
+def _cut(items: Sequence[Decoded], templates: Mapping[str, Template]) -> list[PhotoFaces]:
     """Cut the faces of all photos in the views, which are given by the arrays' names."""
-    counts = [item.photo.face_count for item in items]
-    factors = np.repeat(np.array([item.factor for item in items], np.float32), counts)[:, None, None]
     photos = [item.photo for item in items]
+    counts = [photo.face_count for photo in photos]
+    factors = np.repeat(np.array([item.factor for item in items], np.float32), counts)[:, None, None]
+    owners = torch.arange(len(items)).repeat_interleave(torch.tensor(counts))
+    crops = align_views([item.pixels for item in items], _views(photos, factors, templates), owners)
+    return handed_out(photos, download(dict(zip(templates, crops, strict=True))))
+
+
+def _cut_in_full(item: Decoded, limits: DecodeLimits, templates: Mapping[str, Template]) -> list[PhotoFaces]:
+    """Cut the faces of one photo out of the part of its original that they lie in."""
+    photo, picture = item.photo, item.picture
+    part, views = part_under(_views([photo], np.float32(1), templates), picture.height, picture.width)
+    pixels = upload(decode(item.data, limits, part=part).pixels, str(item.pixels.device))
+    crops = align_views([pixels], views, torch.zeros(photo.face_count, dtype=torch.int64))
+    return handed_out([photo], download(dict(zip(templates, crops, strict=True))))
+
+
+def _views(
+    photos: Sequence[PhotoFaces], factors: NDArray[np.float32] | np.float32, templates: Mapping[str, Template]
+) -> list[View]:
+    """How the faces of photos that were shrunk by `factors` are to be seen."""
     boxes, landmarks = (of_all(photos, name) for name in (BOXES, LANDMARKS))
     corners = torch.from_numpy((boxes.reshape(-1, 2, 2) + 0.5) / factors - 0.5).reshape(-1, 4)
     points = torch.from_numpy((landmarks + 0.5) / factors - 0.5)
-    wanted = [View(template.transforms(corners, points), template.size, template.fill) for template in views.values()]
-    owners = torch.arange(len(items)).repeat_interleave(torch.tensor(counts))
-    crops = align_views([item.pixels for item in items], wanted, owners)
-    return handed_out(photos, download(dict(zip(views, crops, strict=True))))
+    return [View(template.transforms(corners, points), template.size, template.fill) for template in templates.values()]

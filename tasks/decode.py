@@ -27,8 +27,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from pillow_heif.as_plugin import HeifImageFile
 
 from tasks.execution.guard import out_of_memory
-from tasks.images.color_profile import to_srgb
-from tasks.images.exif import read_exif, upright
+from tasks.images.color_profile import is_srgb, to_srgb
+from tasks.images.exif import Box, read_exif, stored_box, upright
 from tasks.images.image_format import (
     UNFINISHED,
     DecodeFailure,
@@ -65,12 +65,12 @@ class DecodeLimits:
 class Photo:
     """A decoded picture.
 
-    `pixels` (H, W, 3) uint8, sRGB, upright, writable. `width` and `height` are the original's, upright; `scale` >= 1 tells
-    how many original pixels one pixel spans: x_original = (x + 0.5) * scale - 0.5, to half a decoded pixel at the far
-    edges, where sizes are rounded. `mode` and `bits` describe the samples as stored: Pillow's mode, and bits per
-    channel where the format tells. `exif_time` is when the photograph was taken, with a time zone only if the camera wrote
-    one. `notes` name what was passed over: icc_ignored, exif_ignored, text_ignored, jpeg_extra_bytes, jpeg_mended,
-    first_frame_only.
+    `pixels` (H, W, 3) uint8, sRGB, upright, writable; of the part alone, if one was asked for. `width` and `height` are the
+    original's, upright; `scale` >= 1 tells how many original pixels one pixel spans: x_original = (x + 0.5) * scale - 0.5, to
+    half a decoded pixel at the far edges, where sizes are rounded. `mode` and `bits` describe the samples as stored: Pillow's
+    mode, and bits per channel where the format tells. `exif_time` is when the photograph was taken, with a time zone only if
+    the camera wrote one. `notes` name what was passed over: icc_ignored, exif_ignored, text_ignored, jpeg_extra_bytes,
+    jpeg_mended, first_frame_only.
     """
 
     pixels: Pixels = field(repr=False)
@@ -84,8 +84,13 @@ class Photo:
     notes: tuple[str, ...]
 
 
-def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | None = None) -> Photo:
+def decode(
+    data: bytes, limits: DecodeLimits | None = None, long_side: int | None = None, part: Box | None = None
+) -> Photo:
     """Decode a picture so that its longer side has `long_side` pixels, or as many as there are if fewer or if None.
+
+    Of a `part` of the upright original, `pixels` are what they would be there in the whole, which is not turned and given its
+    colours for nothing.
 
     The EXIF orientation is applied exactly once. Grey, palette, 16-bit and CMYK become RGB, embedded colour profiles sRGB;
     transparency is laid on white, but for that of a single 16-bit colour, which stays. Of animations and multi-page files the
@@ -99,6 +104,8 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
     limits = limits or DecodeLimits()
     if long_side is not None and long_side < 1:
         raise ValueError(f"long_side must be at least 1, not {long_side}")
+    if long_side is not None and part is not None:
+        raise ValueError("a part is decoded in full: long_side must be None")
     if ImageFile.LOAD_TRUNCATED_IMAGES:
         raise RuntimeError(
             "PIL.ImageFile.LOAD_TRUNCATED_IMAGES is on: half pictures would pass as whole. Do not set it."
@@ -113,8 +120,8 @@ def decode(data: bytes, limits: DecodeLimits | None = None, long_side: int | Non
     check_complete(data, format)
     try:
         if format is Format.PNG:
-            return _decode_png(data, limits, long_side)
-        return _decode(data, format, limits, long_side)
+            return _decode_png(data, limits, long_side, part)
+        return _decode(data, format, limits, long_side, part)
     except DecodeFailure:
         raise
     except Exception as error:  # decoders raise whatever they like at broken files
@@ -146,7 +153,7 @@ _READERS: dict[Format, type[ImageFile.ImageFile]] = {
 }
 
 
-def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | None) -> Photo:
+def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | None, part: Box | None) -> Photo:
     notes: list[str] = []
     file = _READERS[format](BytesIO(data))
     _check_size(file.size, limits)
@@ -173,6 +180,8 @@ def _decode(data: bytes, format: Format, limits: DecodeLimits, long_side: int | 
     if scale > shrink:
         size = (max(round(width / scale), 1), max(round(height / scale), 1))
         raster = _reduced(raster, size, (width / shrink, height / shrink))
+    if part is not None:
+        raster = _cut(raster, stored_box(part, (width, height), orientation))
     if profile or isinstance(raster, Image.Image):
         raster = _srgb(raster, profile, notes)
     if orientation > 4:
@@ -184,17 +193,21 @@ _PNG_EXTRAS = (("text_ignored", {b"tEXt", b"zTXt", b"iTXt"}), ("icc_ignored", {b
 
 
 def _decode_png(
-    data: bytes, limits: DecodeLimits, long_side: int | None, extras: Sequence[tuple[str, set[bytes]]] = _PNG_EXTRAS
+    data: bytes,
+    limits: DecodeLimits,
+    long_side: int | None,
+    part: Box | None,
+    extras: Sequence[tuple[str, set[bytes]]] = _PNG_EXTRAS,
 ) -> Photo:
     """Decode a PNG, leaving out its texts, then its colour profile, if they inflate to more than Pillow holds in memory."""
     try:
-        return _decode(data, Format.PNG, limits, long_side)
+        return _decode(data, Format.PNG, limits, long_side, part)
     except ValueError as error:
         if not extras or "MAX_TEXT" not in str(error):
             raise
     (note, kinds), *rest = extras
     lighter = without_chunks(data, kinds)
-    photo = _decode_png(lighter, limits, long_side, rest)
+    photo = _decode_png(lighter, limits, long_side, part, rest)
     return photo if lighter == data else replace(photo, notes=(*photo.notes, note))
 
 
@@ -333,8 +346,15 @@ def _reduced(raster: Image.Image | Pixels, size: tuple[int, int], span: tuple[fl
     return reduced
 
 
+def _cut(raster: Image.Image | Pixels, box: Box) -> Image.Image | Pixels:
+    left, top, right, bottom = box
+    return raster.crop(box) if isinstance(raster, Image.Image) else raster[top:bottom, left:right]
+
+
 def _srgb(raster: Image.Image | Pixels, profile: bytes | None, notes: list[str]) -> Pixels:
     """Lay on white, and bring to sRGB."""
+    if isinstance(raster, np.ndarray) and profile and is_srgb(profile):
+        return raster
     image = raster if isinstance(raster, Image.Image) else Image.fromarray(raster)
     if image.mode == "RGBA":
         white = Image.new("RGB", image.size, (255, 255, 255))

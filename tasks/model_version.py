@@ -48,16 +48,6 @@ class ModelVersion:
         return contract_content(self.spec, self.digest)
 
 
-def champion(name: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
-    """Return the version of a model that the pipeline uses.
-
-    Raises:
-        UnknownModel: if no model of the table is called so.
-        NotInstalled: if it has no champion, or the champion's weights are not on this machine.
-    """
-    return find_version(f"{name}@{CHAMPION}", weights_dir, tracking_uri)
-
-
 def find_version(reference: str, weights_dir: Path, tracking_uri: str) -> ModelVersion:
     """Return the version that NAME, NAME@VERSION or NAME@ALIAS refers to; NAME alone means its champion.
 

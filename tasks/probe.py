@@ -14,6 +14,7 @@ from torch import nn
 
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
+from models.spec import Role
 from tasks.align import align_faces
 from tasks.decode import DecodeFailure, DecodeLimits, Reason, decode
 from tasks.decode import Photo as Picture
@@ -21,9 +22,9 @@ from tasks.detect import Decoded, Detect
 from tasks.embed import embed
 from tasks.execution.guard import out_of_memory
 from tasks.execution.inference import load_for_inference
-from tasks.model_version import ModelVersion, NotInstalled, champion
+from tasks.model_version import ModelVersion, NotInstalled
 from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
-from tasks.recipe import installed
+from tasks.recipe import installed, version_for
 
 
 class NothingToSearch(LookupError):
@@ -50,7 +51,9 @@ class Probed:
 
 
 class Prober:
-    """Find and embed the faces of photographs with the version that the catalog's queries use. Safe to share by threads.
+    """Find faces with the detector that the settings name, and embed them with the version that the catalog's queries use.
+
+    Safe to share by threads. A detector that is promoted meanwhile looks at the next photograph.
 
     `max_megapixels`: the most that a photograph may have, where that is less than the settings allow.
     """
@@ -60,7 +63,7 @@ class Prober:
         most = min(settings.max_megapixels, max_megapixels)
         self.limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=most)
         self.lock = threading.Lock()
-        self._loaded: tuple[str, Detect, ModelVersion, nn.Module] | None = None
+        self._loaded: tuple[tuple[str, str], Detect, ModelVersion, nn.Module] | None = None
 
     def __call__(self, data: bytes, version: ModelVersionRow) -> Probed:
         """Probe a photograph.
@@ -68,7 +71,8 @@ class Prober:
         Raises:
             UnreadablePhoto: if it is no picture that can be read, or needs more memory than there is.
             NothingToSearch: if no face is in it.
-            NotInstalled: if the models that made the catalog are not on this machine.
+            UnknownModel, NotInstalled: if the detector, or the version that made the catalog, is not on this machine.
+            WrongRole: if the settings name a detector that is none.
         """
         with self.lock, _within_memory():  # one at a time: two would share the processors and take twice the memory
             picture = self._decoded(data)
@@ -92,17 +96,17 @@ class Prober:
             raise UnreadablePhoto(f"the photograph cannot be read: {failure}{advice}") from failure
 
     def _models(self, version: ModelVersionRow) -> tuple[Detect, ModelVersion, nn.Module]:
-        if self._loaded is None or self._loaded[0] != version.contract:
-            settings = self.settings
+        detector = version_for(Role.DETECT, self.settings.detect_model, self.settings)
+        contracts = (detector.contract, version.contract)
+        if self._loaded is None or self._loaded[0] != contracts:
             reference = f"{version.name}@{version.version}"
-            detector = champion(settings.detect_model, settings.weights_folder, settings.mlflow_uri)
-            embedder = installed(reference, settings)
+            embedder = installed(reference, self.settings)
             if embedder.contract != version.contract:
                 raise NotInstalled(
                     f"the catalog was made with another {reference} than is installed here (other weights or "
                     "preprocessing); 'visage run' brings the catalog to what is here"
                 )
-            self._loaded = (version.contract, Detect(detector, "cpu"), embedder, load_for_inference(embedder))
+            self._loaded = (contracts, Detect(detector, "cpu"), embedder, load_for_inference(embedder))
         return self._loaded[1:]
 
 

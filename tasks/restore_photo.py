@@ -4,6 +4,7 @@ What was not restored is said with the reason, and a photo in which nothing was 
 for a restored one.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from tasks.calibration import Calibration, shipped_calibration
 from tasks.decode import DecodeFailure, DecodeLimits, decode
 from tasks.detect import Decoded, Detect
 from tasks.embed import Embed
+from tasks.execution.guard import out_of_memory
 from tasks.images.mark import marked_png
 from tasks.photo_faces import (
     BOXES,
@@ -47,6 +49,7 @@ from tasks.restore import Restore, judge, to_photo
 MAX_UPSCALE = 4.0
 MAX_WRITTEN_MEGAPIXELS = 200.0
 
+log = logging.getLogger("visage")
 Outcome = Literal["restored", "rejected", "left"]
 
 
@@ -115,34 +118,48 @@ class PhotoRestorer:
         self.restore = Restore(self.restorer_version, embedder.spec.preprocess.template, where)
 
     def __call__(self, path: Path, name: str, out: Path) -> PhotoReport:
-        """Restore one photo; what is written lies in `out`, under its name with `.restored.png` at the end."""
+        """Restore one photo; what is written lies in `out`, under its name with `.restored.png` at the end.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
         try:
-            data = path.read_bytes()
-            picture = decode(data, self.limits, long_side=self.long_side)
-            whole = decode(data, self.limits) if picture.scale > 1 else picture
+            report, png = self._restored(path, name)
         except (DecodeFailure, OSError) as failure:
             return PhotoReport(name, None, str(failure), ())
+        except Exception as error:  # one bad photo never takes its neighbours along
+            log.warning("%s: not restored", name, exc_info=error)
+            return PhotoReport(name, None, _what_broke(error), ())
+        if png is None:
+            return report
+        target = out / f"{name}.restored.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_suffix(".partial")
+        partial.write_bytes(png)
+        partial.replace(target)
+        return replace(report, written=str(target))
+
+    def _restored(self, path: Path, name: str) -> tuple[PhotoReport, bytes | None]:
+        """What became of a photo, and the restored copy as a PNG if there is one."""
+        data = path.read_bytes()
+        picture = decode(data, self.limits, long_side=self.long_side)
         photo = PhotoFaces(0, name, len(data), width=picture.width, height=picture.height)
         [found] = self.detect([Decoded(photo, picture, data)])
         [photo] = assess([align_faces(found, self.limits, self.recipe.templates)], self.recipe, self.detect.device)
         [photo] = self.embed(self.restore([photo]))
         if photo.failure is not None:
-            return PhotoReport(name, None, photo.failure.message, ())
+            return PhotoReport(name, None, photo.failure.message, ()), None
         faces = tuple(self._report(photo, face) for face in range(photo.face_count))
         report = PhotoReport(name, None, "", faces, restore_seconds=photo.seconds.get("restore", 0.0))
         if not any(face.outcome == "restored" for face in faces):
-            return report
-        if whole.pixels.shape[0] * whole.pixels.shape[1] * self.upscale**2 > MAX_WRITTEN_MEGAPIXELS * 1e6:
-            return replace(report, problem=f"enlarged, it would have over {MAX_WRITTEN_MEGAPIXELS:g} megapixels")
+            return report, None
+        if picture.width * picture.height * self.upscale**2 > MAX_WRITTEN_MEGAPIXELS * 1e6:
+            return replace(report, problem=f"enlarged, it would have over {MAX_WRITTEN_MEGAPIXELS:g} megapixels"), None
+        whole = decode(data, self.limits) if picture.scale > 1 else picture
         start = time.perf_counter()
         restored = self._pasted(whole.pixels, photo, faces)
         report = replace(report, paste_seconds=time.perf_counter() - start)
-        target = out / f"{name}.restored.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_suffix(".partial")
-        partial.write_bytes(marked_png(restored, self.restorer_version, "Photograph with restored faces."))
-        partial.replace(target)
-        return replace(report, written=str(target))
+        return report, marked_png(restored, self.restorer_version, "Photograph with restored faces.")
 
     def _report(self, photo: PhotoFaces, face: int) -> FaceReport:
         arrays = photo.arrays
@@ -245,6 +262,12 @@ def least_similarity(settings: Settings, contract: str) -> float | None:
         calibration = shipped_calibration(contract) if known is None else known.calibration
     catalog.close()
     return None if calibration is None else Calibration.model_validate(calibration).thresholds.far_1e_3
+
+
+def _what_broke(error: Exception) -> str:
+    if out_of_memory(error):
+        return "it needs more memory than there is; restore a smaller copy of it"
+    return f"{type(error).__name__}: {error}. This is a mistake of ours; the log has more of it."
 
 
 def _why_left(quality: float, eye_distance: float, sharpness: float) -> str:

@@ -9,7 +9,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -100,11 +100,15 @@ class Answer:
 
 @dataclass(frozen=True)
 class _Asked:
-    """Vectors (N, D) to search with, the box and score of the first face, and what is not to be found."""
+    """Vectors (N, D) to search with, the box and score of the first face, and what is not to be found.
+
+    `photos` are the digests of the photographs asked with, each with the face that is meant.
+    """
 
     vectors: np.ndarray
     box: tuple[float, ...]
     score: float
+    photos: tuple[tuple[str, int | None], ...] = ()
     without: tuple[ColumnElement[bool], ...] = ()
 
 
@@ -158,10 +162,10 @@ def search_probed(
     conditions = conditions or FaceFilter()
     conditions.check(session)
     index = open_index(session, version, settings)
+    query, digest = Query(filter=conditions, limit=limit), _digest(photo)
     answers = []
-    for i, (box, score, vector) in enumerate(zip(probed.boxes, probed.scores, probed.vectors, strict=True)):
-        query = Query(photos=(replace(photo, face=i + 1),), filter=conditions, limit=limit)
-        asked = _Asked(vector[None], tuple(map(float, box)), float(score))
+    for face, (box, score, vector) in enumerate(zip(probed.boxes, probed.scores, probed.vectors, strict=True), start=1):
+        asked = _Asked(vector[None], tuple(map(float, box)), float(score), ((digest, face),))
         answers.append(_answer(session, index, version, query, asked))
     return answers
 
@@ -253,7 +257,8 @@ def _asked(
         parts.append(probed.vectors[place][None])
         places.append((tuple(map(float, probed.boxes[place])), float(probed.scores[place])))
     box, score = places[0]
-    return _Asked(np.concatenate(parts), box, score, (without,) if faces else ())
+    photos = tuple((_digest(photo), photo.face) for photo in query.photos)
+    return _Asked(np.concatenate(parts), box, score, photos, (without,) if faces else ())
 
 
 _STORED = (
@@ -326,7 +331,7 @@ def _answer(session: Session, index: VectorIndex, version: ModelVersionRow, quer
     length = float(np.linalg.norm(mean))
     if length < UNIT_TOLERANCE:
         raise InvalidQuery("the faces asked with have nothing in common: their mean vector is zero")
-    question = _question(version, query)
+    question = _question(version, query, asked)
     after, seen = _continued(query, question)
     clauses = [visible(), *query.filter.clauses(session), *asked.without]
     found = nearest_faces(session, index, version.id, mean / length, query.limit + 1, clauses, after, seen)
@@ -354,10 +359,13 @@ def _matches(session: Session, version: ModelVersionRow, found: Neighbours, scal
     )
 
 
-def _question(version: ModelVersionRow, query: Query) -> str:
+def _digest(photo: Photo) -> str:
+    return hashlib.sha256(photo.data).hexdigest()
+
+
+def _question(version: ModelVersionRow, query: Query, asked: _Asked) -> str:
     """What an answer belongs to: a query for more of it must ask the same."""
-    photos = [(hashlib.sha256(photo.data).hexdigest(), photo.face) for photo in query.photos]
-    told = json.dumps([version.contract, query.faces, photos, query.identity_id, query.filter.canonical()])
+    told = json.dumps([version.contract, query.faces, asked.photos, query.identity_id, query.filter.canonical()])
     return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 

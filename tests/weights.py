@@ -14,7 +14,7 @@ from infra.registry import Registry
 from infra.settings import PREFIX, Settings, load_settings
 from infra.wheels import WheelError
 from models.recognition.lightcnn import lightcnn_9
-from tasks.model_version import champion, load_network
+from tasks.model_version import find_version, load_network
 from tasks.versioning.install import install
 from tasks.versioning.register import add_checkpoint
 
@@ -97,4 +97,4 @@ def machine(two_embedders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture(scope="session")
 def bundled(weights_dir: Path, tracking_uri: str) -> Callable[[str], nn.Module]:
     """Return a function that loads a bundled model's network with its real weights, by name."""
-    return lambda name: load_network(champion(name, weights_dir, tracking_uri))
+    return lambda name: load_network(find_version(name, weights_dir, tracking_uri))

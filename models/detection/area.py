@@ -84,13 +84,16 @@ class PaddedPhotos:
         table = self._tables[height, width]
         in_a_row = places == list(range(places[0], places[0] + len(places)))
         table = table[places[0] : places[0] + len(places)] if in_a_row else table[places]
+        left, right = left.repeat_interleave(3), right.repeat_interleave(3)  # from here on numbers, three to a pixel
+        channels = torch.arange(3, device=left.device).repeat(len(columns))
         y0, y1 = (top - pad).clamp(0, height), (bottom - pad).clamp(0, height)
         x0, x1 = (left - pad).clamp(0, width), (right - pad).clamp(0, width)
-        bands = table.index_select(1, y1) - table.index_select(1, y0)
-        sums = bands.index_select(2, x1) - bands.index_select(2, x0)
-        return self._means(
-            sums, (y1 - y0)[:, None] * (x1 - x0)[None, :], (bottom - top)[:, None] * (right - left)[None, :]
+        bands = table.index_select(1, y1).sub_(table.index_select(1, y0)).flatten(2)
+        sums = _picked(bands, 3 * x1 + channels).sub_(_picked(bands, 3 * x0 + channels))
+        inside, whole = (
+            high.int()[:, None] * wide.int() for high, wide in ((y1 - y0, x1 - x0), (bottom - top, right - left))
         )
+        return self._means(sums, inside, whole).unflatten(2, (-1, 3))
 
     def windows(self, photos: Tensor, boxes: Tensor, size: int) -> Tensor:
         """Resize windows of the padded photos to `size` x `size`: float32 (N, size, size, 3), 0..255.
@@ -111,8 +114,8 @@ class PaddedPhotos:
         sums = corner(y1, x1).sub_(corner(y0, x1)).sub_(corner(y1, x0)).add_(corner(y0, x0))
         return self._means(
             sums,
-            (y1 - y0)[:, :, None] * (x1 - x0)[:, None, :],
-            (bottom - top)[:, :, None] * (right - left)[:, None, :],
+            ((y1 - y0)[:, :, None] * (x1 - x0)[:, None, :])[..., None],
+            ((bottom - top)[:, :, None] * (right - left)[:, None, :])[..., None],
         )
 
     def sums(self, photos: Tensor, y: Tensor, x: Tensor) -> Tensor:
@@ -125,9 +128,10 @@ class PaddedPhotos:
         return self._sums.index_select(0, cells.flatten()).view(*cells.shape, 3)
 
     def _means(self, sums: Tensor, inside: Tensor, whole: Tensor) -> Tensor:
+        """Means over rectangles of `whole` pixels, of which `inside` lie in the photo and have these `sums` (overwritten)."""
         if any(self.padding):
-            sums = sums + (self.grey * (whole - inside)).int()[..., None]
-        return sums.float() / whole.float()[..., None]
+            sums += self.grey * (whole - inside)
+        return sums.float() / whole
 
 
 def _fill(table: Tensor, photos: Tensor) -> None:
@@ -141,6 +145,13 @@ def _fill(table: Tensor, photos: Tensor) -> None:
         below += rows[:, k - 1 :: BLOCK][:, : below.shape[1]]
     for start in range(BLOCK, rows.shape[1], BLOCK):
         rows[:, start : start + BLOCK] += rows[:, start - 1 : start]
+
+
+def _picked(bands: Tensor, numbers: Tensor) -> Tensor:
+    """What stands at `numbers` in every row of `bands` (n, rows, width)."""
+    if bands.device.type == "cpu":  # where index_select walks down one column at a time, and takes twice as long
+        return bands.gather(2, numbers.expand(*bands.shape[:2], -1))
+    return bands.index_select(2, numbers)
 
 
 def _bins(cells: Tensor, length: int | Tensor, size: int) -> tuple[Tensor, Tensor]:

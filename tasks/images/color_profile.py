@@ -29,6 +29,14 @@ def to_srgb(image: Image.Image, profile: bytes) -> Image.Image:
         raise ValueError(f"the colour profile cannot be applied: {error}") from error
 
 
+def is_srgb(profile: bytes) -> bool:
+    """Whether a profile says of RGB what is true of it without one."""
+    try:
+        return _transform(profile, "RGB") is None
+    except ValueError:
+        return False
+
+
 def _is_grey(image: Image.Image) -> bool:
     red, green, blue = image.split()
     return red == green == blue

@@ -38,7 +38,7 @@ from tasks.evaluation.grouping import NIGHTS, ORDERS, People, near_twins
 from tasks.evaluation.verification import pair_similarities, read_pairs
 from tasks.group import group_version
 from tasks.identities.grouping import BCubed, Exemplars, Faces, Policy, bcubed, exact_neighbours, group
-from tasks.model_version import champion, load_network
+from tasks.model_version import find_version, load_network
 from tasks.search_index import open_index
 from tests.crowd import EMBEDDER, enter, fill, people_of, vectors
 from tests.reference import shared
@@ -64,8 +64,8 @@ def crops() -> Iterator[tuple[str, torch.Tensor]]:
 def embed_crops(mirrored: bool) -> dict[str, Vectors]:
     """Embed the most central face of every crop by the champions; `mirrored` adds the embedding of its mirror image."""
     settings = load_settings()
-    detector = load_network(champion("mtcnn", settings.weights_folder, settings.mlflow_uri))
-    embedder = champion("dlib-resnet", settings.weights_folder, settings.mlflow_uri)
+    detector = load_network(find_version("mtcnn", settings.weights_folder, settings.mlflow_uri))
+    embedder = find_version("dlib-resnet", settings.weights_folder, settings.mlflow_uri)
     network, preprocess = load_network(embedder), embedder.spec.preprocess
     assert isinstance(detector, MTCNN)
     assert preprocess is not None

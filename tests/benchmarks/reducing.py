@@ -28,7 +28,7 @@ from tasks.decode import DecodeLimits, Photo, decode
 from tasks.detect import Decoded, to_original
 from tasks.embed import embed
 from tasks.execution.inference import load_for_inference
-from tasks.model_version import champion
+from tasks.model_version import find_version
 from tasks.photo_faces import BOXES, LANDMARKS, PORTRAIT, SCORES, PhotoFaces, crop
 from tests.benchmarks import photo_sets
 from tests.benchmarks.workplace import workplace
@@ -106,8 +106,8 @@ class Comparison:
 
     def __init__(self) -> None:
         folder, registry = CACHE / "weights", f"sqlite:///{CACHE / 'mlflow.db'}"
-        self.detector = cast(MTCNN, load_for_inference(champion("mtcnn", folder, registry)))
-        version = champion("dlib-resnet", folder, registry)
+        self.detector = cast(MTCNN, load_for_inference(find_version("mtcnn", folder, registry)))
+        version = find_version("dlib-resnet", folder, registry)
         assert version.spec.preprocess is not None
         self.spec, self.template = version.spec, version.spec.preprocess.template
         self.network = load_for_inference(version)

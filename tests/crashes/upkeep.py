@@ -9,7 +9,7 @@ from typing import Any
 from infra.catalog.database import Catalog
 from infra.registry import CHAMPION, Registry
 from models import table
-from tasks.model_version import champion, load_network
+from tasks.model_version import find_version, load_network
 from tasks.versioning.install import install
 from tests.crashes.zygote import Zygote
 from tests.tasks.tiny_models import left_in, tiny_table
@@ -75,6 +75,6 @@ def installed_whole(folder: str) -> None:
     versions = Registry(uri).versions()
     assert [(v.name, v.version, v.aliases) for v in versions] == [(f"tiny-{x}", 1, (CHAMPION,)) for x in "ab"]
     for version in versions:
-        load_network(champion(version.name, place / "weights", uri))
+        load_network(find_version(version.name, place / "weights", uri))
     assert left_in(place / "weights") == ["tiny-a", "tiny-b"]
     assert sorted(path.name for path in place.glob("mlflow*")) == ["mlflow.db", "mlflow.db.lock"]

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from models import alignment
-from models.alignment import align, blacken_outside, outside_share
+from models.alignment import View, align, align_views, blacken_outside, outside_share, part_under
 from models.recognition.dlib_resnet import DLIB_RESNET
 from models.restoration.dfdnet import DFDNET
 from models.restoration.restoreformer import RESTOREFORMER, RESTOREFORMER_PLUS_PLUS
@@ -47,6 +47,22 @@ def positions(transform: Tensor, size: int) -> tuple[Tensor, Tensor]:
 def smooth(height: int, width: int) -> Tensor:
     coarse = torch.rand(1, 3, 12, 12, generator=torch.Generator().manual_seed(0)) * 255
     return F.interpolate(coarse, (height, width), mode="bicubic").clamp(0, 255)[0].permute(1, 2, 0).round().byte()
+
+
+@given(
+    faces=st.lists(
+        st.tuples(st.floats(-60, 360), st.floats(-60, 260), st.floats(8, 150), st.floats(-3, 3)), min_size=1, max_size=3
+    )
+)
+def test_crops_of_the_part_under_them_are_to_the_bit_those_of_the_whole_photo(faces):
+    whole = smooth(200, 300)
+    boxes, landmarks = (torch.cat(p) for p in zip(*(face((x, y), *how) for x, y, *how in faces), strict=True))
+    views = [View(t.transforms(boxes, landmarks).float(), t.size) for t in (DLIB_64, BOX_64, ARCFACE_112)]
+    (left, top, right, bottom), of_part = part_under(views, 200, 300)
+    part = whole[top:bottom, left:right].contiguous()
+    owners = torch.zeros(len(faces), dtype=torch.int64)
+    for crops, expected in zip(align_views([part], of_part, owners), align_views([whole], views, owners), strict=True):
+        assert torch.equal(crops, expected)
 
 
 @pytest.mark.parametrize("template", TEMPLATES, ids=lambda t: t.name)

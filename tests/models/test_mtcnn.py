@@ -343,6 +343,23 @@ def test_windows_are_area_interpolations(corners, size):
     torch.testing.assert_close(found, torch.cat(expected).permute(0, 2, 3, 1), rtol=0, atol=1e-3)
 
 
+@given(
+    height=st.integers(1, 90),
+    width=st.integers(1, 90),
+    pad=st.integers(0, 20),
+    size=st.integers(1, 60),
+    seed=st.integers(0, 9),
+)
+def test_a_photo_resized_and_a_window_of_all_of_it_are_the_same_to_the_bit(height, width, pad, size, seed):
+    picture = torch.randint(
+        0, 256, (height, width, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+    padded = PaddedPhotos([picture], [pad], 127, torch.device("cpu"))
+    everything = torch.tensor([[0, 0, width + 2 * pad, height + 2 * pad]])
+    window = padded.windows(torch.zeros(1, dtype=torch.int64), everything, size)
+    assert torch.equal(padded.resized([0], (size, size), range(size), range(size)), window)
+
+
 def test_tables_that_wrap_around_still_give_true_means():
     white = torch.full((2904, 2904, 3), 255, dtype=torch.uint8)  # 255 * 2904^2 is above 2^31
     padded = PaddedPhotos([white], [0], 127, torch.device("cpu"))

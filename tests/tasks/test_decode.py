@@ -19,7 +19,7 @@ import simplejpeg
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageFile, PngImagePlugin
+from PIL import Image, ImageCms, ImageFile, PngImagePlugin
 
 from infra.storage import AccessDenied, Entry, Filter, Folder
 from tasks.decode import DecodeFailure, DecodeLimits, Format, Photo, Reason, decode
@@ -28,6 +28,7 @@ from tests.photographs import cmyk_profile, encode, exif, grey_profile, photogra
 from tests.reference import shared
 
 PICTURE = scene(96, 64)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
 TOLERANCE = {"JPEG": 4, "HEIF": 6, "AVIF": 60, "GIF": 12}  # grey levels; AVIF halves the resolution of colour
 TURNABLE = ("JPEG", "PNG", "WEBP", "TIFF", "HEIF", "AVIF")
 
@@ -64,6 +65,50 @@ def test_orientation_is_applied_exactly_once(format: str, orientation: int) -> N
     photo = decode(encode(PICTURE, format, orientation))
     assert (photo.width, photo.height) == (96, 64)
     assert difference(photo.pixels, PICTURE) <= TOLERANCE.get(format, 0)
+
+
+@cache
+def stored(kind: str, orientation: int) -> tuple[bytes, Photo]:
+    """A file, and the whole of its picture."""
+    picture = scene(37, 26)
+    turned = exif(orientation)
+    data = {
+        "JPEG": lambda: encode(picture, "JPEG", orientation),
+        "JPEG, sRGB": lambda: encode(picture, "JPEG", orientation, icc_profile=SRGB),
+        "JPEG, wide": lambda: encode(picture, "JPEG", orientation, icc_profile=rgb_profile()),
+        "JPEG, grey": lambda: save(
+            Image.fromarray(picture).convert("L"), "JPEG", exif=turned, icc_profile=grey_profile()
+        ),
+        "JPEG, inks": lambda: save(
+            Image.fromarray(picture).convert("CMYK"), "JPEG", exif=turned, icc_profile=cmyk_profile()
+        ),
+        "PNG, transparent": lambda: save(a_transparent(picture), "PNG", exif=turned, icc_profile=rgb_profile()),
+        "HEIF": lambda: encode(picture, "HEIF", orientation),
+    }[kind]()
+    return data, decode(data)
+
+
+def a_transparent(picture: NDArray[np.uint8]) -> Image.Image:
+    image = Image.fromarray(picture)
+    image.putalpha(image.getchannel(1))
+    return image
+
+
+@given(
+    kind=st.sampled_from(["JPEG", "JPEG, sRGB", "JPEG, wide", "JPEG, grey", "JPEG, inks", "PNG, transparent", "HEIF"]),
+    orientation=st.integers(1, 8),
+    corners=st.tuples(*[st.integers(0, 25)] * 2, *[st.integers(1, 40)] * 2),
+)
+def test_a_part_is_to_the_bit_what_the_whole_shows_there(
+    kind: str, orientation: int, corners: tuple[int, int, int, int]
+) -> None:
+    data, whole = stored(kind, orientation)
+    left, top = corners[:2]
+    right, bottom = min(left + corners[2], whole.width), min(top + corners[3], whole.height)
+    part = decode(data, part=(left, top, right, bottom))
+    np.testing.assert_array_equal(part.pixels, whole.pixels[top:bottom, left:right])
+    assert part.pixels.flags.writeable
+    assert (part.width, part.height, part.notes) == (whole.width, whole.height, whole.notes)
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -250,6 +295,11 @@ def test_profile_of_greys_is_followed(mode: str, format: str) -> None:
     photo = decode(save(grey, format, icc_profile=grey_profile(), **options))
     assert photo.notes == ()
     assert np.abs(photo.pixels.astype(int) - 128).max() <= 2  # sRGB's 128 is 55 of 255 in light (IEC 61966-2-1)
+
+
+def test_a_profile_of_srgb_itself_changes_nothing() -> None:
+    plain, profiled = encode(PICTURE), encode(PICTURE, icc_profile=SRGB)
+    np.testing.assert_array_equal(decode(profiled).pixels, decode(plain).pixels)
 
 
 def test_profile_of_greys_is_ignored_for_colours() -> None:

