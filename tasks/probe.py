@@ -5,6 +5,7 @@ Models stay loaded between photographs, as a service wants it.
 
 import math
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import nn
 
+from infra import logs
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
 from infra.settings import Settings
 from models.spec import Role
@@ -25,6 +27,10 @@ from tasks.execution.inference import load_for_inference
 from tasks.model_version import ModelVersion, NotInstalled
 from tasks.photo_faces import BOXES, SCORES, PhotoFaces, crop
 from tasks.recipe import installed, version_for
+
+ASK_AGAIN_SECONDS = 60.0  # asking the registry takes as long as half a small photograph
+
+log = logs.logger()
 
 
 class NothingToSearch(LookupError):
@@ -53,7 +59,7 @@ class Probed:
 class Prober:
     """Find faces with the detector that the settings name, and embed them with the version that the catalog's queries use.
 
-    Safe to share by threads. A detector that is promoted meanwhile looks at the next photograph.
+    Safe to share by threads. A detector that is promoted meanwhile is noticed within a minute.
 
     `max_megapixels`: the most that a photograph may have, where that is less than the settings allow.
     """
@@ -64,6 +70,8 @@ class Prober:
         self.limits = DecodeLimits(max_bytes=settings.max_bytes, max_megapixels=most)
         self.lock = threading.Lock()
         self._loaded: tuple[tuple[str, str], Detect, ModelVersion, nn.Module] | None = None
+        self._detector: ModelVersion | None = None
+        self._asked_at = -math.inf
 
     def __call__(self, data: bytes, version: ModelVersionRow) -> Probed:
         """Probe a photograph.
@@ -96,7 +104,7 @@ class Prober:
             raise UnreadablePhoto(f"the photograph cannot be read: {failure}{advice}") from failure
 
     def _models(self, version: ModelVersionRow) -> tuple[Detect, ModelVersion, nn.Module]:
-        detector = version_for(Role.DETECT, self.settings.detect_model, self.settings)
+        detector = self._detector_in_use()
         contracts = (detector.contract, version.contract)
         if self._loaded is None or self._loaded[0] != contracts:
             reference = f"{version.name}@{version.version}"
@@ -108,6 +116,19 @@ class Prober:
                 )
             self._loaded = (contracts, Detect(detector, "cpu"), embedder, load_for_inference(embedder))
         return self._loaded[1:]
+
+    def _detector_in_use(self) -> ModelVersion:
+        """Which detector the settings name; a registry that does not answer is no reason to do without the one of before."""
+        if time.monotonic() >= self._asked_at + ASK_AGAIN_SECONDS:
+            try:
+                self._detector = version_for(Role.DETECT, self.settings.detect_model, self.settings)
+            except Exception as error:
+                if self._detector is None:
+                    raise
+                log.warning("the detector in use could not be asked for", error=str(error))
+            self._asked_at = time.monotonic()
+        assert self._detector is not None
+        return self._detector
 
 
 @contextmanager

@@ -247,6 +247,6 @@ def test_real_bundled_models_are_the_same_weights_on_every_machine(weights_dir: 
 
 def test_every_bundled_model_loads_frozen_in_eval_mode(weights_dir: Path, tracking_uri: str) -> None:
     for name in DIGESTS:
-        network = load_network(champion(name, weights_dir, tracking_uri))
+        network = load_network(find_version(name, weights_dir, tracking_uri))
         assert not network.training
         assert not any(parameter.requires_grad for parameter in network.parameters())

@@ -25,6 +25,7 @@ from infra.catalog.search import vectors
 from infra.catalog.tables.schema import Collection, Content, Embedding, Face, Image, ImageStatus, ModelVersion
 from infra.registry import CHAMPION, Registry
 from infra.settings import Settings
+from tasks import probe
 from tasks.model_version import NotInstalled, find_version
 from tasks.probe import Prober
 from tasks.search import (
@@ -317,8 +318,9 @@ def test_what_cannot_be_searched_with_is_said(archive: Settings, tmp_path: Path)
 
 
 def test_a_photo_is_looked_at_with_the_detector_that_the_settings_name_even_after_it_was_promoted(
-    archive: Settings, tmp_path: Path
+    archive: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(probe, "ASK_AGAIN_SECONDS", 0)
     registry, folder = f"sqlite:///{tmp_path / 'mlflow.db'}", tmp_path / "weights"
     shutil.copyfile(archive.mlflow_uri.removeprefix("sqlite:///"), tmp_path / "mlflow.db")
     shutil.copytree(archive.weights_folder / "mtcnn", folder / "mtcnn")
