@@ -11,7 +11,8 @@ from starlette.requests import ClientDisconnect
 
 from infra.catalog.collections import CollectionExists, UnknownCollection
 from infra.catalog.custody.places import UnknownPlace
-from infra.catalog.database import CatalogTooNew
+from infra.catalog.database import CatalogTooNew, CatalogUnfinished
+from infra.catalog.encryption import EmbeddingsLocked
 from infra.catalog.faults import CatalogUnavailable, CatalogUnreachable
 from infra.catalog.identities.decisions import DecisionError, UnknownSubject
 from infra.catalog.queries.language import InvalidQuestion
@@ -71,6 +72,8 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     CatalogUnavailable: (503, "catalog-locked", "The catalog is locked or away"),
     CatalogUnreachable: (503, "catalog-unreachable", "The catalog cannot be used"),
     CatalogTooNew: (503, "catalog-too-new", "The catalog was made by a later Visage"),
+    CatalogUnfinished: (503, "catalog-unfinished", "A copy into the catalog was interrupted"),
+    EmbeddingsLocked: (503, "embeddings-locked", "The embeddings cannot be read"),
     ObjectMissing: (404, "picture-gone", "The picture is not there any more"),
     StoreError: (503, "store", "The object store did not give it"),
     DecisionError: (409, "decision", "This cannot be decided so"),
@@ -90,6 +93,8 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     "UnreadablePhoto": (422, "unreadable-photo", "This is no picture that can be read"),
     "CannotErase": (409, "erasure", "This cannot be erased now"),
     "NotInstalled": (503, "model-missing", "A model is not installed"),
+    "WeightsError": (503, "weights", "The weights of a model cannot be used"),
+    "CheckpointMismatch": (503, "weights", "The weights of a model cannot be used"),
     "UnknownModel": (404, "not-found", "There is no such model"),
     "NoUpgrade": (404, "not-found", "There is no such upgrade"),
     "RollbackIncomplete": (409, "rollback", "This cannot be rolled back"),

@@ -45,6 +45,7 @@ __all__ = [
     "reject",
     "split",
     "undo",
+    "waiting",
 ]
 
 MAX_NAME = 200  # characters
@@ -268,8 +269,6 @@ def proposals(session: Session, limit: int = 50) -> list[Proposal]:
     if version is None:
         return []
     calibration = calibration_of(version)
-    open_ones = people.open_proposals(session, version.id, limit)
-    apart = set(enforcement.kept_apart(session, sorted({i for row in open_ones for i in (row.a.id, row.b.id)})))
     return [
         Proposal(
             row.a.id,
@@ -280,9 +279,14 @@ def proposals(session: Session, limit: int = 50) -> list[Proposal]:
             row.faces_b,
             _evidence(session, version, row.a.id, row.b.id, calibration),
         )
-        for row in open_ones
-        if (min(row.a.id, row.b.id), max(row.a.id, row.b.id)) not in apart
+        for row in _open(session, version, limit)
     ]
+
+
+def waiting(session: Session, most: int) -> int:
+    """How many merges there are for a person to decide, counted up to `most`; of embeddings nothing is read."""
+    version = serving(session)
+    return 0 if version is None else len(_open(session, version, most))
 
 
 def history(session: Session, limit: int = 50, identity_id: int | None = None) -> list[DecisionView]:
@@ -292,6 +296,12 @@ def history(session: Session, limit: int = 50, identity_id: int | None = None) -
         UnknownSubject: if there is no such identity.
     """
     return stored.history(session, limit, identity_id)
+
+
+def _open(session: Session, version: ModelVersionRow, limit: int) -> list[people.OpenProposal]:
+    found = people.open_proposals(session, version.id, limit)
+    apart = set(enforcement.kept_apart(session, sorted({i for row in found for i in (row.a.id, row.b.id)})))
+    return [row for row in found if (min(row.a.id, row.b.id), max(row.a.id, row.b.id)) not in apart]
 
 
 def _evidence(

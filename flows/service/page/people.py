@@ -51,7 +51,7 @@ def every(
     place = paging.place(after, 2)
     with service.catalog.read() as session:
         found = portraits.people(session, min_faces, named, text or None, place, CARDS + 1)
-        waiting = len(decisions.proposals(session, PROPOSALS))
+        waiting = decisions.waiting(session, PROPOSALS)
     more = None
     if len(found) > CARDS:
         last = found[CARDS - 1]

@@ -1,0 +1,91 @@
+"""The service over a catalog of made-up people, asked without a socket: what needs no photograph and no model to be seen."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from flows.service.app import create_app
+from flows.service.problems import problem_of
+from infra.catalog import encryption
+from infra.catalog.database import Catalog, CatalogUnfinished
+from infra.catalog.tables.schema import MergeProposal
+from infra.settings import Settings
+from infra.weights import WeightsError
+from models.spec import CheckpointMismatch
+from tests.made_up import Crowd
+
+Opened = Callable[[], TestClient]
+
+
+@pytest.fixture
+def crowd(fresh_catalog_url: Callable[[str], str]) -> Iterator[Crowd]:
+    """Six people of two photographs each, as a night has grouped them."""
+    catalog = Catalog(fresh_catalog_url("sqlite"))
+    crowd = Crowd(catalog, spread=0.2)
+    for person in (1, 2, 3, 4, 5, 6) * 2:
+        crowd.photo(person)
+    crowd.night()
+    yield crowd
+    catalog.close()
+
+
+@pytest.fixture
+def settings(crowd: Crowd, tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path, database_url=crowd.catalog.url)
+
+
+@contextmanager
+def opened(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings), base_url="http://localhost", raise_server_exceptions=False) as client:
+        yield client
+
+
+@pytest.fixture
+def client(settings: Settings) -> Iterator[TestClient]:
+    with opened(settings) as client:
+        yield client
+
+
+def propose(crowd: Crowd, *pairs: tuple[int, int, float]) -> None:
+    """Propose merges of people by their numbers, each with the first face of both."""
+    places = crowd.places()
+    first = {person: face for face, person in reversed(crowd.shows.items())}
+    with crowd.catalog.write() as session:
+        session.add_all(
+            MergeProposal(
+                identity_a_id=places[first[a]], identity_b_id=places[first[b]],
+                face_a_id=first[a], face_b_id=first[b], similarity=similarity, run_id=1,
+            )
+            for a, b, similarity in pairs
+        )  # fmt: skip
+
+
+def test_without_the_key_of_encrypted_embeddings_everything_else_works_and_what_needs_it_says_so(
+    crowd: Crowd, settings: Settings
+) -> None:
+    propose(crowd, (1, 2, 0.5))
+    face = next(iter(crowd.shows))
+    with opened(settings) as before:
+        assert "1 proposed merge" in before.get("/people").text
+        with crowd.catalog.write() as session:
+            encryption.encrypt(session, secrets.token_bytes(encryption.KEY_BYTES))
+        with opened(settings) as locked:
+            for client, what_to_do in ((before, "start it again"), (locked, "set VISAGE_EMBEDDING_KEY")):
+                assert "1 proposed merge" in client.get("/people").text
+                for address in ("/api/v1/proposals", f"/api/v1/faces/{face}/neighbours"):
+                    answer = client.get(address)
+                    assert (answer.status_code, answer.json()["type"]) == (503, "urn:visage:problem:embeddings-locked")
+                    assert what_to_do in answer.json()["detail"]
+                assert what_to_do in client.get("/people/proposals").text
+
+
+@pytest.mark.parametrize(
+    "error", [WeightsError("/w has changed"), CheckpointMismatch("it has no key x"), CatalogUnfinished("copy it again")]
+)
+def test_what_a_person_must_mend_is_told_in_its_own_words(error: Exception) -> None:
+    problem = problem_of(error)
+    assert (problem.status, problem.detail) == (503, str(error))
