@@ -5,18 +5,24 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi.testclient import TestClient
 
+from flows.service import searching
+from flows.service.access import Principal
 from flows.service.app import create_app
 from flows.service.problems import problem_of
+from flows.service.state import Service
 from infra.catalog import encryption
 from infra.catalog.database import Catalog, CatalogUnfinished
-from infra.catalog.tables.schema import MergeProposal
+from infra.catalog.service.tokens import Role
+from infra.catalog.tables.schema import Embedding, MergeProposal, ModelVersion
 from infra.settings import Settings
 from infra.weights import WeightsError
 from models.spec import CheckpointMismatch
-from tests.made_up import Crowd
+from tasks.probe import Probed
+from tests.made_up import VERSIONS, Crowd
 
 Opened = Callable[[], TestClient]
 
@@ -81,6 +87,27 @@ def test_without_the_key_of_encrypted_embeddings_everything_else_works_and_what_
                     assert (answer.status_code, answer.json()["type"]) == (503, "urn:visage:problem:embeddings-locked")
                     assert what_to_do in answer.json()["detail"]
                 assert what_to_do in client.get("/people/proposals").text
+
+
+def test_a_photograph_is_compared_with_faces_of_the_version_that_embedded_it_though_queries_switch_meanwhile(
+    crowd: Crowd, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = Service(settings)
+    face = next(iter(crowd.shows))
+
+    def probe(_: bytes, version: ModelVersion) -> Probed:
+        with crowd.catalog.write() as session:
+            vector = np.asarray(session.get_one(Embedding, (face, version.id)).vector)
+            for name in VERSIONS:
+                session.get_one(ModelVersion, crowd.versions[name]).serving = name == VERSIONS[1]
+        one = np.ones(1, np.float32)
+        return Probed(9, 9, np.zeros((1, 4), np.float32), one, vector[None], np.zeros((9, 9, 3), np.uint8))
+
+    monkeypatch.setattr(service, "probe", probe)
+    [answer] = searching.by_photo(service, Principal("ada", Role.READ), b"a photograph", 1).answers
+    assert answer.model == "first@1"
+    assert (answer.matches[0].face.id, round(answer.matches[0].similarity, 3)) == (face, 1)
+    service.close()
 
 
 @pytest.mark.parametrize(
