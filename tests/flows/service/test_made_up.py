@@ -1,5 +1,6 @@
 """The service over a catalog of made-up people, asked without a socket: what needs no photograph and no model to be seen."""
 
+import re
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -108,6 +109,21 @@ def test_a_photograph_is_compared_with_faces_of_the_version_that_embedded_it_tho
     assert answer.model == "first@1"
     assert (answer.matches[0].face.id, round(answer.matches[0].similarity, 3)) == (face, 1)
     service.close()
+
+
+@pytest.mark.parametrize("field", ["taken_from", "taken_to"])
+def test_a_day_that_cannot_be_read_is_said_to_be_none_under_its_field(client: TestClient, field: str) -> None:
+    for words in ("1927-6", "06/1927", "June 1927", "1927-02-30"):
+        answer = client.get("/api/v1/images", params={field: words})
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:visage:problem:question")
+        assert f"{words!r} is no date; write 1920" in answer.json()["detail"]
+        page = client.get("/photographs", params={field: words})
+        assert page.status_code == 422
+        assert re.search(rf'name="{field}"[^>]*aria-invalid="true" aria-describedby="misread-{field}"', page.text)
+        assert re.search(rf'id="misread-{field}" role="alert">[^<]*is no date', page.text)
+        assert page.text.count("aria-invalid") == 1
+    for words in ("1927", "1927-06", "1927-06-30"):
+        assert client.get("/photographs", params={field: words}).status_code == 200
 
 
 @pytest.mark.parametrize(
