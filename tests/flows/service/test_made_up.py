@@ -9,16 +9,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
+from sqlalchemy import update
 
 from flows.service import searching
 from flows.service.access import Principal
 from flows.service.app import create_app
 from flows.service.problems import problem_of
 from flows.service.state import Service
-from infra.catalog import encryption
+from infra.catalog import collections, encryption
 from infra.catalog.database import Catalog, CatalogUnfinished
+from infra.catalog.service import jobs
 from infra.catalog.service.tokens import Role
-from infra.catalog.tables.schema import Embedding, MergeProposal, ModelVersion
+from infra.catalog.tables.schema import Embedding, MergeProposal, ModelVersion, Run, RunStatus
+from infra.catalog.tables.service import Job, JobStatus
+from infra.catalog.tables.upgrades import Upgrade
+from infra.catalog.work.runs import close_run, open_run
 from infra.settings import Settings
 from infra.weights import WeightsError
 from models.spec import CheckpointMismatch
@@ -124,6 +129,78 @@ def test_a_day_that_cannot_be_read_is_said_to_be_none_under_its_field(client: Te
         assert page.text.count("aria-invalid") == 1
     for words in ("1927", "1927-06", "1927-06-30"):
         assert client.get("/photographs", params={field: words}).status_code == 200
+
+
+def failed_job(crowd: Crowd, kind: str, subject: str) -> int:
+    """Enter a job that failed just now."""
+    with crowd.catalog.write() as session:
+        job = jobs.open_job(session, kind, subject, "ada")
+        jobs.close_job(session, job.id, JobStatus.FAILED, None, "the disk was full")
+    return job.id
+
+
+def ran(crowd: Crowd, collection: str, end: RunStatus | None = RunStatus.DONE) -> int:
+    """Enter a run, which is at work still where no end is given."""
+    with crowd.catalog.write() as session:
+        run = open_run(session, collections.by_name(session, collection).id, "recipe")
+        if end is not None:
+            close_run(session, run.id, end, {})
+    return run.id
+
+
+def test_a_run_at_work_is_told_however_many_others_came_after_it(crowd: Crowd, client: TestClient) -> None:
+    with crowd.catalog.write() as session:
+        collections.add(session, "small", "/small", [], [], [])
+    ran(crowd, "crowd", end=None)
+    for _ in range(31):
+        ran(crowd, "small")
+    assert "crowd is at work" in client.get("/nights").text
+
+
+def test_a_failed_job_follows_its_collection_and_goes_with_it(crowd: Crowd, client: TestClient) -> None:
+    job = failed_job(crowd, "run", "crowd")
+    with crowd.catalog.write() as session:
+        collections.rename(session, collections.by_name(session, "crowd"), "new")
+        collections.add(session, "crowd", "/other", [], [], [])
+    page = client.get("/nights").text
+    assert "The run of new failed" in page
+    assert "The run of crowd failed" not in page
+    run = ran(crowd, "new")
+    assert "The run of new failed" not in client.get("/nights").text
+    with crowd.catalog.write() as session:
+        at = session.get_one(Run, run).started_at
+        session.execute(update(Job).values(started_at=at, finished_at=at))
+    assert client.get(f"/api/v1/jobs/{job}").json()["run_id"] == run
+    failed_job(crowd, "run", "crowd")
+    assert "The run of crowd failed" in client.get("/nights").text
+    client.cookies.clear()  # by which a page's forms are known
+    digest = client.get("/api/v1/collections/crowd/removal").json()["digest"]
+    order = {"digest": digest, "word": "remove"}
+    assert client.post("/api/v1/collections/crowd/removal", json=order).status_code == 201
+    assert "failed.</b>" not in client.get("/nights").text
+
+
+def test_a_backfill_that_failed_is_not_told_of_the_next_upgrade(crowd: Crowd, client: TestClient) -> None:
+    def plan(status: str) -> Upgrade:
+        first, second = (crowd.versions[name] for name in VERSIONS)
+        return Upgrade(
+            target_id=second, former_id=first, asked="", status=status, verdict="no worse", reason="r", source="crops",
+            faces_per_second=1.0,
+        )  # fmt: skip
+
+    failed = "The backfill of the catalog failed"
+    with crowd.catalog.write() as session:
+        before = plan("backfilling")
+        session.add(before)
+    failed_job(crowd, "backfill", "the catalog")
+    assert failed in client.get("/models").text
+    with crowd.catalog.write() as session:
+        session.get_one(Upgrade, before.id).status = "rolled back"
+        session.flush()
+        session.add(plan("backfilling"))
+    page = client.get("/models").text
+    assert failed not in page
+    assert "Go on with the backfill" in page
 
 
 @pytest.mark.parametrize(
