@@ -77,6 +77,7 @@ def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -
         reasons=reasons,
         jobs=lately[:JOBS],
         more=more,
+        after=after,
         troubled=[c for c in standing.collections if c.problems],
         schedules=schedules.list_schedules(service.catalog),
     )

@@ -14,6 +14,7 @@ from sqlalchemy import update
 from flows.service import searching
 from flows.service.access import Principal
 from flows.service.app import create_app
+from flows.service.paging import cursor
 from flows.service.problems import problem_of
 from flows.service.state import Service
 from infra.catalog import collections, encryption
@@ -201,6 +202,23 @@ def test_a_backfill_that_failed_is_not_told_of_the_next_upgrade(crowd: Crowd, cl
     page = client.get("/models").text
     assert failed not in page
     assert "Go on with the backfill" in page
+
+
+def test_whoever_begins_in_the_middle_of_a_list_is_told_so_and_led_to_its_beginning(
+    crowd: Crowd, client: TestClient
+) -> None:
+    run, person = ran(crowd, "crowd"), next(iter(crowd.places().values()))
+    assert person is not None
+    for address, place, start in (
+        ("/nights", [run + 1], "/nights"),
+        ("/people", [9, 1], "/people"),
+        ("/people?text=a", [9, 1], "/people?text=a"),
+        (f"/people/{person}", [1], f"/people/{person}"),
+    ):
+        note = f'<a href="{start}">Back to the beginning</a>'
+        assert note not in client.get(address).text
+        page = client.get(address, params={"after": cursor(place)} | ({"text": "a"} if "text" in address else {})).text
+        assert note in page
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,10 @@ function endless(link) {
   }, { rootMargin: "1500px" });
   watch.observe(link);
 }
-$$("a.more").forEach(endless);
+$$("a.more").forEach((link) => {
+  keepPlace($("[data-items] > *"), location.href);
+  endless(link);
+});
 
 // Filters apply as they are chosen.
 $$("form[data-auto]").forEach((form) => {
