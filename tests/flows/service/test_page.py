@@ -720,6 +720,25 @@ def test_a_list_begins_where_somebody_has_gone_back_to_when_it_is_loaded_anew(
         page.close()
 
 
+def test_with_keys_a_filter_applies_once_it_is_chosen_and_the_focus_stays(page: "Page") -> None:
+    focused = "document.activeElement.name"
+    page.goto("/photographs?text=a")
+    page.get_by_role("combobox", name="Faces").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(300)
+    assert page.url.endswith("/photographs?text=a")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/photographs?text=a&faces=without")
+    assert page.evaluate(focused) == "faces"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Tab")
+    page.wait_for_url("**/photographs?text=a&faces=with")
+    assert page.evaluate(focused) == "label"
+    page.get_by_role("combobox", name="Faces").select_option("")
+    page.wait_for_url("**/photographs?text=a")
+
+
 def refuse_pictures(page: "Page") -> None:
     """Let the browser itself refuse the pictures of `add_photographs`: the service would look for each, again and again."""
     network = page.context.new_cdp_session(page)
