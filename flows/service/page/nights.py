@@ -125,7 +125,7 @@ def again(service: Here, form: Form) -> Response:
     """Take up what failed and may succeed now, and start the run that does."""
     check_role(form.who, Role.CURATE)
     collection, reason = form.text("collection"), form.text("reason")
-    done = retried(service, RetryIn(collection=collection, reasons=[reason] if reason else []))
+    done = retried(service, RetryIn.of(collection=collection, reasons=[reason] if reason else []))
     if not done.taken:
         why = "; ".join(f"{name.replace('_', ' ')}: {words}" for name, words in done.refused.items())
         raise Problem(409, "retry", "Nothing would go better now", why or "No photograph stands as failed.")

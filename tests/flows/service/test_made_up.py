@@ -14,6 +14,7 @@ from sqlalchemy import update
 from flows.service import searching
 from flows.service.access import Principal
 from flows.service.app import create_app
+from flows.service.gate import SMALL_BODY
 from flows.service.paging import cursor
 from flows.service.problems import problem_of
 from flows.service.state import Service
@@ -219,6 +220,52 @@ def test_whoever_begins_in_the_middle_of_a_list_is_told_so_and_led_to_its_beginn
         assert note not in client.get(address).text
         page = client.get(address, params={"after": cursor(place)} | ({"text": "a"} if "text" in address else {})).text
         assert note in page
+
+
+@pytest.mark.parametrize(
+    ("address", "fields"),
+    [
+        ("/erase/faces", {"face": "0"}),
+        ("/erase", {"kind": "face", "subject": "0", "reason": "r", "digest": "a" * 64, "word": "erase"}),
+        ("/erase", {"kind": "face", "subject": "1", "reason": "r", "digest": "z" * 64, "word": "erase"}),
+        ("/nights/retry", {"collection": "x" * 101}),
+    ],
+)
+def test_a_form_that_no_page_of_ours_sends_is_refused_with_what_does_not_fit(
+    client: TestClient, address: str, fields: dict[str, str]
+) -> None:
+    csrf = re.findall('name="csrf" value="([0-9a-f]+)"', client.get("/erase").text + client.get("/nights").text)[0]
+    answer = client.post(address, data={"csrf": csrf, **fields})
+    assert answer.status_code == 422
+    assert "The request does not fit" in answer.text
+
+
+@pytest.mark.parametrize("referer", ["http://localhost", "http://[x/", "//", "x"])
+def test_a_page_that_is_not_there_says_so_whatever_led_to_it(client: TestClient, referer: str) -> None:
+    answer = client.get("/nowhere", headers={"Referer": referer})
+    assert (answer.status_code, "There is no such page" in answer.text) == (404, True)
+
+
+@pytest.mark.parametrize("address", ["/api/v1/images?text=%00", "/people?text=a%00b", "/api/v1/collections/a%00"])
+def test_an_address_with_a_nul_is_refused(client: TestClient, address: str) -> None:
+    answer = client.get(address)
+    assert answer.status_code == 400
+    assert "NUL character" in answer.text
+
+
+def test_a_place_with_a_nul_is_no_place_for_photographs(client: TestClient) -> None:
+    for uri in ("/tmp/\0", "file:///tmp/%00"):
+        answer = client.post("/api/v1/collections", json={"name": "new", "uri": uri})
+        assert (answer.status_code, answer.json()["type"]) == (422, "urn:visage:problem:collection")
+        assert "no folder has a NUL" in answer.json()["detail"]
+
+
+def test_a_body_that_is_too_large_is_said_to_be_whether_it_was_announced_or_not(client: TestClient) -> None:
+    large = b'{"name": "' + b"x" * 2 * SMALL_BODY + b'"}'
+    for body in (large, iter([large[:SMALL_BODY], large[SMALL_BODY:]])):
+        answer = client.post("/api/v1/collections", content=body, headers={"Content-Type": "application/json"})
+        assert (answer.status_code, answer.json()["type"]) == (413, "urn:visage:problem:too-large")
+        assert answer.json()["detail"].endswith("1 MiB that are taken here. Send less at once.")
 
 
 @pytest.mark.parametrize(
