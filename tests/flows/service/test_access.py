@@ -7,8 +7,11 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 
+from flows.service.access import COOKIE
+from flows.service.app import create_app
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Limiter, Rate, Rates
 from flows.service.orders import CollectionIn
@@ -258,3 +261,15 @@ def test_the_use_of_a_token_is_noted(empty: Settings, address: str, secrets: dic
         used = session.scalar(select(AccessToken.last_used_at).where(AccessToken.name == "curate"))
     assert used is not None
     assert now() - used < timedelta(minutes=1)
+
+
+def test_signing_out_takes_the_cookie_of_this_service_and_none_of_its_neighbours(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with Catalog(settings.catalog_url).write() as session:
+        token = tokens.create(session, "ada", Role.READ, None)
+    with TestClient(create_app(settings), base_url="http://localhost") as browser:
+        page = browser.post("/sign-in", data={"token": token, "next": "/people"})
+        csrf = page.text.partition('name="csrf" value="')[2].partition('"')[0]
+        out = browser.post("/sign-out", data={"csrf": csrf}, follow_redirects=False)
+        assert out.headers["clear-site-data"] == '"cache", "storage"'
+        assert COOKIE not in browser.cookies
