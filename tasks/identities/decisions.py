@@ -74,7 +74,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Two identities that may be one person, with the nearest pairs of the faces that stand for them."""
+    """Two identities that may be one person, with the nearest pairs of the faces that stand for them.
+
+    `similarity`: of the pair of faces for which a night proposed it.
+    """
 
     identity_a: int
     name_a: str | None
@@ -82,6 +85,7 @@ class Proposal:
     identity_b: int
     name_b: str | None
     faces_b: int
+    similarity: float
     evidence: tuple[Evidence, ...]
 
 
@@ -260,10 +264,11 @@ def undo(session: Session, who: str, decision_id: int) -> Decided:
     return Decided(decision_id, decision.kind, shown[0].identity_id if shown else None, len(moves))
 
 
-def proposals(session: Session, limit: int = 50) -> list[Proposal]:
+def proposals(session: Session, limit: int = 50, after: tuple[float, int, int] | None = None) -> list[Proposal]:
     """Merges for a person to decide, most similar first, with the nearest pairs of faces as evidence.
 
-    Those answered, of people to be ignored, or overtaken by other decisions are left out.
+    Those answered, of people to be ignored, or overtaken by other decisions are left out. `after`: similarity and identities of
+    the last one before.
     """
     version = serving(session)
     if version is None:
@@ -277,9 +282,10 @@ def proposals(session: Session, limit: int = 50) -> list[Proposal]:
             row.b.id,
             row.b.name,
             row.faces_b,
+            row.similarity,
             _evidence(session, version, row.a.id, row.b.id, calibration),
         )
-        for row in _open(session, version, limit)
+        for row in _open(session, version, limit, after)
     ]
 
 
@@ -289,19 +295,26 @@ def waiting(session: Session, most: int) -> int:
     return 0 if version is None else len(_open(session, version, most))
 
 
-def history(session: Session, limit: int = 50, identity_id: int | None = None) -> list[DecisionView]:
-    """Decisions, the latest first; of one person, by an identity of theirs.
+def history(
+    session: Session, limit: int = 50, identity_id: int | None = None, before: int | None = None
+) -> list[DecisionView]:
+    """Decisions, the latest first; of one person, by an identity of theirs; those before a decision's id.
 
     Raises:
         UnknownSubject: if there is no such identity.
     """
-    return stored.history(session, limit, identity_id)
+    return stored.history(session, limit, identity_id, before)
 
 
-def _open(session: Session, version: ModelVersionRow, limit: int) -> list[people.OpenProposal]:
-    found = people.open_proposals(session, version.id, limit)
-    apart = set(enforcement.kept_apart(session, sorted({i for row in found for i in (row.a.id, row.b.id)})))
-    return [row for row in found if (min(row.a.id, row.b.id), max(row.a.id, row.b.id)) not in apart]
+def _open(
+    session: Session, version: ModelVersionRow, limit: int, after: tuple[float, int, int] | None = None
+) -> list[people.OpenProposal]:
+    found: list[people.OpenProposal] = []
+    while len(found) < limit and (rows := people.open_proposals(session, version.id, limit, after)):
+        apart = set(enforcement.kept_apart(session, sorted({i for row in rows for i in (row.a.id, row.b.id)})))
+        found += [row for row in rows if (min(row.a.id, row.b.id), max(row.a.id, row.b.id)) not in apart]
+        after = rows[-1].similarity, rows[-1].a.id, rows[-1].b.id
+    return found[:limit]
 
 
 def _evidence(

@@ -5,6 +5,7 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from flows.service.problems import problem_of
 from flows.service.state import Service
 from infra.catalog import collections, encryption
 from infra.catalog.database import Catalog, CatalogUnfinished
+from infra.catalog.identities import decisions as stored
 from infra.catalog.service import jobs
 from infra.catalog.service.tokens import Role
+from infra.catalog.tables.people import DecisionKind
 from infra.catalog.tables.schema import Embedding, MergeProposal, ModelVersion, Run, RunStatus
 from infra.catalog.tables.service import Job, JobStatus
 from infra.catalog.tables.upgrades import Upgrade
@@ -266,6 +269,39 @@ def test_a_body_that_is_too_large_is_said_to_be_whether_it_was_announced_or_not(
         answer = client.post("/api/v1/collections", content=body, headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.json()["type"]) == (413, "urn:visage:problem:too-large")
         assert answer.json()["detail"].endswith("1 MiB that are taken here. Send less at once.")
+
+
+def pages(client: TestClient, address: str, limit: int) -> list[dict[str, Any]]:
+    """All items of a list, a page at a time."""
+    items: list[dict[str, Any]] = []
+    after: dict[str, str] = {}
+    while True:
+        page = client.get(address, params={"limit": limit, **after}).json()
+        assert 1 <= len(page["items"]) <= limit
+        items += page["items"]
+        if page["next"] is None:
+            return items
+        after = {"after": page["next"]}
+
+
+@pytest.mark.parametrize("limit", [1, 2])
+def test_pages_of_proposals_and_decisions_join_without_gap_or_repetition(
+    crowd: Crowd, client: TestClient, limit: int
+) -> None:
+    propose(crowd, (1, 2, 0.9), (1, 3, 1 / 3), (1, 4, 0.9), (2, 3, 1 / 3), (2, 4, 0.1), (4, 5, 0.4))
+    whole = client.get("/api/v1/proposals").json()["items"]
+    assert len(whole) == 6
+    assert pages(client, "/api/v1/proposals", limit) == whole
+    a, b = whole[1]["identity_a"], whole[1]["identity_b"]
+    with crowd.catalog.write() as session:  # in force, but its proposal is still there
+        persons = [stored.person_of(session, stored.identity(session, identity)) for identity in (a, b)]
+        stored.enter(session, DecisionKind.DECLINE, "ada", *persons)
+    assert pages(client, "/api/v1/proposals", limit) == [whole[0], *whole[2:]]
+    for name in ("Ada", "Bea", "Cleo"):
+        client.put(f"/api/v1/identities/{a}/name", json={"name": name})
+    decided = [row["decision_id"] for row in pages(client, "/api/v1/decisions", limit)]
+    assert len(decided) == 4
+    assert decided == sorted(decided, reverse=True)
 
 
 @pytest.mark.parametrize(
