@@ -146,19 +146,20 @@ def search_photo(
     version = serving_version(session)
     asked_with = read_photo(photo, settings)
     _check(Query(photos=(asked_with,), limit=limit))
-    return search_probed(session, settings, asked_with, probe(settings, version, asked_with, None), limit, conditions)
+    probed = probe(settings, version, asked_with, None)
+    return search_probed(session, settings, version, asked_with, probed, limit, conditions)
 
 
 def search_probed(
     session: Session,
     settings: Settings,
+    version: ModelVersionRow,
     photo: Photo,
     probed: Probed,
     limit: int,
     conditions: FaceFilter | None = None,
 ) -> list[Answer]:
-    """As `search_photo`, for a photo whose faces a `Prober` has found already."""
-    version = serving_version(session)
+    """As `search_photo`, for a photo in which a `Prober` has found faces already, by the version that embedded them."""
     conditions = conditions or FaceFilter()
     conditions.check(session)
     index = open_index(session, version, settings)

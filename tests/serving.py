@@ -1,5 +1,7 @@
 """A running service over a catalog: the real application behind a real socket of this machine."""
 
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -10,6 +12,8 @@ import uvicorn
 from flows.service.app import create_app
 from flows.service.limits import Rates
 from flows.service.run import bind, configured
+from infra.catalog.database import Catalog
+from infra.catalog.tables.service import Job
 from infra.settings import Settings
 
 
@@ -28,3 +32,13 @@ def serving(settings: Settings, *, exposed: bool = False, rates: Rates | None = 
         finally:
             server.should_exit = True
             thread.join()
+
+
+def kill(settings: Settings, job_id: int) -> None:
+    """Kill the process of a job that the service in this one has started, once it is handed over."""
+    catalog, process = Catalog(settings.catalog_url), os.getpid()
+    while process == os.getpid():
+        with catalog.read() as session:
+            process = session.get_one(Job, job_id).process_id
+    catalog.close()
+    os.kill(process, signal.SIGKILL)

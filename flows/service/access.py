@@ -71,6 +71,7 @@ def identify(request: Request) -> Principal:
         if token:
             service.refusals.take(request.client.host if request.client else "unknown")
         raise Problem(401, "not-signed-in", "Not signed in", why, headers={"WWW-Authenticate": "Bearer"})
+    service.note_use(held.token_id)
     return Principal(held.name, held.role, held.token_id, None if token else cookie)
 
 
@@ -82,8 +83,6 @@ def require(role: Role) -> Callable[..., Principal]:
         check_role(principal, role)
         if request.method not in SAFE and principal.cookie is not None:
             check_csrf(principal, request.headers.get(CSRF_HEADER, ""))
-        if principal.token_id is not None:
-            service_of(request).note_use(principal.token_id)
         return principal
 
     return dependency

@@ -198,8 +198,8 @@ class Client:
     def undo(self, decision_id: int) -> DecidedOut:
         return self._post(f"/decisions/{decision_id}/undo", DecidedOut)
 
-    def proposals(self) -> list[ProposalOut]:
-        return self._get("/proposals", Page[ProposalOut]).items
+    def proposals(self, **wanted: Any) -> Iterator[ProposalOut]:
+        return self._all("/proposals", ProposalOut, wanted)
 
     def answer(self, a: int, b: int, same: bool) -> DecidedOut:
         """Say of two identities of a proposal that they are one person, or two."""
@@ -213,10 +213,9 @@ class Client:
     def ignore_faces(self, faces: list[int]) -> DecidedOut:
         return self._post("/faces/ignore", DecidedOut, FacesIn(faces=faces))
 
-    def decisions(self, identity: int | None = None, limit: int = 50) -> list[DecisionOut]:
-        """What people decided, the latest first."""
-        about = {} if identity is None else {"identity": identity}
-        return self._get("/decisions", Page[DecisionOut], {"limit": limit, **about}).items
+    def decisions(self, **wanted: Any) -> Iterator[DecisionOut]:
+        """What people decided, the latest first; of one person, by `identity`."""
+        return self._all("/decisions", DecisionOut, wanted)
 
     def schedules(self) -> list[ScheduleOut]:
         return self._get("/schedules", Page[ScheduleOut]).items

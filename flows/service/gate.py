@@ -109,6 +109,8 @@ class Gate:
                 f"This service is for this machine only, not for {host[:80]!r}. Open it as http://localhost, or let "
                 "'visage serve' know the name with --public-name.",
             )
+        if "\0" in scope["path"] or b"%00" in scope["query_string"]:
+            raise Problem(400, "nul", "Not an address", "No text here has a NUL character (%00). Leave it out.")
         if scope["method"] not in SAFE:
             _check_origin(headers, host)
         most = self._most_bytes(scope["path"])
@@ -156,12 +158,9 @@ def _announced(headers: Headers) -> int:
 
 def too_large(most: int) -> Problem:
     """The body is larger than the service takes."""
-    return Problem(
-        413,
-        "too-large",
-        "Too large",
-        f"More than the {most / 2**20:.0f} MiB that are taken here. Send a smaller picture, or raise VISAGE_UPLOAD_BYTES.",
-    )
+    advice = "Send less at once" if most == SMALL_BODY else "Send a smaller picture, or raise VISAGE_UPLOAD_BYTES"
+    words = f"More than the {most / 2**20:.0f} MiB that are taken here. {advice}."
+    return Problem(413, "too-large", "Too large", words)
 
 
 def _limited(receive: Receive, most: int) -> Receive:

@@ -4,23 +4,29 @@ A process of its own because a night must not end with the page, nor fill the pa
 """
 
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
+from sqlalchemy.orm import Session
+
 from flows.service.state import Service
+from infra.catalog.faults import CatalogUnreachable
 from infra.catalog.service import jobs
 from infra.catalog.tables.service import Job, JobStatus
 from infra.catalog.work.heartbeat import repeating
 from infra.catalog.work.runs import HEARTBEAT_SECONDS
+from infra.patience import patient
 from infra.settings import environment
 
+logger = logging.getLogger(__name__)
 DONE = (0, 3)  # 3: done, but some images stand as failed
 COMMAND = "from flows.cli import main; main()"
 MOST_ERROR_CHARACTERS = 4000
@@ -58,13 +64,15 @@ def start(service: Service, kind: str, subject: str, who: str, arguments: list[s
     except OSError as error:
         _close(service, job.id, JobStatus.FAILED, None, f"could not be started: {error}")
         raise
-    with service.catalog.write() as session:
-        jobs.hand_over(session, job.id, process.pid)
     threading.Thread(target=_watch, args=(service, job.id, process, out, err), daemon=True).start()
     return job
 
 
 def _watch(service: Service, job_id: int, process: "subprocess.Popen[bytes]", out: IO[bytes], err: IO[bytes]) -> None:
+    try:
+        _note(service, lambda session: jobs.hand_over(session, job_id, process.pid))
+    except CatalogUnreachable:
+        logger.exception("job %d: the catalog does not take its process %d", job_id, process.pid)
     code = process.wait()
     with out, err:
         out.seek(0)
@@ -98,7 +106,12 @@ def _json(printed: bytes) -> dict[str, Any] | None:
 
 def _close(service: Service, job_id: int, status: JobStatus, result: dict[str, Any] | None, error: str | None) -> None:
     try:
-        with service.catalog.write() as session:
-            jobs.close_job(session, job_id, status, result, error)
+        _note(service, lambda session: jobs.close_job(session, job_id, status, result, error))
     finally:
         service.watched.discard(job_id)
+
+
+@patient
+def _note(service: Service, change: Callable[[Session], None]) -> None:
+    with service.catalog.write() as session:
+        change(session)

@@ -1,16 +1,29 @@
 """What clients ask for: the bodies of writes. Unknown fields are refused."""
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flows.service.dto import Id
+from flows.service.problems import invalid
 
 
 class Order(BaseModel):
     """A body of a write."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def of(cls, **fields: Any) -> Self:
+        """Make one of what a form of the page says.
+
+        Raises:
+            Problem: 422, naming what does not fit.
+        """
+        try:
+            return cls(**fields)
+        except ValidationError as error:
+            raise invalid(error.errors()) from error
 
 
 class CollectionIn(Order):

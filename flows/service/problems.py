@@ -1,6 +1,6 @@
 """Problem details (RFC 9457): every error says what happened and what to do, to programs as JSON and to people as a page."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -9,9 +9,11 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from infra.asked import AskedWrongly
 from infra.catalog.collections import CollectionExists, UnknownCollection
 from infra.catalog.custody.places import UnknownPlace
-from infra.catalog.database import CatalogTooNew
+from infra.catalog.database import CatalogTooNew, CatalogUnfinished
+from infra.catalog.encryption import EmbeddingsLocked
 from infra.catalog.faults import CatalogUnavailable, CatalogUnreachable
 from infra.catalog.identities.decisions import DecisionError, UnknownSubject
 from infra.catalog.queries.language import InvalidQuestion
@@ -71,6 +73,8 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     CatalogUnavailable: (503, "catalog-locked", "The catalog is locked or away"),
     CatalogUnreachable: (503, "catalog-unreachable", "The catalog cannot be used"),
     CatalogTooNew: (503, "catalog-too-new", "The catalog was made by a later Visage"),
+    CatalogUnfinished: (503, "catalog-unfinished", "A copy into the catalog was interrupted"),
+    EmbeddingsLocked: (503, "embeddings-locked", "The embeddings cannot be read"),
     ObjectMissing: (404, "picture-gone", "The picture is not there any more"),
     StoreError: (503, "store", "The object store did not give it"),
     DecisionError: (409, "decision", "This cannot be decided so"),
@@ -81,15 +85,17 @@ _KNOWN: dict[str | type[Exception], tuple[int, str, str]] = {
     UnusableSchedule: (422, "schedule", "This is no schedule"),
     JobRunning: (409, "job-running", "This is being done already"),
     ClientDisconnect: (400, "cut-off", "The request ended early"),
+    AskedWrongly: (422, "query", "This cannot be asked so"),
     InvalidQuestion: (422, "question", "This question cannot be read"),
     UnknownEvaluation: (404, "not-found", "There is no such evaluation"),
     "NothingToSearch": (422, "nothing-to-search", "There is nothing to search"),
     "UnknownFace": (404, "not-found", "There is no such face"),
-    "InvalidQuery": (422, "query", "This cannot be asked so"),
     "NothingFailed": (404, "not-found", "Nothing stands as failed so"),
     "UnreadablePhoto": (422, "unreadable-photo", "This is no picture that can be read"),
     "CannotErase": (409, "erasure", "This cannot be erased now"),
     "NotInstalled": (503, "model-missing", "A model is not installed"),
+    "WeightsError": (503, "weights", "The weights of a model cannot be used"),
+    "CheckpointMismatch": (503, "weights", "The weights of a model cannot be used"),
     "UnknownModel": (404, "not-found", "There is no such model"),
     "NoUpgrade": (404, "not-found", "There is no such upgrade"),
     "RollbackIncomplete": (409, "rollback", "This cannot be rolled back"),
@@ -103,8 +109,10 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, Problem):
         return error
     if isinstance(error, RequestValidationError):
-        return _invalid(error)
+        return invalid(error.errors())
     if isinstance(error, HTTPException):
+        if isinstance(error.__cause__, Problem):  # of the gate, while the body was read
+            return error.__cause__
         return Problem(error.status_code, "http", str(error.detail), str(error.detail), headers=error.headers)
     for ancestor in type(error).__mro__:
         known = _KNOWN.get(ancestor) or _KNOWN.get(ancestor.__name__)
@@ -120,8 +128,9 @@ def _words(error: Exception) -> str:
     return str(error.args[0]) if error.args else type(error).__name__
 
 
-def _invalid(error: RequestValidationError) -> Problem:
-    errors = [{"where": ".".join(str(part) for part in e["loc"]), "what": e["msg"]} for e in error.errors()]
+def invalid(found: Iterable[Any]) -> Problem:
+    """What pydantic has found wrong with a request."""
+    errors = [{"where": ".".join(str(part) for part in e["loc"]), "what": e["msg"]} for e in found]
     first = "; ".join(f"{e['where']}: {e['what']}" for e in errors[:3])
     return Problem(422, "invalid", "The request does not fit", first, errors=errors)
 

@@ -44,7 +44,7 @@ def by_photo(service: Service, who: Principal, data: bytes, limit: int) -> Found
         version = serving_version(session)
     probed = probe(service, who, data, version)
     with service.catalog.read() as session:
-        answers = search_probed(session, service.settings, Photo("the photograph", data), probed, limit)
+        answers = search_probed(session, service.settings, version, Photo("the photograph", data), probed, limit)
     ids = [match.face.face_id for answer in answers for match in answer.matches]
     with service.catalog.write() as session:
         audit.searched(session, who.name, "service", ids, [data], limit=limit)

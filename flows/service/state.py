@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -13,6 +14,7 @@ from fastapi import Request
 
 from flows.service.limits import Limiter, Rates
 from infra.catalog.database import Catalog
+from infra.catalog.faults import CatalogUnavailable
 from infra.catalog.service import tokens
 from infra.catalog.tables.schema import ModelVersion
 from infra.evaluations import Evaluations
@@ -91,10 +93,10 @@ class Service:
         return open_store(self.settings.crops_uri, self.settings.storage_options)
 
     def note_use(self, token_id: int) -> None:
-        """Remember in the catalog that a token is used, now and then."""
+        """Remember in the catalog that a token is used, now and then; nobody is kept out because it is locked."""
         if time.monotonic() - self._noted.get(token_id, -NOTE_USE_SECONDS) >= NOTE_USE_SECONDS:
             self._noted[token_id] = time.monotonic()
-            with self.catalog.write() as session:
+            with suppress(CatalogUnavailable), self.catalog.write() as session:
                 tokens.note_use(session, token_id)
 
     def close(self) -> None:

@@ -1,10 +1,11 @@
 """Collections in the catalog."""
 
-from sqlalchemy import Select, select
+from sqlalchemy import Select, select, update
 from sqlalchemy.orm import Session
 
 from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import Collection, now
+from infra.catalog.tables.service import RUN, Job
 
 REMOVED = "removed/"  # how removed ones are called; no other name has a slash
 MOST_DAYS = 36_500  # that embeddings may be kept for: a hundred years, and no date that calendars do not know
@@ -64,15 +65,21 @@ def rename(session: Session, collection: Collection, name: str) -> None:
     """
     exclusive(session, "collections")
     _check_free(session, name)
-    collection.name = name
+    _call(session, collection, name)
 
 
-def leave_number(collection: Collection) -> None:
+def leave_number(session: Session, collection: Collection) -> None:
     """Leave nothing of a collection but its number, on which the hashes of what was erased from it on purpose hang."""
-    collection.name = f"{REMOVED}{collection.id}"
+    _call(session, collection, f"{REMOVED}{collection.id}")
     collection.uri, collection.include, collection.exclude, collection.sensitive_attributes = "", [], [], []
     collection.legal_basis = collection.consent_note = collection.retention_days = None
     collection.removed_at = now()
+
+
+def _call(session: Session, collection: Collection, name: str) -> None:
+    """Rename it, and in the book of jobs, which goes by names: the old one may become another collection's."""
+    session.execute(update(Job).where(Job.kind == RUN, Job.subject == collection.name).values(subject=name))
+    collection.name = name
 
 
 def _check_free(session: Session, name: str) -> None:

@@ -44,7 +44,7 @@ PAGE = 10_000
 
 
 class EmbeddingsLocked(RuntimeError):
-    """The key for embeddings is missing, wrong or no key; the message says which and what to do."""
+    """The key for embeddings is missing, wrong or no key, or they were switched meanwhile; the message says what to do."""
 
 
 class Cipher:
@@ -76,8 +76,18 @@ class Locked:
     open = seal
 
 
-Sealing = Cipher | Locked | None
-"""How an engine treats embeddings; None: as they are."""
+class Unsealed:
+    """Stands for the cipher where a catalog was not encrypted when this process opened it."""
+
+    def seal(self, plain: bytes) -> bytes:
+        return plain
+
+    def open(self, sealed: bytes) -> bytes:
+        raise EmbeddingsLocked(SWITCHED)
+
+
+Sealing = Cipher | Locked | Unsealed | None
+"""How an engine treats embeddings; None: nobody has looked whether they are encrypted."""
 
 
 def read_key(environment: Mapping[str, str] = os.environ) -> bytes | None:
@@ -128,7 +138,7 @@ def unlock(engine: Engine) -> None:
                 f"{VARIABLE} is set, but the embeddings of this catalog are not encrypted: 'visage encryption on' encrypts "
                 "them; or unset it"
             )
-        _use(engine, None)
+        _use(engine, Unsealed())
         return
     cipher: Sealing = Locked() if key is None else Cipher(key)
     if key is not None and cipher is not None:

@@ -12,6 +12,7 @@ GONE = ("57P01", "57P02", "57P03", "53300")  # PostgreSQL shuts down, crashed, s
 AGAIN = ("40001", "40P01", "55P03")  # a conflict with another transaction, a deadlock, a lock not to be had
 NO_ROOM = ("53100", "53200")
 TOO_LARGE = "22003"
+NUL = "NUL (0x00)"  # in the words of psycopg, which sends no text with it
 
 
 class CatalogUnreachable(ConnectionError):
@@ -32,6 +33,10 @@ class NumberTooLarge(AskedWrongly):
     """A number that was asked for does not fit into 64 bits."""
 
 
+class UnstorableText(AskedWrongly):
+    """A text with a NUL character, which PostgreSQL takes nowhere."""
+
+
 def explain(engine: Engine) -> None:
     """Let `engine` raise errors of ours where its database fails, and leave those that are bugs as they are."""
     where = engine.url.render_as_string(hide_password=True)
@@ -46,6 +51,8 @@ def explain(engine: Engine) -> None:
             raise EmbeddingsLocked(f"{where}: {SWITCHED}") from error
         if isinstance(error, OverflowError) or getattr(error, "sqlstate", "") == TOO_LARGE:
             raise NumberTooLarge("a number in it is larger than any in the catalog; give a smaller one") from error
+        if NUL in said:
+            raise UnstorableText("a text in it has a NUL character; leave it out") from error
         if isinstance(error, sqlite3.Error):
             found = _of_sqlite(error, where)
         elif type(error).__module__.startswith("psycopg"):  # which SQLite's users need not import

@@ -54,6 +54,8 @@ class Folder:
     root: Path
 
     def __post_init__(self) -> None:
+        if "\0" in str(self.root):
+            raise ValueError(f"{str(self.root)!r}: no folder has a NUL character in its name")
         object.__setattr__(self, "root", Path(os.path.abspath(self.root)))
 
     @property

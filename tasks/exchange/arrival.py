@@ -11,6 +11,7 @@ from infra.archive_file import ArchiveReader, InvalidArchive
 from infra.catalog.custody import erasing
 from infra.catalog.exchange.portable import CARRIED, Carried
 from infra.catalog.exchange.renumbering import DanglingReference, Renumbering
+from infra.catalog.faults import NumberTooLarge, UnstorableText
 from infra.catalog.search.vectors import create_index
 from infra.catalog.tables.schema import Content, Erasure, Face, Image, ModelVersion, now
 from infra.catalog.versioning.upgrades import lacks
@@ -56,7 +57,7 @@ def enter_rows(
             if carried.name not in ("collection", "model_version")
         }
         session.flush()
-    except (IntegrityError, DataError, DanglingReference) as error:
+    except (IntegrityError, DataError, NumberTooLarge, UnstorableText, DanglingReference) as error:
         reason = error.orig if isinstance(error, IntegrityError | DataError) else error
         raise InvalidArchive(f"{file.path}: its rows do not fit together: {reason}") from error
     except StatementError as error:

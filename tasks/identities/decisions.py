@@ -45,6 +45,7 @@ __all__ = [
     "reject",
     "split",
     "undo",
+    "waiting",
 ]
 
 MAX_NAME = 200  # characters
@@ -73,7 +74,10 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Two identities that may be one person, with the nearest pairs of the faces that stand for them."""
+    """Two identities that may be one person, with the nearest pairs of the faces that stand for them.
+
+    `similarity`: of the pair of faces for which a night proposed it.
+    """
 
     identity_a: int
     name_a: str | None
@@ -81,6 +85,7 @@ class Proposal:
     identity_b: int
     name_b: str | None
     faces_b: int
+    similarity: float
     evidence: tuple[Evidence, ...]
 
 
@@ -259,17 +264,16 @@ def undo(session: Session, who: str, decision_id: int) -> Decided:
     return Decided(decision_id, decision.kind, shown[0].identity_id if shown else None, len(moves))
 
 
-def proposals(session: Session, limit: int = 50) -> list[Proposal]:
+def proposals(session: Session, limit: int = 50, after: tuple[float, int, int] | None = None) -> list[Proposal]:
     """Merges for a person to decide, most similar first, with the nearest pairs of faces as evidence.
 
-    Those answered, of people to be ignored, or overtaken by other decisions are left out.
+    Those answered, of people to be ignored, or overtaken by other decisions are left out. `after`: similarity and identities of
+    the last one before.
     """
     version = serving(session)
     if version is None:
         return []
     calibration = calibration_of(version)
-    open_ones = people.open_proposals(session, version.id, limit)
-    apart = set(enforcement.kept_apart(session, sorted({i for row in open_ones for i in (row.a.id, row.b.id)})))
     return [
         Proposal(
             row.a.id,
@@ -278,20 +282,39 @@ def proposals(session: Session, limit: int = 50) -> list[Proposal]:
             row.b.id,
             row.b.name,
             row.faces_b,
+            row.similarity,
             _evidence(session, version, row.a.id, row.b.id, calibration),
         )
-        for row in open_ones
-        if (min(row.a.id, row.b.id), max(row.a.id, row.b.id)) not in apart
+        for row in _open(session, version, limit, after)
     ]
 
 
-def history(session: Session, limit: int = 50, identity_id: int | None = None) -> list[DecisionView]:
-    """Decisions, the latest first; of one person, by an identity of theirs.
+def waiting(session: Session, most: int) -> int:
+    """How many merges there are for a person to decide, counted up to `most`; of embeddings nothing is read."""
+    version = serving(session)
+    return 0 if version is None else len(_open(session, version, most))
+
+
+def history(
+    session: Session, limit: int = 50, identity_id: int | None = None, before: int | None = None
+) -> list[DecisionView]:
+    """Decisions, the latest first; of one person, by an identity of theirs; those before a decision's id.
 
     Raises:
         UnknownSubject: if there is no such identity.
     """
-    return stored.history(session, limit, identity_id)
+    return stored.history(session, limit, identity_id, before)
+
+
+def _open(
+    session: Session, version: ModelVersionRow, limit: int, after: tuple[float, int, int] | None = None
+) -> list[people.OpenProposal]:
+    found: list[people.OpenProposal] = []
+    while len(found) < limit and (rows := people.open_proposals(session, version.id, limit, after)):
+        apart = set(enforcement.kept_apart(session, sorted({i for row in rows for i in (row.a.id, row.b.id)})))
+        found += [row for row in rows if (min(row.a.id, row.b.id), max(row.a.id, row.b.id)) not in apart]
+        after = rows[-1].similarity, rows[-1].a.id, rows[-1].b.id
+    return found[:limit]
 
 
 def _evidence(

@@ -85,7 +85,7 @@ class Moved:
 
 
 def rename(catalog: Catalog, name: str, new: str) -> None:
-    """Call a collection something else. Schedules, runs and all else refer to its number, and stay.
+    """Call a collection something else. Schedules, runs and all else refer to its number, and stay; jobs follow.
 
     Raises:
         UnknownCollection: with the names there are.

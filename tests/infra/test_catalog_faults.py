@@ -10,9 +10,10 @@ from sqlalchemy import func, select, text
 
 from infra.catalog import collections
 from infra.catalog.database import Catalog
-from infra.catalog.faults import CatalogFull, CatalogUnavailable, NumberTooLarge
+from infra.catalog.faults import CatalogFull, CatalogUnavailable, NumberTooLarge, UnstorableText
 from infra.catalog.tables.schema import Collection, Image
 from infra.patience import patient
+from tests.catalogs import FreshUrl
 from tests.crashes.postgresql import Server
 
 
@@ -89,6 +90,13 @@ def test_work_on_a_database_that_is_killed_in_the_middle_of_it_goes_on_when_it_i
 def test_a_number_beyond_64_bits_is_told_as_such(catalog: Catalog) -> None:
     with catalog.read() as session, pytest.raises(NumberTooLarge, match="give a smaller one"):
         session.execute(select(Image.id).limit(10**20)).all()
+
+
+def test_a_text_that_postgresql_cannot_hold_is_told_as_such(fresh_catalog_url: FreshUrl) -> None:
+    catalog = Catalog(fresh_catalog_url("postgresql"))
+    with pytest.raises(UnstorableText, match="leave it out"):
+        add(catalog, "a\0b")
+    catalog.close()
 
 
 def test_what_would_fail_again_is_not_tried_again() -> None:

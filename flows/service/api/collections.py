@@ -18,6 +18,7 @@ from infra.catalog import collections as stored
 from infra.catalog.queries.views import image_counts
 from infra.catalog.service import jobs as job_book
 from infra.catalog.tables.schema import Collection
+from infra.catalog.tables.service import RUN
 from infra.storage import StoreError
 from tasks.custody import remove_collection
 
@@ -105,7 +106,7 @@ def start_run(service: Here, who: Curator, name: Name, response: Response) -> Jo
     with service.catalog.read() as session:
         stored.by_name(session, name)
     try:
-        job = jobs.start(service, "run", name, who.name, ["run", "--json", "--", name])
+        job = jobs.start(service, RUN, name, who.name, ["run", "--json", "--", name])
     except job_book.JobRunning as error:
         raise Problem(409, "run-in-progress", "A run is at work on this collection", str(error)) from error
     response.headers["Location"] = f"/api/v1/jobs/{job.id}"

@@ -21,7 +21,6 @@ from tasks.identities.decisions import Decided
 
 router = APIRouter(route_class=IdempotentRoute)
 IdentityId = Annotated[Id, Path()]
-Few = Annotated[int, Query(ge=1, le=200)]
 
 
 @router.get("/identities", tags=["identities"])
@@ -98,10 +97,16 @@ def ignore_faces(service: Here, who: Curator, body: FacesIn) -> DecidedOut:
 
 
 @router.get("/proposals", tags=["decisions"])
-def list_proposals(service: Here, who: Reader, limit: Few = 50) -> Page[ProposalOut]:
+def list_proposals(service: Here, who: Reader, after: Cursor = None, limit: Limit = 50) -> Page[ProposalOut]:
     """Merges for a person to decide, most similar first, with the pairs of faces that speak for them."""
+    place = paging.ranked_place(after)
     with service.catalog.read() as session:
-        return Page(items=[ProposalOut.model_validate(p) for p in decisions.proposals(session, limit)])
+        found = decisions.proposals(session, limit + 1, place)
+    following = None
+    if len(found) > limit:
+        last = found[limit - 1]
+        following = paging.cursor([last.similarity, last.identity_a, last.identity_b])
+    return Page(items=[ProposalOut.model_validate(p) for p in found[:limit]], next=following)
 
 
 @router.post("/proposals/accept", tags=["decisions"])
@@ -121,11 +126,15 @@ def list_decisions(
     service: Here,
     who: Reader,
     identity: Annotated[int | None, Query(ge=1, le=LARGEST_ID)] = None,
-    limit: Few = 50,
+    after: Cursor = None,
+    limit: Limit = 50,
 ) -> Page[DecisionOut]:
     """What people decided, the latest first."""
+    place = paging.place(after)
     with service.catalog.read() as session:
-        return Page(items=[DecisionOut.model_validate(d) for d in decisions.history(session, limit, identity)])
+        found = decisions.history(session, limit + 1, identity, None if place is None else place[0])
+    following = paging.cursor([found[limit - 1].decision_id]) if len(found) > limit else None
+    return Page(items=[DecisionOut.model_validate(d) for d in found[:limit]], next=following)
 
 
 @router.post("/decisions/{decision_id}/undo", tags=["decisions"])

@@ -16,7 +16,7 @@ from flows.service.state import Service
 from infra.catalog import collections
 from infra.catalog.queries import photographs
 from infra.catalog.service import jobs
-from infra.catalog.tables.service import Job
+from infra.catalog.tables.service import RUN, Job
 from infra.catalog.work import nights
 from infra.catalog.work.nights import RunView
 from tasks.nights import retry
@@ -143,7 +143,7 @@ def _job_out(session: Session, job: Job) -> JobOut:
 
 def run_of(session: Session, job: Job) -> int | None:
     """The run that a job has begun; None while it has not, and for other work."""
-    run = nights.begun(session, job.subject, job.started_at, job.finished_at) if job.kind == "run" else None
+    run = nights.begun(session, job.subject, job.started_at, job.finished_at) if job.kind == RUN else None
     return None if run is None else run.run_id
 
 

@@ -52,7 +52,7 @@ def sign_out(form: Form, service: Here) -> Response:
             tokens.close_session(session, form.who.cookie)
     response = go("/")
     response.delete_cookie(COOKIE)
-    response.headers["Clear-Site-Data"] = '"cache", "cookies", "storage"'
+    response.headers["Clear-Site-Data"] = '"cache", "storage"'  # "cookies" would take those of our neighbours
     return response
 
 

@@ -121,13 +121,13 @@ def _page(
 def _asked(kind: str, numbers: list[int]) -> ErasureIn:
     match kind:
         case "face":
-            return ErasureIn(faces=numbers)
+            return ErasureIn.of(faces=numbers)
         case "photo":
-            return ErasureIn(faces=numbers, by="photo")
+            return ErasureIn.of(faces=numbers, by="photo")
         case "identity":
-            return ErasureIn(identity=numbers[0])
+            return ErasureIn.of(identity=numbers[0])
         case _:
-            return ErasureIn(image=numbers[0])
+            return ErasureIn.of(image=numbers[0])
 
 
 def _order(form: Submitted) -> ErasureOrder:
@@ -138,7 +138,7 @@ def _order(form: Submitted) -> ErasureOrder:
     if kind not in KINDS or not 1 <= len(numbers) <= MOST_FACES or len(digest) != 64:
         raise Problem(422, "form", "Nothing was erased", "The form does not fit: look at what would go again.")
     asked = _asked(kind, numbers).model_dump(exclude_none=True)
-    return ErasureOrder(**asked, digest=digest, word=form.text("word", 20), reason=reason)
+    return ErasureOrder.of(**asked, digest=digest, word=form.text("word", 20), reason=reason)
 
 
 def _ids(text: str) -> list[int]:

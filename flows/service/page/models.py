@@ -36,8 +36,9 @@ def every(request: Request, service: Here, who: Visitor) -> Response:
     verifications = [e for e in evaluations if e.kind == "verification"]
     fairness = [e for e in evaluations if e.kind == "fairness"]
     others = [e for e in evaluations if e.kind not in ("verification", "fairness")]
+    upgrade = api.upgrade_of(service)
     with service.catalog.read() as session:
-        work = jobs.standing(session, "backfill", 1)
+        work = [job for job in jobs.standing(session, "backfill") if upgrade and job.started_at >= upgrade.planned_at]
     by_role = {words: [m for m in found if m.role == role] for role, words in ROLES.items()}
     return page(
         request,
@@ -48,7 +49,7 @@ def every(request: Request, service: Here, who: Visitor) -> Response:
         fairness=fairness,
         others=others,
         measures=MEASURES,
-        upgrade=api.upgrade_of(service),
+        upgrade=upgrade,
         job=work[0] if work else None,
     )
 

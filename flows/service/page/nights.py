@@ -20,7 +20,7 @@ from infra.catalog.queries import photographs
 from infra.catalog.service import jobs as job_book
 from infra.catalog.service.tokens import Role
 from infra.catalog.tables.schema import RunStatus
-from infra.catalog.tables.service import Job, JobStatus
+from infra.catalog.tables.service import RUN, Job, JobStatus
 from infra.catalog.work import nights
 from infra.catalog.work.nights import RunView
 from tasks.nights import schedules
@@ -59,12 +59,12 @@ def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -
     place = paging.place(after)
     with service.catalog.read() as session:
         found = nights.runs(session, RUNS + 1, before=None if place is None else place[0])
-        running = [night_of(run) for run in nights.runs(session, RUNS) if run.status == RunStatus.RUNNING]
+        running = [night_of(run) for run in nights.runs(session, RUNS, status=RunStatus.RUNNING)]
         progress = {night.run.run_id: photographs.progress(session, night.run.run_id) for night in running}
         names = [collection.name for collection in collections.every(session)]
         reasons = nights.failure_counts(session)
         standing = status(session)
-        lately = [job for job in job_book.standing(session, "run", JOBS) if _worth_a_word(session, job)]
+        lately = [job for job in job_book.standing(session, RUN) if _worth_a_word(session, job)]
     more = f"/nights?after={paging.cursor([found[RUNS - 1].run_id])}" if len(found) > RUNS else None
     return page(
         request,
@@ -75,8 +75,9 @@ def every(request: Request, service: Here, who: Visitor, after: Cursor = None) -
         progress=progress,
         collections=names,
         reasons=reasons,
-        jobs=lately,
+        jobs=lately[:JOBS],
         more=more,
+        after=after,
         troubled=[c for c in standing.collections if c.problems],
         schedules=schedules.list_schedules(service.catalog),
     )
@@ -124,7 +125,7 @@ def again(service: Here, form: Form) -> Response:
     """Take up what failed and may succeed now, and start the run that does."""
     check_role(form.who, Role.CURATE)
     collection, reason = form.text("collection"), form.text("reason")
-    done = retried(service, RetryIn(collection=collection, reasons=[reason] if reason else []))
+    done = retried(service, RetryIn.of(collection=collection, reasons=[reason] if reason else []))
     if not done.taken:
         why = "; ".join(f"{name.replace('_', ' ')}: {words}" for name, words in done.refused.items())
         raise Problem(409, "retry", "Nothing would go better now", why or "No photograph stands as failed.")
@@ -155,7 +156,7 @@ def schedule(service: Here, form: Form) -> Response:
 def _start(service: Service, name: str, who: str) -> None:
     with service.catalog.read() as session:
         collections.by_name(session, name)
-    jobs.start(service, "run", name, who, ["run", "--json", "--", name])
+    jobs.start(service, RUN, name, who, ["run", "--json", "--", name])
 
 
 def _worth_a_word(session: Session, job: Job) -> bool:

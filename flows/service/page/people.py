@@ -51,19 +51,20 @@ def every(
     place = paging.place(after, 2)
     with service.catalog.read() as session:
         found = portraits.people(session, min_faces, named, text or None, place, CARDS + 1)
-        waiting = len(decisions.proposals(session, PROPOSALS))
+        waiting = decisions.waiting(session, PROPOSALS)
+    query: dict[str, object] = {"text": text, "named": named, "min_faces": min_faces if min_faces != 2 else None}
     more = None
     if len(found) > CARDS:
         last = found[CARDS - 1]
-        query = {"text": text, "named": named, "min_faces": min_faces if min_faces != 2 else None}
-        query["after"] = paging.cursor([last.faces, last.identity_id])
-        more = f"/people?{urlencode({k: v for k, v in query.items() if v is not None})}"
+        more = _people({**query, "after": paging.cursor([last.faces, last.identity_id])})
     return page(
         request,
         who,
         "people.html",
         people=[person_out(view) for view in found[:CARDS]],
         more=more,
+        after=after,
+        start=_people(query),
         text=text or "",
         named=named,
         min_faces=min_faces,
@@ -122,6 +123,7 @@ def one(
         person=person_out(view),
         faces=[face_out(face) for face in found[:FACES]],
         more=more,
+        after=after,
         history=history,
         others=[other for other in others if other.identity_id != identity_id],
         decided=_decision(service, decided),
@@ -181,6 +183,12 @@ def undo(service: Here, form: Form, decision_id: PersonId) -> Response:
     with service.catalog.read() as session:
         there = None if done.identity_id is None else portraits.person(session, done.identity_id)
     return go("/people" if there is None else f"/people/{there.identity_id}")
+
+
+def _people(query: dict[str, object]) -> str:
+    """The address of the people who fit."""
+    fields = urlencode({name: value for name, value in query.items() if value is not None})
+    return f"/people?{fields}" if fields else "/people"
 
 
 def _curator(form: Submitted) -> str:

@@ -206,7 +206,10 @@ def refuse(request: Request, problem: Problem) -> Response:
 
 def _back(request: Request, here: str) -> str:
     """The page of ours that led here; where there is none, the section that the address belongs to, or the first page."""
-    came = urlsplit(request.headers.get("referer", ""))
+    try:
+        came = urlsplit(request.headers.get("referer", ""))
+    except ValueError:
+        came = urlsplit("")
     page_before = urlunsplit(("", "", came.path, came.query, ""))
     ours = came.netloc == request.url.netloc and _section(came.path) is not None
     ways = [page_before] if ours else []
@@ -215,4 +218,4 @@ def _back(request: Request, here: str) -> str:
 
 
 def _section(path: str) -> str | None:
-    return SECTIONS.get(path.split("/")[1])
+    return SECTIONS.get(path.removeprefix("/").partition("/")[0])

@@ -15,8 +15,8 @@ from flows.service.problems import not_found
 from flows.service.state import Service
 from infra.catalog import collections
 from infra.catalog.queries import photographs
-from infra.catalog.queries.language import LONGEST, InvalidQuestion
-from infra.catalog.queries.photographs import PhotoFilter
+from infra.catalog.queries.language import LONGEST, InvalidQuestion, read_date
+from infra.catalog.queries.photographs import PhotoFilter, PhotoView
 from infra.catalog.queries.views import image_counts
 from infra.catalog.tables.schema import ImageStatus
 from infra.catalog.work import nights
@@ -39,12 +39,13 @@ class Standing:
 @router.get("/photographs")
 def wall(request: Request, service: Here, who: Visitor, wanted: Wanted, after: Cursor = None) -> Response:
     """Photographs with their faces outlined; the address holds the filters and the place."""
-    place, misread = paging.place(after), ""
+    place, misread, found = paging.place(after), _misread(wanted), list[PhotoView]()
     with service.catalog.read() as session:
         try:
-            found = photographs.photographs(session, wanted, None if place is None else place[0], TILES + 1)
+            if not misread:
+                found = photographs.photographs(session, wanted, None if place is None else place[0], TILES + 1)
         except InvalidQuestion as error:
-            found, misread = [], str(error)
+            misread["question"] = str(error)
         reasons = nights.reasons(session, [photo.image_id for photo in found if photo.status == ImageStatus.FAILED])
     query = _query(wanted)
     more = None
@@ -100,6 +101,18 @@ def photograph(
         failures=failures,
         query=f"?{urlencode(query)}" if query else "",
     )
+
+
+def _misread(wanted: PhotoFilter) -> dict[str, str]:
+    """What cannot be read of the days that are asked for, by the field that it stands in."""
+    said = {}
+    for field, day in (("taken_from", wanted.taken_from), ("taken_to", wanted.taken_to)):
+        try:
+            if day:
+                read_date(day)
+        except InvalidQuestion as error:
+            said[field] = str(error)
+    return said
 
 
 def _standing(service: Service) -> Standing:

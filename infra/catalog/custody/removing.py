@@ -44,4 +44,4 @@ def forget(session: Session, collection: Collection, faces: Sequence[int]) -> No
         of_it = delete(entity).where(entity.collection_id == collection.id)
         session.execute(of_it.execution_options(synchronize_session=False))
     session.expire_all()
-    collections.leave_number(collection)
+    collections.leave_number(session, collection)

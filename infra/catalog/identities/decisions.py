@@ -347,13 +347,17 @@ def spoken_of(session: Session, decision_id: int, says: Says) -> list[int]:
     return list(session.scalars(select(Statement.face_id).where(*said)))
 
 
-def history(session: Session, limit: int, identity_id: int | None = None) -> list[DecisionView]:
-    """Decisions, the latest first; of one person, by an identity of theirs."""
+def history(
+    session: Session, limit: int, identity_id: int | None = None, before: int | None = None
+) -> list[DecisionView]:
+    """Decisions, the latest first; of one person, by an identity of theirs; those before a decision's id."""
     statement = select(Decision).order_by(Decision.id.desc()).limit(limit)
     if identity_id is not None:
         person_id = identity(session, identity_id).person_id
         persons = [] if person_id is None else family(session, person_id)
         statement = statement.where(or_(Decision.person_id.in_(persons), Decision.other_id.in_(persons)))
+    if before is not None:
+        statement = statement.where(Decision.id < before)
     decisions = session.scalars(statement).all()
     faces: dict[int, list[int]] = {}
     rows = select(Statement.decision_id, Statement.face_id).where(Statement.decision_id.in_([d.id for d in decisions]))

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from sqlalchemy import ScalarSelect, delete, exists, func, not_, null, or_, select, update
+from sqlalchemy import ScalarSelect, delete, exists, func, not_, null, or_, select, tuple_, update
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog import numbers
@@ -264,6 +264,7 @@ class OpenProposal:
     b: Identity
     faces_a: int
     faces_b: int
+    similarity: float
 
 
 def proposed(session: Session) -> list[tuple[int, int]]:
@@ -271,8 +272,13 @@ def proposed(session: Session) -> list[tuple[int, int]]:
     return list(session.execute(select(MergeProposal.identity_a_id, MergeProposal.identity_b_id)).tuples())
 
 
-def open_proposals(session: Session, model_version_id: int, limit: int) -> list[OpenProposal]:
-    """Merges for a person to decide, most similar first, without those of people to be ignored."""
+def open_proposals(
+    session: Session, model_version_id: int, limit: int, after: tuple[float, int, int] | None = None
+) -> list[OpenProposal]:
+    """Merges for a person to decide, most similar first, without those of people to be ignored.
+
+    `after`: similarity and identities of the last one before.
+    """
     a, b = aliased(Identity), aliased(Identity)
     ignored = select(Person.id).where(Person.ignored)
 
@@ -280,16 +286,20 @@ def open_proposals(session: Session, model_version_id: int, limit: int) -> list[
         return select(func.count()).where(FaceIdentity.identity_id == identity.id).scalar_subquery()
 
     shown = [or_(i.person_id.is_(None), i.person_id.not_in(ignored)) for i in (a, b)]
-    rows = session.execute(
-        select(a, b, size(a), size(b))
+    statement = (
+        select(a, b, size(a), size(b), MergeProposal.similarity)
         .select_from(MergeProposal)
         .join(a, a.id == MergeProposal.identity_a_id)
         .join(b, b.id == MergeProposal.identity_b_id)
         .where(a.model_version_id == model_version_id, *shown)
         .order_by(MergeProposal.similarity.desc(), a.id, b.id)
         .limit(limit)
-    ).tuples()
-    return [OpenProposal(*row) for row in rows]
+    )
+    if after is not None:
+        similarity, *pair = after
+        alike = (MergeProposal.similarity == similarity) & (tuple_(a.id, b.id) > tuple(pair))
+        statement = statement.where(or_(MergeProposal.similarity < similarity, alike))
+    return [OpenProposal(*row) for row in session.execute(statement).tuples()]
 
 
 def remove_empty_identities(session: Session) -> None:

@@ -287,7 +287,7 @@ def _text(column: Column, op: str, value: str) -> Clause:
 
 def _date(column: Column, op: str, text: str) -> Clause:
     """Compare as many words of a date as are given: 1920-06 is a month, and <= 1920 includes all of that year."""
-    _check_date(text)
+    read_date(text)
     words = func.substr(column, 1, len(text))
     tests = {"=": words == text, "!=": words != text, "<": words < text, "<=": words <= text, ">": words > text}
     if op == "~":
@@ -297,9 +297,9 @@ def _date(column: Column, op: str, text: str) -> Clause:
 
 def _moment(column: Column, op: str, value: str) -> Clause:
     """The same for a point in time, by UTC's days."""
-    first = _check_date(value)
+    first = read_date(value)
     days = {4: 366, 7: 31}.get(len(value), 1)
-    after = _check_date((first + timedelta(days=days)).isoformat()[: len(value)])
+    after = read_date((first + timedelta(days=days)).isoformat()[: len(value)])
     within = and_(column >= first, column < after)
     tests = {"=": within, "!=": not_(within), "<": column < first, "<=": column < after, ">": column >= after}
     if op == "~":
@@ -307,7 +307,12 @@ def _moment(column: Column, op: str, value: str) -> Clause:
     return tests.get(op, column >= first)
 
 
-def _check_date(text: str) -> datetime:
+def read_date(text: str) -> datetime:
+    """When a year, month or day begins.
+
+    Raises:
+        InvalidQuestion: for anything else.
+    """
     try:
         if len(text) not in WORDS_OF_A_DATE or text > LAST_YEAR:
             raise ValueError

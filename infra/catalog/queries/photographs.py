@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session, aliased
 from infra.catalog.images import count_pending
 from infra.catalog.queries import attributes
 from infra.catalog.queries.filters import taken_since, taken_until
-from infra.catalog.queries.language import clause
+from infra.catalog.queries.language import clause, read_date
 from infra.catalog.sides import by_rows, in_letters
 from infra.catalog.tables.schema import (
     FINISHED,
@@ -35,8 +35,8 @@ Order = Literal["newest", "oldest"]
 class PhotoFilter:
     """Which photographs are wanted; what is None or empty does not matter.
 
-    `label`: (attribute, label); `question`: in the language of questions, that some face of the photograph answers to;
-    `reason`: of a failure that stands.
+    `label`: (attribute, label); `taken_from` and `taken_to`: a year, month or day, included; `question`: in the language of
+    questions, that some face of the photograph answers to; `reason`: of a failure that stands.
     """
 
     collection: str | None = None
@@ -175,6 +175,8 @@ def _conditions(session: Session, wanted: PhotoFilter) -> list[ColumnElement[boo
     ]
     if wanted.collection:
         conditions.append(Collection.name == wanted.collection)
+    for day in filter(None, (wanted.taken_from, wanted.taken_to)):
+        read_date(day)
     if wanted.taken_from:
         conditions.append(taken_since(wanted.taken_from))
     if wanted.taken_to:

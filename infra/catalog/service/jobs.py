@@ -5,12 +5,13 @@ from collections.abc import Collection
 from typing import Any
 
 import psutil
-from sqlalchemy import exists, func, not_, select, update
+from sqlalchemy import exists, func, not_, or_, select, update
 from sqlalchemy.orm import Session, aliased
 
 from infra.catalog.statements import exclusive
+from infra.catalog.tables.schema import Collection as CollectionRow
 from infra.catalog.tables.schema import now
-from infra.catalog.tables.service import Job, JobStatus
+from infra.catalog.tables.service import RUN, Job, JobStatus
 from infra.catalog.work.runs import LEASE, host, process_started, shows_life
 
 
@@ -87,12 +88,17 @@ def job(session: Session, job_id: int) -> Job | None:
     return session.get(Job, job_id)
 
 
-def standing(session: Session, kind: str, limit: int) -> list[Job]:
-    """Jobs of a kind that are at work, or did not end well and were not started again since; the latest first."""
+def standing(session: Session, kind: str) -> list[Job]:
+    """Jobs of a kind that are at work, or did not end well and were not started again since; the latest first.
+
+    Those of collections that are not there any more are left out.
+    """
     later = aliased(Job)
     again = exists().where(later.kind == Job.kind, later.subject == Job.subject, later.id > Job.id)
-    statement = select(Job).where(Job.kind == kind, Job.status != JobStatus.DONE.value, not_(again))
-    return list(session.scalars(statement.order_by(Job.id.desc()).limit(limit)))
+    collections = select(CollectionRow.name).where(CollectionRow.removed_at.is_(None))
+    there = or_(Job.kind != RUN, Job.subject.in_(collections))
+    statement = select(Job).where(Job.kind == kind, Job.status != JobStatus.DONE.value, not_(again), there)
+    return list(session.scalars(statement.order_by(Job.id.desc())))
 
 
 def jobs(session: Session, before: int | None, limit: int) -> list[Job]:

@@ -55,6 +55,9 @@ class IdempotencyKey(Base):
     created_at: Mapped[datetime] = mapped_column(default=now, index=True)
 
 
+RUN = "run"  # the kind of job whose subject is a collection's name
+
+
 class Job(Base):
     """Long work in a process of its own, started through the service."""
 

@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import Row, func, select
 from sqlalchemy.orm import Session
 
-from infra.catalog.tables.schema import Collection, Failure, Run
+from infra.catalog.tables.schema import Collection, Failure, Run, RunStatus
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,21 @@ class FailureRow:
     failed_at: datetime
 
 
-def runs(session: Session, limit: int, collection: str | None = None, before: int | None = None) -> list[RunView]:
-    """The latest runs first; of one collection, those before a run's id."""
+def runs(
+    session: Session,
+    limit: int,
+    collection: str | None = None,
+    before: int | None = None,
+    status: RunStatus | None = None,
+) -> list[RunView]:
+    """The latest runs first; of one collection, those before a run's id, of one status."""
     statement = select(Run, Collection.name).join(Collection, Collection.id == Run.collection_id)
     if collection is not None:
         statement = statement.where(Collection.name == collection)
     if before is not None:
         statement = statement.where(Run.id < before)
+    if status is not None:
+        statement = statement.where(Run.status == status.value)
     return [RunView.of(*row) for row in session.execute(statement.order_by(Run.id.desc()).limit(limit)).tuples()]
 
 

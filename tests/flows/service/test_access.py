@@ -1,14 +1,18 @@
 """Who may come in, and what they may do: every refusal says why, and nothing leaks to other sites."""
 
 import socket
+import sqlite3
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from sqlalchemy import select, update
 
+from flows.service.access import COOKIE
+from flows.service.app import create_app
 from flows.service.client import Client, ServiceProblem
 from flows.service.limits import Limiter, Rate, Rates
 from flows.service.orders import CollectionIn
@@ -258,3 +262,42 @@ def test_the_use_of_a_token_is_noted(empty: Settings, address: str, secrets: dic
         used = session.scalar(select(AccessToken.last_used_at).where(AccessToken.name == "curate"))
     assert used is not None
     assert now() - used < timedelta(minutes=1)
+
+
+def test_the_use_of_a_token_on_the_page_is_noted(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        token = tokens.create(session, "ada", Role.READ, None)
+    with TestClient(create_app(settings), base_url="http://localhost") as browser:
+        page = browser.post("/sign-in", data={"token": token, "next": "/people"})
+        assert (page.status_code, page.url.path) == (200, "/people")
+    with catalog.read() as session:
+        assert session.scalar(select(AccessToken.last_used_at)) is not None
+    catalog.close()
+
+
+def test_a_locked_catalog_keeps_nobody_with_a_token_from_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.service.state.PATIENCE_SECONDS", 0.1)
+    settings = Settings(home=tmp_path)
+    with Catalog(settings.catalog_url).write() as session:
+        token = tokens.create(session, "ada", Role.READ, None)
+    with TestClient(create_app(settings), base_url="http://localhost") as client:
+        other = sqlite3.connect(tmp_path / "catalog.db", isolation_level=None)
+        other.execute("BEGIN IMMEDIATE")
+        assert client.get("/api/v1/me", headers={"Authorization": f"Bearer {token}"}).status_code == 200
+        other.close()
+
+
+def test_signing_out_takes_the_cookie_of_this_service_and_none_of_its_neighbours(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    with Catalog(settings.catalog_url).write() as session:
+        token = tokens.create(session, "ada", Role.READ, None)
+    with TestClient(create_app(settings), base_url="http://localhost") as browser:
+        page = browser.post("/sign-in", data={"token": token, "next": "/people"})
+        csrf = page.text.partition('name="csrf" value="')[2].partition('"')[0]
+        out = browser.post("/sign-out", data={"csrf": csrf}, follow_redirects=False)
+        assert out.headers["clear-site-data"] == '"cache", "storage"'
+        assert COOKIE not in browser.cookies

@@ -1,7 +1,5 @@
 """Long work started from the page: how it gets on, why it failed, and how it is started again."""
 
-import os
-import signal
 import subprocess
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -14,12 +12,12 @@ from flows.service.limits import Rate, Rates
 from infra.catalog.database import Catalog
 from infra.catalog.service import jobs
 from infra.catalog.tables.schema import Collection, Embedding, ModelVersion, RunStatus
-from infra.catalog.tables.service import Job, JobStatus
+from infra.catalog.tables.service import JobStatus
 from infra.catalog.tables.upgrades import Upgrade, UpgradeStatus
 from infra.catalog.work.runs import close_run, open_run
 from infra.settings import Settings
 from tests.browser import barriers, complaints
-from tests.serving import serving
+from tests.serving import kill, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -65,9 +63,7 @@ def test_a_run_that_fails_says_why_what_to_do_and_can_be_started_again(
         assert [seen.status for seen in client.watch_job(1)] == ["failed"]
     failed.get_by_role("button", name="Start again").click()
     page.get_by_text("The run of archive is starting…").wait_for()
-    with Catalog(own.catalog_url).read() as session:
-        second = session.get_one(Job, 2)
-    os.kill(second.process_id, signal.SIGKILL)
+    kill(own, 2)
     failed.wait_for(timeout=30_000)
     assert "ended from outside by SIGKILL: the machine may have run out of memory" in failed.inner_text()
     assert said == []

@@ -689,6 +689,59 @@ def test_a_busy_browser_that_tells_late_of_scrolling_still_loads_more(
         page.close()
 
 
+def test_a_list_begins_where_somebody_has_gone_back_to_when_it_is_loaded_anew(
+    browser: "Browser", tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    settings = Settings(home=tmp_path_factory.mktemp("nights"))
+    catalog = Catalog(settings.catalog_url)
+    with catalog.write() as session:
+        collection = Collection(name="c", uri="/c", include=[], exclude=[], sensitive_attributes=[])
+        session.add(collection)
+        session.flush()
+        for _ in range(90):
+            close_run(session, open_run(session, collection.id, "recipe").id, RunStatus.DONE, {})
+    catalog.close()
+    with serving(settings, rates=GENEROUS) as url:
+        page = browser.new_page(base_url=url, viewport=DESKTOP)
+        page.goto("/nights")
+        while page.locator("a.more").count():
+            page.mouse.wheel(0, 2500)
+            page.wait_for_timeout(60)
+        page.wait_for_url("**after=*")
+        page.reload()
+        assert page.get_by_text("You are in the middle of the runs.").is_visible()
+        page.get_by_role("link", name="Back to the beginning").click()
+        page.get_by_role("link", name="90", exact=True).wait_for()
+        while page.locator("a.more").count():
+            page.mouse.wheel(0, 2500)
+            page.wait_for_timeout(60)
+        page.wait_for_url("**after=*")
+        page.evaluate("scrollTo(0, 0)")
+        page.wait_for_url("**/nights")
+        page.reload()
+        assert page.get_by_role("link", name="90", exact=True).is_visible()
+        page.close()
+
+
+def test_with_keys_a_filter_applies_once_it_is_chosen_and_the_focus_stays(page: "Page") -> None:
+    focused = "document.activeElement.name"
+    page.goto("/photographs?text=a")
+    page.get_by_role("combobox", name="Faces").focus()
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowDown")
+    page.wait_for_timeout(300)
+    assert page.url.endswith("/photographs?text=a")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/photographs?text=a&faces=without")
+    assert page.evaluate(focused) == "faces"
+    page.keyboard.press("ArrowUp")
+    page.keyboard.press("Tab")
+    page.wait_for_url("**/photographs?text=a&faces=with")
+    assert page.evaluate(focused) == "label"
+    page.get_by_role("combobox", name="Faces").select_option("")
+    page.wait_for_url("**/photographs?text=a")
+
+
 def refuse_pictures(page: "Page") -> None:
     """Let the browser itself refuse the pictures of `add_photographs`: the service would look for each, again and again."""
     network = page.context.new_cdp_session(page)

@@ -1,8 +1,5 @@
 """Random requests by the API's own description: no crash, and every answer as described."""
 
-import os
-import signal
-
 import httpx
 import pytest
 import schemathesis
@@ -12,10 +9,8 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 
 from flows.service.client import Client
 from flows.service.limits import Rate, Rates
-from infra.catalog.database import Catalog
-from infra.catalog.tables.service import Job
 from infra.settings import Settings
-from tests.serving import serving
+from tests.serving import kill, serving
 
 pytestmark = pytest.mark.slow
 GENEROUS = Rates(*[Rate(1_000_000, 1_000_000)] * 3)
@@ -43,8 +38,7 @@ def test_what_starts_work_and_what_changes_models_answer_as_described_when_they_
 
         assert send("start_run", name="archive") == 202
         assert send("start_run", name="archive") == 409  # while that one is at work
-        with Catalog(own.catalog_url).read() as session:
-            os.kill(session.get_one(Job, 1).process_id, signal.SIGKILL)
+        kill(own, 1)
         (*_, job) = client.watch_job(1)
         assert (job.status, job.subject) == ("failed", "archive")
         assert send("promote_version", name="mini-xception", version=1) == 200

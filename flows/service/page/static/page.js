@@ -39,14 +39,37 @@ function endless(link) {
   }, { rootMargin: "1500px" });
   watch.observe(link);
 }
-$$("a.more").forEach(endless);
+$$("a.more").forEach((link) => {
+  keepPlace($("[data-items] > *"), location.href);
+  endless(link);
+});
 
-// Filters apply as they are chosen.
+// Filters apply as they are chosen. Keys walk through a list step by step: then with Enter, or once the field is left.
 $$("form[data-auto]").forEach((form) => {
-  const fields = $$("input, select", form);
-  form.addEventListener("change", () => form.requestSubmit());
-  form.addEventListener("submit", () => fields.forEach((field) => { field.disabled = field.value === ""; }));
-  addEventListener("pageshow", () => fields.forEach((field) => { field.disabled = false; }));
+  let keys = false, walked = false, field = sessionStorage.getItem("field");
+  if (field) form.elements[field]?.focus();
+  sessionStorage.removeItem("field");
+  form.addEventListener("pointerdown", () => { keys = false; });
+  form.addEventListener("keydown", (event) => {
+    keys = true;
+    if (event.key === "Enter" && walked) form.requestSubmit();
+  });
+  form.addEventListener("change", (event) => {
+    walked = keys && event.target.tagName === "SELECT";
+    if (!walked) form.requestSubmit();
+  });
+  form.addEventListener("focusin", (event) => { field = event.target.name; });
+  form.addEventListener("focusout", (event) => {
+    field = event.relatedTarget?.name || field;
+    if (walked) form.requestSubmit();
+  });
+  form.addEventListener("submit", () => {
+    walked = false;
+    if (keys) sessionStorage.setItem("field", field);
+  });
+  form.addEventListener("formdata", ({ formData }) => {
+    for (const [name, value] of [...formData]) if (value === "") formData.delete(name);
+  });
 });
 $$("details.filters").forEach((details) => {
   if (matchMedia("(max-width: 52rem)").matches && !details.dataset.active) details.open = false;
