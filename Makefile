@@ -24,7 +24,7 @@ test: check
 
 # What takes minutes a test: random kills, growth, training to a result; and ten times the examples of every property.
 test-long: $(VENV)/.ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'long or property' --hypothesis-profile thorough --timeout 3600
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist worksteal -m 'long or hypothesis' --hypothesis-profile thorough --timeout 3600
 
 check: $(VENV)/.ready
 	$(MAKE) --no-print-directory -j 2 $(CHECKS)

@@ -128,7 +128,6 @@ def test_what_looks_like_sql_is_only_text(catalog: Catalog, value: str) -> None:
     assert len(answer(catalog, "")) == FACES - 2
 
 
-@pytest.mark.property
 @given(st.text(max_size=60))
 def test_whatever_is_asked_is_answered_or_refused(catalog: Catalog, question: str) -> None:
     try:
@@ -240,7 +239,6 @@ def test_thousands_of_pictures_that_look_the_same_are_one_group_at_once() -> Non
     assert monotonic() - began < 5, "in pairs they took minutes"
 
 
-@pytest.mark.property
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=6), st.integers(0, 2**64 - 1), st.data())
 def test_no_near_pair_is_missed(others: list[int], picture: int, data: st.DataObject) -> None:
     bits = data.draw(st.sets(st.integers(0, 63), max_size=NEAR))

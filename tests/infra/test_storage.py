@@ -187,7 +187,6 @@ NAMES = st.one_of(
 )
 
 
-@pytest.mark.property
 @given(st.sets(NAMES, max_size=12))
 @example({b"bytes:a", b"bytes:\xff", b"bytes;", b"bytes9", b"\xff/bytes:", b"a\xff/b.jpg", b"a/b", b"a.b"})
 def test_every_file_has_one_key_and_back_whatever_its_bytes(paths: set[bytes]) -> None:
@@ -213,7 +212,6 @@ def test_every_file_has_one_key_and_back_whatever_its_bytes(paths: set[bytes]) -
             assert keys(folder, start_after=start) == [key for key in found if key > start]
 
 
-@pytest.mark.property
 @given(
     st.text(max_size=12)
     | st.lists(st.sampled_from(["..", ".", "", "a", "bytes:%2E%2E", "bytes:%2F", "~"])).map("/".join)

@@ -161,7 +161,6 @@ def test_another_format_is_refused_with_what_to_do(tmp_path: Path, reader: Reade
         reader(path)
 
 
-@pytest.mark.property
 @pytest.mark.parametrize(
     ("reader", "data"), [(read_dlib, dlib_file()), (read_ncnn, BIN), (read_ncnn_text, PARAM.encode())]
 )
@@ -387,7 +386,6 @@ def test_truncated_checkpoint_is_refused(tmp_path: Path, name: str, cut: int) ->
         read_checkpoint([tmp_path / name])
 
 
-@pytest.mark.property
 @pytest.mark.parametrize("name", ["a.pth", "old.pth", "a.safetensors", "a.npy", "a.npz"])
 @given(changes=st.lists(st.tuples(st.integers(0, 2000), st.integers(0, 255)), min_size=1, max_size=5))
 def test_damaged_checkpoint_is_read_or_refused_but_breaks_nothing(

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -12,7 +11,6 @@ from models.template import ARCFACE_112, DLIB_150, FACEXLIB_512, FFHQ_512, BoxTe
 from tests.reference import shared
 
 
-@pytest.mark.property
 @given(
     angle=st.floats(-math.pi, math.pi), scale=st.floats(0.05, 20), x=st.floats(-1000, 1000), y=st.floats(-1000, 1000)
 )

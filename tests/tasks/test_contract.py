@@ -3,7 +3,6 @@
 import json
 from dataclasses import replace
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -34,7 +33,6 @@ def specs(draw: st.DrawFn) -> ModelSpec:
 digests = st.text("0123456789abcdef", min_size=64, max_size=64)
 
 
-@pytest.mark.property
 @given(specs(), specs(), digests, digests)
 def test_contracts_are_equal_exactly_when_everything_that_decides_is(
     a: ModelSpec, b: ModelSpec, x: str, y: str
@@ -45,7 +43,6 @@ def test_contracts_are_equal_exactly_when_everything_that_decides_is(
     assert (contract(a, x) == contract(b, y)) == (decides(a, x) == decides(b, y))
 
 
-@pytest.mark.property
 @given(specs(), digests)
 def test_any_single_change_changes_the_contract(spec: ModelSpec, digest: str) -> None:
     before, preprocess = contract(spec, digest), spec.preprocess

@@ -129,7 +129,6 @@ def test_real_photographs_come_out_as_pillow_decodes_them() -> None:
             assert difference(photo.pixels, photograph(path)) <= 2, path.name
 
 
-@pytest.mark.property
 @given(st.integers(1, 700), st.integers(1, 700), st.integers(1, 400), st.sampled_from(["JPEG", "PNG"]))
 def test_long_side_is_what_was_asked_for_and_never_more_than_there_is(
     w: int, h: int, long_side: int, format: str
@@ -316,7 +315,6 @@ def test_broken_profile_is_noted_and_the_picture_kept() -> None:
     assert grey.notes == ("icc_ignored",)
 
 
-@pytest.mark.property
 @given(
     st.datetimes(datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59)).map(lambda t: t.replace(microsecond=0))
     | st.sampled_from([datetime(1, 1, 1), datetime(9999, 12, 31, 23, 59, 59)]),
@@ -522,7 +520,6 @@ EDITS = st.lists(
 )
 
 
-@pytest.mark.property
 @given(st.integers(0, 19), EDITS, st.sampled_from([None, 16]))
 def test_damaged_files_give_a_picture_or_a_reason_and_nothing_else(
     kind: int, edits: list[tuple[float, bytes, int]], long_side: int | None
@@ -537,7 +534,6 @@ def test_damaged_files_give_a_picture_or_a_reason_and_nothing_else(
 STARTS = st.sampled_from([b"", b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF89a", b"II*\0", b"RIFF", b"BM"])
 
 
-@pytest.mark.property
 @given(st.binary(max_size=200), STARTS)
 def test_noise_is_a_reason(noise: bytes, start: bytes) -> None:
     assert isinstance(outcome(start + noise), Reason)

@@ -28,7 +28,6 @@ from tests.infra.test_catalog import WHEN, a_run
 KEYS = st.lists(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1), unique=True)
 
 
-@pytest.mark.property
 @given(KEYS, KEYS)
 def test_merge_pairs_every_key_of_both_streams_exactly_once(listing: list[str], catalog: list[str]) -> None:
     entries = [Entry(key, "1", 1, WHEN) for key in sorted(listing, key=str.encode)]

@@ -23,7 +23,6 @@ class Bad(Exception):
     """What a bad item raises; names it."""
 
 
-@pytest.mark.property
 @given(BATCHES)
 def test_every_item_gets_one_result_in_its_place_and_only_bad_ones_are_given_up(batch: tuple[int, set[int]]) -> None:
     count, bad = batch
@@ -37,7 +36,6 @@ def test_every_item_gets_one_result_in_its_place_and_only_bad_ones_are_given_up(
     assert list(results) == [(i, f"given up: [{i}]" if i in bad else "done") for i in range(count)]
 
 
-@pytest.mark.property
 @given(st.integers(1, 200), st.data())
 def test_one_bad_item_among_many_costs_few_calls(count: int, data: st.DataObject) -> None:
     bad, calls = data.draw(st.integers(0, count - 1)), 0

@@ -3,7 +3,6 @@
 from dataclasses import fields
 
 import numpy as np
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
@@ -54,7 +53,6 @@ PHOTOS = st.builds(
 )  # fmt: skip
 
 
-@pytest.mark.property
 @given(PHOTOS)
 def test_a_packed_photo_arrives_as_it_was_sent(photo: PhotoFaces) -> None:
     arrived = unpack(pack(photo))

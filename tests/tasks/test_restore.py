@@ -330,7 +330,6 @@ def test_fidelity_is_the_peak_signal_to_noise_ratio_in_decibels() -> None:
     assert fidelity(crops([0]), crops([255], 32))[0] == pytest.approx(0)
 
 
-@pytest.mark.property
 @given(st.integers(0, 255), st.integers(0, 255), st.integers(0, 255))
 def test_fidelity_falls_with_the_distance_and_knows_no_sign(start: int, near: int, far: int) -> None:
     near, far = sorted((near, far), key=lambda value: abs(value - start))

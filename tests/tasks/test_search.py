@@ -110,7 +110,6 @@ def ids(matches: tuple[Match, ...]) -> list[int]:
     return [match.face.face_id for match in matches]
 
 
-@pytest.mark.property
 @hypothesis.settings(max_examples=25)
 @given(
     queries=npst.arrays(np.int8, st.tuples(st.integers(0, 3), st.just(4)), elements=st.integers(-4, 4)).filter(
@@ -132,7 +131,6 @@ def test_nearest_are_those_of_brute_force_and_ties_stand_in_the_order_of_ids(
         assert places == sorted(places)
 
 
-@pytest.mark.property
 @hypothesis.settings(max_examples=20)
 @given(st.integers(0, 15), st.integers(1, 40))
 def test_equal_vectors_far_apart_in_the_catalog_are_ties(filled: Catalog, corner: int, limit: int) -> None:

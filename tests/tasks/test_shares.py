@@ -59,7 +59,6 @@ def test_groups_of_a_small_job_keep_all_threads_busy_to_the_end(count: int, thre
         assert len(groups) == len(page) or len(groups) % threads == 0
 
 
-@pytest.mark.property
 @given(st.lists(st.integers(1, 200 * 2**20), max_size=PAGE), st.sampled_from([1, 2, 4]))
 def test_no_group_holds_more_bytes_than_it_may_but_a_single_large_file(sizes: list[int], threads: int) -> None:
     page = [Work(n, f"{n}.tif", "", size) for n, size in enumerate(sizes)]

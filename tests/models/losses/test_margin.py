@@ -108,7 +108,6 @@ def test_without_margin_it_is_softmax_over_scaled_cosines(loss):
     torch.testing.assert_close(loss(embeddings, labels), softmax)
 
 
-@pytest.mark.property
 @given(length=st.floats(0.01, 1000), seed=st.integers(0, 1000))
 def test_length_of_an_embedding_does_not_matter(length, seed):
     torch.manual_seed(seed)
@@ -116,7 +115,6 @@ def test_length_of_an_embedding_does_not_matter(length, seed):
     torch.testing.assert_close(loss(length * embeddings, labels), loss(embeddings, labels), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.property
 @given(cosine=st.floats(-1, 1), margin=st.floats(0, 1))
 def test_angular_margin_adds_to_the_angle(cosine, margin):
     cosines = torch.tensor([cosine], dtype=torch.float64)
@@ -124,7 +122,6 @@ def test_angular_margin_adds_to_the_angle(cosine, margin):
     assert float(moved) == pytest.approx(math.cos(math.acos(cosine) + margin), abs=1e-7)
 
 
-@pytest.mark.property
 @given(seed=st.integers(0, 1000), low=st.floats(0, 0.6), more=st.floats(0.01, 0.3))
 def test_larger_margin_is_harder(seed, low, more):
     torch.manual_seed(seed)

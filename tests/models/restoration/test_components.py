@@ -50,7 +50,6 @@ def test_boxes_of_the_average_face_are_those_of_its_68_landmarks() -> None:
     assert (boxes_from_5(AVERAGE) - boxes_from_68(landmarks)).abs().max() <= 4
 
 
-@pytest.mark.property
 @given(st.lists(st.floats(-2000, 2000), min_size=10, max_size=10))
 def test_any_five_landmarks_give_boxes_inside_the_crop(values: list[float]) -> None:
     boxes = boxes_from_5(torch.tensor(values).view(1, 5, 2))

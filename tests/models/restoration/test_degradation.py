@@ -141,7 +141,6 @@ def once(**changes: Any) -> Degradation:
     return Degradation(flip=False, shift=(0, 0), passes=(replace(MILD, **changes),), window=None, grey=False)
 
 
-@pytest.mark.property
 @settings(max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([64, 128]))
 def test_drawn_degradations_stay_in_range_and_repeat_by_seed(seed: int, size: int) -> None:
