@@ -95,7 +95,7 @@ class Workers:
         return self.wait(self.submit(work, *arguments))
 
     def close(self) -> None:
-        """Let the threads end once they have nothing left to do; what is in hand is waited for, but not for long."""
+        """Let the threads end once they have nothing left to do; what is in hand is waited for within its limit."""
         self._waiting.put(None)
         self._let_finish()
 
@@ -103,8 +103,9 @@ class Workers:
         """Wait for what is in hand, which would else abort the process (`at_work`)."""
         end = time.monotonic() + GRACE
         for call in self._running.copy().values():
+            due = end if call.started is None else min(end, call.started + self.seconds)
             with suppress(BaseException):
-                call.result.exception(max(end - time.monotonic(), 0.0))
+                call.result.exception(max(due - time.monotonic(), 0.0))
 
     def _hire(self) -> None:
         threading.Thread(target=self._serve, name=self.name, daemon=True).start()

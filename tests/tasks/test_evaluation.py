@@ -148,6 +148,7 @@ def test_pairs_of_one_fold_are_refused(
         evaluate_verification(machine, detector, embedders[:1], pictures(), first)
 
 
+@pytest.mark.long
 def test_comparison_has_a_row_a_model_with_what_decides_between_them(
     machine: Settings,
     detector: ModelVersion,
