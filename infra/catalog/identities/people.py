@@ -188,8 +188,8 @@ def write_grouping(
     An exemplar that stays one is best not named: a large catalog's lie far apart, each in a page that would be written anew.
     Faces that are gone meanwhile are passed over.
     """
-    faces = _still_there(session, identities)
-    placed = {face: identity for face, identity in identities.items() if face in faces}
+    still = _still_there(session, identities)
+    placed = {face: identity for face, identity in identities.items() if face in still}
     wanted = {identity for identity in placed.values() if identity is not None}
     there = set(session.scalars(select(Identity.id).where(Identity.id.in_(wanted))))
     founded = sorted(wanted - there)
