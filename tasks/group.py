@@ -11,6 +11,7 @@ from infra.catalog.identities.people import FaceVectors
 from infra.catalog.search.neighbours import HALF_ERROR
 from infra.catalog.statements import exclusive
 from infra.catalog.tables.schema import ModelVersion as ModelVersionRow
+from infra.patience import patient
 from infra.settings import Settings
 from tasks.calibration import calibration_of
 from tasks.identities.grouping import NOBODY, PEOPLE, Exemplars, Faces, Grouping, Policy, group, nearest_people
@@ -51,7 +52,7 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
     """
     with catalog.read() as session:
         version = session.get_one(ModelVersionRow, version_id)
-        calibration, dimension = calibration_of(version), version.dimension or 0
+        calibration = calibration_of(version)
     if calibration is None:
         return Grouped(calibrated=False)
     policy = Policy.of(calibration)
@@ -59,33 +60,49 @@ def group_version(catalog: Catalog, version_id: int, run_id: int, settings: Sett
     with catalog.write() as session:
         exclusive(session, enforcement.PEOPLE)
         enforcement.carry_over(session, version_id)
-    while True:
-        with catalog.write() as session:
-            exclusive(session, enforcement.PEOPLE)
-            new = people.ungrouped(session, version_id, dimension, BLOCK)
-            if not len(new):
-                people.remove_empty_identities(session)
-                enforcement.drop_stale_proposals(session)
-                return total
-            known = _known(session, version, new, policy, settings)
-            result = group(
-                _faces(new),
-                Exemplars(_faces(known), known.identities),
-                policy,
-                next_identity=people.next_identity(session),
-                cohort=people.representatives(session, version_id, dimension, COHORT),
-                seen_together=partial(_apart, session),
-                settled=np.array(people.settled_identities(session, np.unique(known.identities).tolist()), np.int64),
-                cannot_link=_barred(session, version_id, new, known),
-            )
-            _write(session, version_id, run_id, new, known, result)
+    while (block := _group_block(catalog, version, run_id, policy, settings)) is not None:
         total = Grouped(
-            grouped=total.grouped + int((result.identities != NOBODY).sum()),
-            founded=total.founded + len(result.founded),
-            alone=total.alone + int((result.identities == NOBODY).sum()),
-            merged=total.merged + len(result.merges),
-            proposed=total.proposed + len(result.proposals),
+            grouped=total.grouped + block.grouped,
+            founded=total.founded + block.founded,
+            alone=total.alone + block.alone,
+            merged=total.merged + block.merged,
+            proposed=total.proposed + block.proposed,
         )
+    return total
+
+
+@patient
+def _group_block(
+    catalog: Catalog, version: ModelVersionRow, run_id: int, policy: Policy, settings: Settings | None
+) -> Grouped | None:
+    """Place the next faces in one transaction, anew if it fails; None if all have their place."""
+    with catalog.write() as session:
+        exclusive(session, enforcement.PEOPLE)
+        dimension = version.dimension or 0
+        new = people.ungrouped(session, version.id, dimension, BLOCK)
+        if not len(new):
+            people.remove_empty_identities(session)
+            enforcement.drop_stale_proposals(session)
+            return None
+        known = _known(session, version, new, policy, settings)
+        result = group(
+            _faces(new),
+            Exemplars(_faces(known), known.identities),
+            policy,
+            next_identity=people.next_identity(session),
+            cohort=people.representatives(session, version.id, dimension, COHORT),
+            seen_together=partial(_apart, session),
+            settled=np.array(people.settled_identities(session, np.unique(known.identities).tolist()), np.int64),
+            cannot_link=_barred(session, version.id, new, known),
+        )
+        _write(session, version.id, run_id, new, known, result)
+    return Grouped(
+        grouped=int((result.identities != NOBODY).sum()),
+        founded=len(result.founded),
+        alone=int((result.identities == NOBODY).sum()),
+        merged=len(result.merges),
+        proposed=len(result.proposals),
+    )
 
 
 def _known(

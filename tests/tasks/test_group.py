@@ -20,6 +20,7 @@ from infra.catalog.custody import retention
 from infra.catalog.custody.erasing import forget_faces
 from infra.catalog.database import Catalog
 from infra.catalog.faces import Contract, FaceRecord, PhotoRecord, record_photos
+from infra.catalog.faults import CatalogUnavailable
 from infra.catalog.identities import enforcement, people
 from infra.catalog.identities.enforcement import EXEMPLARS
 from infra.catalog.identities.people import FaceVectors
@@ -151,6 +152,27 @@ def test_a_new_face_costs_the_database_as_much_among_many_as_among_few(
         steps.append(taken())
         catalog.close()
     assert steps[1] < 1.25 * steps[0]
+
+
+@pytest.mark.parametrize("catalog_url", ["sqlite"], indirect=True)
+def test_a_block_whose_transaction_the_database_ends_is_grouped_anew(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crowd = Crowd(catalog)
+    for _ in range(3):
+        crowd.photo(1, 2)
+    write, failures = people.write_grouping, [CatalogUnavailable("a deadlock detected")]
+
+    def interrupted(*told: Any, **more: Any) -> None:
+        write(*told, **more)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(people, "write_grouping", interrupted)
+    placed = crowd.night()
+    assert failures == []
+    assert placed.grouped == len(crowd.places()) == 6
+    assert None not in crowd.places().values()
 
 
 def test_a_night_writes_only_the_exemplars_that_change(catalog: Catalog) -> None:
