@@ -144,12 +144,7 @@ def rows(catalog: Catalog, entity: type) -> int:
 
 
 def test_a_person_is_gone_from_every_row_and_file(place: Place, tmp_path: Path, request: pytest.FixtureRequest) -> None:
-    folders = [tmp_path / "export"]
-    if place.catalog.engine.dialect.name == "postgresql":
-        server: PostgreSQL = request.getfixturevalue("postgresql")
-        folders.append(server.data_folder(place.catalog.url))
-        sample(server, place)
-        assert place.left(*folders) == sorted(place.traces)
+    folders = all_to_search(place, tmp_path / "export", request)
     certificate = place.erase(erase.plan_identity, place.identity(place.ada[0]))
     assert place.left(*folders) == []
     assert (place.settings.home_folder / "training/abc/ray/state.pt").exists()  # so that it can go on
@@ -167,6 +162,17 @@ def test_a_person_is_gone_from_every_row_and_file(place: Place, tmp_path: Path, 
     assert rows(place.catalog, Person) == 1  # Bob, of whom somebody said that he is not she
     assert place.crowd.exemplars() == set(place.bob)
     assert place.crowd.night().grouped == 0
+
+
+def all_to_search(place: Place, export: Path, request: pytest.FixtureRequest) -> list[Path]:
+    """Where traces may lie outside of the home: an export and, with PostgreSQL, the database's files, which have them all."""
+    folders = [export]
+    if place.catalog.engine.dialect.name == "postgresql":
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        folders.append(server.data_folder(place.catalog.url))
+        sample(server, place)
+        assert place.left(*folders) == sorted(place.traces)
+    return folders
 
 
 def sample(server: PostgreSQL, place: Place) -> None:

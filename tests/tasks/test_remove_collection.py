@@ -25,8 +25,7 @@ from infra.storage.base import LITTER
 from infra.storage.folder import Folder
 from tasks.custody import erase, remove_collection
 from tasks.custody.erase import CannotErase
-from tests.catalogs import PostgreSQL
-from tests.tasks.test_erase import Place, a_night, place, real, rows, sample  # noqa: F401
+from tests.tasks.test_erase import Place, a_night, all_to_search, place, real, rows  # noqa: F401
 
 
 def remove(place: Place, name: str = "crowd") -> erase.Certificate:
@@ -65,12 +64,7 @@ def test_a_removed_collection_is_gone_from_every_row_and_file(
         session.add(BackfillFailure(upgrade_id=upgrade.id, face_id=place.ada[0], reason=said["backfill"]))
     place.traces |= {name: words.encode() for name, words in said.items()}
     place.traces["exhibit"] = str(tmp_path / "export").encode()
-    folders = [tmp_path / "export"]
-    if place.catalog.engine.dialect.name == "postgresql":
-        server: PostgreSQL = request.getfixturevalue("postgresql")
-        folders.append(server.data_folder(place.catalog.url))
-        sample(server, place)
-        assert place.left(*folders) == sorted(place.traces)
+    folders = all_to_search(place, tmp_path / "export", request)
     crops.put(f"{collection.id}/ab/abcdef/left by a run that died.jpg", b"a face", "image/jpeg")
     other = add(place.catalog, "other")
     crops.put(f"{other}/ab/abcdef/of another.jpg", b"another face", "image/jpeg")
